@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo doctor test test-fast lint format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## create .venv and install the pinned packages
+
+demo: $(READY)  ## train and evaluate the embedded toy task on this machine, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python launch.py task=toy model=small mode=sft trainer.num_train_epochs=4 trainer.per_device_train_batch_size=64
+
+doctor: $(READY)  ## check this machine: one line per check, with the way out
+	$(BIN)/python -m forge doctor
+
+test: $(READY) lint  ## lint, types and every test (what CI runs)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" -q
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY)  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(READY)  ## measure throughput side by side with plain transformers.Trainer
+	$(BIN)/python tests/benchmarks/throughput.py
+
+clean:  ## remove the venv and caches; outputs/ and multirun/ are kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

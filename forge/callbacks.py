@@ -1,0 +1,111 @@
+"""What follows training: the console, and the run's training_state.json."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+from forge.record import Record
+
+log = logging.getLogger(__name__)
+
+
+class Console(ProgressCallback):
+    """One readable line per log step and evaluation; a progress bar in a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars = sys.stderr.isatty()
+        self.started = (0.0, 0)  # seconds, step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *a: Any, **k: Any
+    ) -> None:
+        self.started = (time.monotonic(), state.global_step)
+        if self.bars:
+            super().on_train_begin(args, state, *a, **k)  # type: ignore[no-untyped-call]
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_step_end(*args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(*args, **kwargs)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.bars:
+            super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "train_runtime" in logs or any(key.startswith("test_") for key in logs):
+            return  # the table at the end says it
+        if self.training_bar is not None:
+            self.training_bar.clear()
+        log.info(" | ".join(self._words(args, state, logs)))
+
+    def _words(
+        self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]
+    ) -> list[str]:
+        words = [f"step {state.global_step}/{state.max_steps}"]
+        hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+        if "epoch" in logs:
+            words.append(f"epoch {float(logs['epoch']):.2f}")
+        for key, value in logs.items():
+            if key not in hidden and isinstance(value, int | float):
+                digits = ".2e" if key == "learning_rate" else ".4f"
+                words.append(f"{key.replace('eval_', 'evaluation ')} {value:{digits}}")
+        if "learning_rate" in logs:
+            seconds, step = self.started
+            rows = (state.global_step - step) * args.train_batch_size * args.world_size
+            rows *= args.gradient_accumulation_steps
+            words.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
+        return words
+
+
+class State(TrainerCallback):
+    """Keeps training_state.json: step, epoch, newest and best checkpoint, best value."""
+
+    def __init__(self, rec: Record) -> None:
+        self.rec = rec
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(state, latest_checkpoint=f"checkpoint-{state.global_step}")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(state)
+
+    def _write(self, state: TrainerState, **facts: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        best = state.best_model_checkpoint
+        self.rec.stand(
+            step=state.global_step,
+            max_steps=state.max_steps,
+            epoch=state.epoch,
+            best_checkpoint=best.rpartition("/")[2] if best else None,
+            best_value=state.best_metric,
+            **facts,
+        )

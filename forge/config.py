@@ -1,0 +1,199 @@
+"""The schema of a run, and how a config node becomes an object.
+
+Every node is either read by Forge, and then it is a field of a dataclass here, or called by Hydra
+(`_target_`), and then the callee's signature is its schema: `check` compares the two before
+anything slow starts, `build` makes the object.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from forge.errors import UserError, did_you_mean
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class Precision(Enum):
+    """Arithmetic of the forward and backward pass; weights and optimizer state stay fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass
+class Model:
+    """Where weights come from; read by `forge.models`."""
+
+    path: str | None = None  # Hub name, local directory or an earlier run's directory
+    from_scratch: bool = False  # the architecture and tokenizer of `path`, random weights
+    tokenizer: str | None = None  # Hub name or directory, when it is not at `path`
+    new_head: bool = False  # replace a head that was trained for other labels
+    config: dict[str, Any] = field(default_factory=dict)  # the architecture, when there is no path
+    from_pretrained: dict[str, Any] = field(default_factory=dict)  # its arguments, e.g. revision
+
+
+@dataclass
+class Config:
+    """The root of conf/: one task, one model, one mode."""
+
+    task: dict[str, Any] = MISSING
+    model: Model = field(default_factory=Model)
+    teacher: Model = field(default_factory=Model)
+    mode: dict[str, Any] = MISSING
+    trainer: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    tracking: dict[str, Any] | None = None
+    seed: int = 42
+    precision: Precision = Precision.auto
+    cache_dir: str | None = None  # tokenised data; deleting it loses nothing
+
+
+def register() -> None:
+    """Give Hydra the schema and the resolvers that conf/ uses."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    for name, resolver, use_cache in (
+        ("utc", lambda form: time.strftime(form, time.gmtime()), True),
+        ("run_name", _run_name, True),
+        ("start_rate", _start_rate, False),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
+
+
+def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
+    """`<task>/<model>/<mode>` of a run; of a sweep, with swept values side by side."""
+    given = dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
+    model = given.get("model") or choices["model"]
+    if "model.path" in given and "model" not in given:
+        model = Path(given["model.path"].strip("'\"")).name
+    parts = (given.get("task") or choices["task"], model, given.get("mode") or choices["mode"])
+    return "/".join(part.replace("/", "-") for part in parts)
+
+
+def _start_rate(path: str | None, from_scratch: bool) -> float:
+    return 5e-5 if path and not from_scratch else 3e-4
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """The composed config as typed objects; raises on missing values (`???`)."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def config_keys(arguments: list[str]) -> list[str]:
+    """Dotted keys of the config that the group choices among `arguments` compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    choices = [a for a in arguments if re.fullmatch(r"[a-z@/]+=\w+", a)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("config", choices)
+        except HydraException:
+            cfg = compose("config")
+    return [key for key, _ in dotted_values(OmegaConf.to_container(cfg))]
+
+
+def dotted_values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested dicts as a dotted name, with its value; a dict itself has none."""
+    for key, value in node.items():
+        nested = isinstance(value, dict)
+        yield f"{prefix}{key}", None if nested else value
+        if nested:
+            yield from dotted_values(value, f"{prefix}{key}.")
+
+
+def check(node: dict[str, Any], where: str) -> None:
+    """Raise `UserError` unless the node's keys and values fit the signature of its `_target_`.
+
+    Nested nodes with a `_target_` of their own are checked too.
+    """
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            check(value, f"{where}.{key}")
+    callee = locate(node.get("_target_"), where)
+    given = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    parameters = inspect.signature(callee).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in given.keys() - parameters.keys():
+            raise UserError(
+                f"{where}.{key}: {node['_target_']} has no such setting"
+                + did_you_mean(key, parameters)
+            )
+    if not node.get("_partial_"):
+        needed = {n for n, p in parameters.items() if p.default is p.empty and _by_name(p)}
+        for name in sorted(needed - given.keys()):
+            raise UserError(f"{where}.{name} is needed by {node['_target_']}; set {where}.{name}=…")
+    _check_types(callee, given, where)
+
+
+def _by_name(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    function = callee.__init__ if inspect.isclass(callee) else callee
+    for key, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            continue
+        hint = _type_hint(function, key)
+        try:
+            TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+                value
+            )
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].lower()
+            raise UserError(f"{where}.{key}={value}: {problem}") from error
+        except PydanticUserError:  # a type that pydantic cannot describe: the callee will judge
+            continue
+
+
+def _type_hint(function: Any, key: str) -> Any:
+    """The parameter's type; Any when it has none or names what only a type checker imports."""
+    hint = getattr(function, "__annotations__", {}).get(key, Any)
+    holder = SimpleNamespace(__annotations__={key: hint})
+    try:
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}))[key]
+    except NameError:
+        return Any
+
+
+def locate(target: str | None, where: str) -> Any:
+    """The object behind an import path, or a `UserError` that names the node."""
+    from hydra.utils import get_object
+
+    if not target:
+        raise UserError(f"{where}: this node needs a _target_ (an import path)")
+    try:
+        return get_object(target)
+    except (HydraException, ImportError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{where}._target_={target}: cannot be imported ({reason})") from error
+
+
+def build(node: dict[str, Any], where: str) -> Any:
+    """Config becomes object: check the node, then call its `_target_` with its settings."""
+    from hydra.utils import instantiate
+
+    check(node, where)
+    return instantiate(node, _convert_="all")

@@ -1,0 +1,318 @@
+"""The flow of one run, from a composed config to its headline metric. Read this file first."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from forge import config as configs
+from forge import data
+from forge.config import Config, Precision, build, check
+from forge.errors import UserError, one_line
+from forge.record import RESULTS, Record, environment, read_json, record, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from forge.tasks import TextTask
+    from forge.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run_dir: str | Path) -> float:
+    """Train and evaluate what `cfg` says in `run_dir`; returns the headline metric.
+
+    A directory that holds an unfinished run of the same config goes on from its newest
+    checkpoint; a finished one returns its result. Raises `UserError` for a user's mistake.
+    """
+    run_dir = Path(run_dir).absolute()
+    with record(cfg, run_dir) as rec:
+        if rec.finished:
+            headline = read_json(run_dir / RESULTS)["headline"]
+            log.info("%s: this run is finished; its result is returned", run_dir)
+            return float(headline["value"])
+        config = configs.to_config(cfg)
+        check_all(config)
+        task: TextTask = build(config.task, "task")
+        args = training_arguments(config, task, run_dir)
+        make_trainer = build(config.mode, "mode")
+        track = _tracking(config)
+        callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items() if c]
+        prepared = prepare(config, task, args)
+        _announce(prepared, args, run_dir, rec)
+        trainer = make_trainer(
+            task=task,
+            model=prepared.model,
+            args=args,
+            train_dataset=prepared.splits[task.train],
+            eval_dataset=prepared.splits[task.evaluation[0]],
+            processing_class=prepared.tokenizer,
+            data_collator=data.Collator(prepared.tokenizer, half=args.bf16 or args.fp16),
+            compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
+        )
+        with track(rec) as tracker:
+            _follow(trainer, [*callbacks, *tracker], rec)
+            train = _train(trainer, args, run_dir)
+            return evaluate(trainer, task, prepared.splits, run_dir, train)
+
+
+SET_BY_FORGE = {
+    "output_dir": "hydra.run.dir=DIR",
+    "bf16": "precision=bf16",
+    "fp16": "precision=fp16",
+    "metric_for_best_model": "task.headline=METRIC",
+    "greater_is_better": "task.headline=METRIC",
+    "report_to": "tracking=wandb",
+    "disable_tqdm": "callbacks.console=null",
+    "remove_unused_columns": "task.text=[…]",
+}
+
+
+def check_all(config: Config) -> None:
+    """Hold every node against the signature that it calls, before anything is read or loaded."""
+    for key in SET_BY_FORGE.keys() & config.trainer.keys():
+        raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
+    for where in ("task", "mode", "trainer"):
+        check(getattr(config, where), where)
+    for name, node in config.callbacks.items():
+        if node is not None:
+            check(node, f"callbacks.{name}")
+    if config.tracking is not None:
+        check(config.tracking, "tracking")
+
+
+def training_arguments(config: Config, task: TextTask, run_dir: Path) -> TrainingArguments:
+    """The trainer group as `TrainingArguments`, with what follows from the rest of the config."""
+    import torch
+
+    on_cpu = bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available()
+    precision = resolve_precision(config.precision, on_cpu)
+    follows = {
+        "use_cpu": on_cpu,
+        "output_dir": str(run_dir),
+        "bf16": precision is Precision.bf16,
+        "fp16": precision is Precision.fp16,
+        "metric_for_best_model": task.headline,
+        "greater_is_better": task.greater_is_better,
+        "report_to": "none",
+        "remove_unused_columns": False,  # the collator picks; ids and lengths must stay
+        "disable_tqdm": True,  # the Console callback shows progress
+    }
+    try:
+        args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise UserError(f"trainer: {one_line(str(cause))}") from error
+        raise
+    return args
+
+
+def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it: GPUs, and CPUs with AMX or AVX512-BF16."""
+    import torch
+
+    if asked is not Precision.auto:
+        return asked
+    if on_cpu:
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Precision.bf16 if native else Precision.fp32
+
+
+@dataclass
+class Prepared:
+    """What a mode trains on: tokenised splits, tokenizer, model, and facts for the record."""
+
+    splits: dict[str, Dataset]
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    facts: dict[str, Any]
+
+
+def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared:
+    """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
+    from transformers import set_seed
+
+    from forge import models
+
+    rows = task.load()
+    texts = (text for column in task.text for text in rows[task.train][column])
+    tokenizer = models.load_tokenizer(config.model, texts)
+    architecture = models.load_config(config.model, task, tokenizer)
+    max_length = models.max_length(task.max_length, tokenizer, architecture)
+    set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
+    model = models.load(config.model, task, architecture)
+    cache = data.cache_directory(config.cache_dir)
+    splits, facts = {}, {}
+    for name, split in rows.items():
+        splits[name] = data.tokenize(
+            split, tokenizer, text=list(task.text), max_length=max_length, cache_dir=cache
+        )
+        lost = sum(splits[name]["truncated"])
+        facts[name] = {"n": len(split), "truncated": lost, "fingerprint": splits[name]._fingerprint}
+        if name != task.train:
+            longest_first = np.argsort(np.negative(splits[name]["length"]), kind="stable")
+            splits[name] = splits[name].select(longest_first)
+    return Prepared(splits, tokenizer, model, {"data": facts, "max_length": max_length})
+
+
+def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: Record) -> None:
+    model, facts, env = prepared.model, prepared.facts, environment()
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    weights = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rec.note(
+        **env,
+        **facts,
+        precision=precision,
+        parameters={"total": weights, "trainable": trainable},
+        model_revision=getattr(model.config, "_commit_hash", None),
+    )
+    log.info("model   %s, %.1fM weights", model.config.model_type, weights / 1e6)
+    log.info("device  %s (%s), precision %s", args.device.type, env["device"], precision)
+    for name, split in facts["data"].items():
+        cut = (
+            f", {split['truncated']:,} cut at {facts['max_length']} tokens"
+            if split["truncated"]
+            else ""
+        )
+        log.info("data    %s: %s rows%s", name, f"{split['n']:,}", cut)
+    log.info("outputs %s", run_dir)
+
+
+def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
+    from transformers.trainer_callback import PrinterCallback
+
+    from forge.callbacks import State
+
+    trainer.remove_callback(PrinterCallback)
+    for callback in (State(rec), *callbacks):
+        trainer.add_callback(callback)
+
+
+def _tracking(config: Config) -> Callable[[Record], AbstractContextManager[list[Any]]]:
+    """Called with the record: a context that yields the tracking callbacks, none for null."""
+    if config.tracking is None:
+        return lambda rec: nullcontext([])
+    start = build(config.tracking, "tracking")
+
+    @contextmanager
+    def track(rec: Record) -> Iterator[list[Any]]:
+        with start(rec=rec) as callback:
+            yield [callback]
+
+    return track
+
+
+def _train(trainer: Trainer, args: TrainingArguments, run_dir: Path) -> dict[str, Any]:
+    """Train, from the newest checkpoint when there is one; timings and throughput."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        return {}
+    checkpoint = get_last_checkpoint(str(run_dir))
+    if checkpoint:
+        log.info("resume  %s", Path(checkpoint).name)
+    start = time.monotonic()
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - start
+    tokens = int(trainer.tokens)
+    return {
+        "steps": output.global_step,
+        "loss": output.training_loss,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(trainer.examples / seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "padding_share": round(trainer.padding_share, 4),
+    }
+
+
+def evaluate(
+    trainer: Trainer,
+    task: TextTask,
+    splits: dict[str, Dataset],
+    run_dir: Path,
+    train: dict[str, Any],
+) -> float:
+    """Judge every evaluation split; write results.json, predictions/ and model/."""
+    results: dict[str, Any] = {"splits": {}, "train": train}
+    for name in task.evaluation:
+        output = trainer.predict(splits[name])
+        logits = first(output.predictions)
+        metrics = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
+        results["splits"][name] = {
+            **{k: metrics[k] for k in (*task.metrics, "loss") if k in metrics},
+            "n": len(logits),
+            "seconds": round(metrics["runtime"], 3),
+            "examples_per_second": round(metrics["samples_per_second"], 2),
+        }
+        _write_predictions(run_dir / "predictions" / f"{name}.parquet", splits[name], task, logits)
+    split = task.evaluation[0]
+    value = results["splits"][split][task.headline]
+    results["headline"] = {"metric": task.headline, "split": split, "value": value}
+    trainer.save_model(str(run_dir / "model"))
+    write_json(run_dir / RESULTS, results)
+    log.info("%s", _table(results, task))
+    return float(value)
+
+
+def first(predictions: Any) -> Any:
+    """Logits of shape [rows, num_labels]; some models return more beside them."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def _write_predictions(path: Path, split: Dataset, task: TextTask, logits: Any) -> None:
+    """Per example, in the order of ids: id, label, prediction, logits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "id": list(split["id"]),
+            "label": list(split["labels"]),
+            "prediction": task.predict(logits).tolist(),
+            "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
+        }
+    )
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table.sort_by("id"), path)
+
+
+def _table(results: dict[str, Any], task: TextTask) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = [*task.metrics, "loss", "n", "examples_per_second"]
+    table.add_column("split")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, scores in results["splits"].items():
+        cells = (scores.get(c, "") for c in columns)
+        table.add_row(
+            name, *(f"{v:.4f}" if isinstance(v, float) and v < 10 else f"{v:,}" for v in cells)
+        )
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    train = results["train"]
+    if train:
+        text.write(
+            f"trained {train['steps']:,} steps in {train['seconds']:,.0f} s: "
+            f"{train['examples_per_second']:,.0f} examples/s, "
+            f"{train['tokens_per_second']:,.0f} tokens/s, padding {train['padding_share']:.1%}"
+        )
+    return text.getvalue().rstrip()

@@ -1,0 +1,225 @@
+"""From a path to a model and its tokenizer, with the head that the task asks for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from forge import hub
+from forge.config import Model
+from forge.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from forge.tasks import TextTask
+
+log = logging.getLogger(__name__)
+
+
+def resolve(path: str) -> str:
+    """A Hub name as it is; a run directory as its `model/`; raises `UserError` for neither."""
+    directory = Path(path).expanduser()
+    for candidate in (directory, directory / "model"):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    if directory.exists():
+        raise UserError(f"model.path={path}: not a model (no config.json, no finished run in it)")
+    if not hub.looks_like_name(path):
+        raise UserError(f"model.path={path}: no such directory")
+    return path
+
+
+def load_tokenizer(model: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model`; without a path, WordPiece trained on `texts`."""
+    from transformers import AutoTokenizer
+
+    if model.path is None and model.tokenizer is None:
+        return _train_wordpiece(model.config, texts)
+    where = resolve(model.tokenizer or str(model.path))
+    with hub.access("tokenizer", where, "model.path=DIR"):
+        return AutoTokenizer.from_pretrained(where, **_revision(model))
+
+
+def _train_wordpiece(config: dict[str, Any], texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A lower-casing WordPiece vocabulary of at most `config.vocab_size`.
+
+    The library numbers continuing characters in the order of a hash map, which changes from run to
+    run and decides between equally frequent merges; naming them beforehand makes it deterministic.
+    """
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    words = BertWordPieceTokenizer(lowercase=True)
+    texts = [words.normalizer.normalize_str(text) for text in texts]
+    counts = Counter("".join(texts)).most_common(1000)
+    letters = sorted(letter for letter, _ in counts if not letter.isspace())
+    named = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
+    words.train_from_iterator(
+        texts,
+        vocab_size=config.get("vocab_size", 30522),
+        special_tokens=[*named.values(), *letters, *(f"##{letter}" for letter in letters)],
+        show_progress=False,
+    )
+    words = BertWordPieceTokenizer(vocab=words.get_vocab(), lowercase=True)
+    limit = config.get("max_position_embeddings", 512)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words._tokenizer, model_max_length=limit, **named
+    )
+
+
+def max_length(
+    asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> int:
+    """Tokens per example: what the task asks for, or the model's limit."""
+    positions = getattr(config, "max_position_embeddings", None) or 10**9
+    limit = min(tokenizer.model_max_length, positions)
+    if asked is None:
+        return limit if limit < 10**6 else 512
+    if asked > limit:
+        raise UserError(
+            f"task.max_length={asked}: the model reads at most {limit} tokens; "
+            f"set task.max_length={limit} or less"
+        )
+    return asked
+
+
+def load_config(
+    model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
+    """The architecture, with the task's labels; raises `UserError` when it is none."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    config: PretrainedConfig
+    if model.path is None:
+        kind = str(model.config.get("model_type"))
+        if kind not in CONFIG_MAPPING:
+            known = CONFIG_MAPPING.keys()
+            raise UserError(
+                f"model.config.model_type={kind}: no such architecture{did_you_mean(kind, known)}"
+                if model.config
+                else "model.path=null: name a Hub model, a directory or a run, or choose model=tiny"
+            )
+        sizes = {k: v for k, v in model.config.items() if k not in ("model_type", "vocab_size")}
+        config = AutoConfig.for_model(kind, **sizes, vocab_size=len(tokenizer))
+        config.pad_token_id = tokenizer.pad_token_id
+        return config
+    where = resolve(model.path)
+    with hub.access("model", where, "model.path=DIR"):
+        config = AutoConfig.from_pretrained(where, **_revision(model))
+    return config
+
+
+def _revision(model: Model) -> dict[str, Any]:
+    keys = ("revision", "trust_remote_code", "subfolder")
+    return {k: v for k, v in model.from_pretrained.items() if k in keys}
+
+
+def load(model: Model, task: TextTask, config: PretrainedConfig) -> PreTrainedModel:
+    """Weights in fp32 with a head for `task`, its labels in the task's order.
+
+    A head trained for the same label names in another order is permuted; one for other labels is
+    refused unless `new_head` asks for a fresh one. What starts from random values is logged.
+    """
+    from transformers import AutoModelForSequenceClassification as AutoClassifier
+
+    trained = any("ForSequenceClassification" in name for name in config.architectures or ())
+    keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
+    order = _head_order(model, task, config) if keep else None
+    _name_labels(config, task)
+    if model.path is None or model.from_scratch:
+        built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
+        log.info("weights: random (%s)", config.model_type)
+        return built
+    where = resolve(model.path)
+    options = {"dtype": torch.float32, **model.from_pretrained}
+    with hub.access("model", where, "model.path=DIR"):
+        if trained and model.new_head:
+            built = _with_new_head(AutoClassifier, where, config, options)
+        else:
+            built, info = AutoClassifier.from_pretrained(
+                where, config=config, output_loading_info=True, **options
+            )
+            if info["missing_keys"]:
+                log.info("new, from random values: %s", ", ".join(sorted(info["missing_keys"])))
+    if order is not None and order != sorted(order):
+        _permute_head(built, order)
+        log.info("head of %s: labels put into the task's order: %s", where, ", ".join(_names(task)))
+    return built
+
+
+def _names(task: TextTask) -> list[str]:
+    names: list[str] = getattr(task, "names", ["score"])
+    return names
+
+
+def _name_labels(config: PretrainedConfig, task: TextTask) -> None:
+    config.num_labels = task.num_labels
+    config.problem_type = task.problem_type  # type: ignore[assignment]  # one of its literals
+    config.id2label = dict(enumerate(_names(task)))
+    config.label2id = {name: i for i, name in enumerate(_names(task))}
+
+
+def _head_order(model: Model, task: TextTask, config: PretrainedConfig) -> list[int]:
+    """For each label of the task its row in the trained head, matched by name, case-folded."""
+    theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    ours = _names(task)
+    way_out = "; start a fresh head with model.new_head=true, or set task.labels"
+    if len(theirs) != len(ours):
+        raise UserError(
+            f"model.path={model.path}: its head has {len(theirs)} labels [{', '.join(theirs)}], "
+            f"the task {len(ours)} [{', '.join(ours)}]{way_out}"
+        )
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+        if len(theirs) > 1:
+            log.warning(
+                "head of %s: its labels are unnamed (%s), taken to be in the task's order: %s",
+                model.path,
+                ", ".join(theirs),
+                ", ".join(ours),
+            )
+        return list(range(len(ours)))
+    rows = {name.casefold(): i for i, name in enumerate(theirs)}
+    if task.num_labels == 1:
+        return [0]
+    if rows.keys() != {name.casefold() for name in ours}:
+        raise UserError(
+            f"model.path={model.path}: its head knows [{', '.join(theirs)}], "
+            f"the task [{', '.join(ours)}]{way_out}"
+        )
+    return [rows[name.casefold()] for name in ours]
+
+
+def _head(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """Modules outside the encoder."""
+    prefix = f"{model.base_model_prefix}."
+    return [(n, m) for n, m in model.named_modules() if n and not f"{n}.".startswith(prefix)]
+
+
+def _permute_head(model: PreTrainedModel, order: list[int]) -> None:
+    """Reorder the output rows of the last linear layer, in place."""
+    linear = [m for _, m in _head(model) if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        linear.weight.copy_(linear.weight[order].clone())
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias[order].clone())
+
+
+def _with_new_head(
+    auto: Any, where: str, config: PretrainedConfig, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The encoder at `where` under a head of random values."""
+    from transformers import AutoModel
+
+    built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
+    encoder = AutoModel.from_pretrained(where, **options)
+    built.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    log.info("new, from random values: %s", ", ".join(n for n, _ in _head(built)))
+    return built

@@ -1,0 +1,1 @@
+"""Each mode is a function that returns a `transformers.Trainer`."""

@@ -1,0 +1,13 @@
+"""Supervised fine-tuning: the model's own loss on the task's labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forge.tasks import TextTask
+from forge.trainer import Trainer
+
+
+def trainer(*, task: TextTask, **common: Any) -> Trainer:
+    """A trainer with the model's own loss; `common` are `transformers.Trainer`'s arguments."""
+    return Trainer(**common)

@@ -1,0 +1,281 @@
+"""What ran and where it stands: run_metadata.json, training_state.json, the run directory's lock.
+
+`with record(cfg, run_dir) as rec:` is one attempt at a run. The metadata is written before
+anything slow starts and appended to by every later attempt; the state follows training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from forge.config import dotted_values
+from forge.errors import USER_ERRORS, UserError
+
+log = logging.getLogger(__name__)
+METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
+PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl")
+SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
+SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+NOT_COMPARED = ("tracking", "cache_dir")  # keys that do not change what a run computes
+
+
+class Record:
+    """The two JSON files of a run directory; every write replaces a file whole."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.metadata = read_json(run_dir / METADATA)
+        self.state = read_json(run_dir / STATE)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts about what ran to run_metadata.json."""
+        self.metadata |= facts
+        write_json(self.run_dir / METADATA, self.metadata)
+
+    def stand(self, **facts: Any) -> None:
+        """Update where the run stands in training_state.json."""
+        self.state |= facts | {"updated": now()}
+        write_json(self.run_dir / STATE, self.state)
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier attempt reached the planned end."""
+        return self.state.get("status") == "finished" and (self.run_dir / RESULTS).is_file()
+
+
+@contextmanager
+def record(cfg: DictConfig, run_dir: Path) -> Iterator[Record]:
+    """One attempt: locked, recorded, and at its end finished, failed or interrupted.
+
+    A user's mistake in a first attempt leaves no run directory behind. Raises `UserError` when
+    another process is at work in the directory or it holds a run of another config.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    rec = Record(run_dir)
+    first = not rec.metadata
+    with _lock(run_dir), _library_logs():
+        try:
+            if not rec.finished:
+                _start_attempt(rec, cfg)
+            else:
+                _refuse_other_config(rec, cfg)
+            yield rec
+            _end_attempt(rec, "finished")
+        except USER_ERRORS as error:
+            if first:
+                _remove(run_dir)
+            elif not rec.finished:
+                _end_attempt(rec, "failed", str(error))
+            raise
+        except KeyboardInterrupt:
+            _end_attempt(rec, "interrupted")
+            raise
+        except Exception as error:
+            _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{run_dir}: another process is at work in this run directory") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (run_dir / ".lock").unlink(missing_ok=True)
+
+
+def _start_attempt(rec: Record, cfg: DictConfig) -> None:
+    if rec.metadata:
+        _refuse_other_config(rec, cfg)
+    attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
+    attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
+    rec.note(**_hydra_facts(rec.run_dir), config=_plain(cfg), attempts=attempts)
+    rec.stand(status="running")
+
+
+def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
+    if rec.metadata.get("attempts") and "ended" not in rec.metadata["attempts"][-1]:
+        rec.metadata["attempts"][-1] |= {"ended": now(), "status": status, "error": error}
+        rec.note()
+        rec.stand(status=status)
+
+
+def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
+    ours, theirs = (dict(dotted_values(c)) for c in (_plain(cfg), rec.metadata["config"]))
+    differ = [
+        key
+        for key in sorted(ours.keys() | theirs.keys())
+        if key.split(".")[0] not in NOT_COMPARED and ours.get(key) != theirs.get(key)
+    ]
+    if not differ:
+        return
+    if (composed := rec.run_dir / ".hydra" / "config.yaml").is_file():  # Hydra has overwritten it
+        OmegaConf.save(OmegaConf.create(rec.metadata["config"]), composed)
+    shown = ", ".join(f"{k}={ours.get(k)} (recorded: {theirs.get(k)})" for k in differ[:5])
+    raise UserError(
+        f"{rec.run_dir}: this directory holds a run of another config: {shown}; "
+        "leave hydra.run.dir out for a new directory, or give the recorded values"
+    )
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain JSON values, resolved, without secrets."""
+    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    masked_plain: dict[str, Any] = masked(plain)
+    return masked_plain
+
+
+def _hydra_facts(run_dir: Path) -> dict[str, Any]:
+    """Choices and overrides of the composition; masks secrets in Hydra's own files too."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
+    for name in ("config", "hydra", "overrides"):
+        file = run_dir / ".hydra" / f"{name}.yaml"
+        if file.is_file():
+            plain = OmegaConf.to_container(OmegaConf.load(file))
+            if plain != masked(plain):
+                OmegaConf.save(OmegaConf.create(masked(plain)), file)
+    return {"choices": choices, "overrides": masked(list(hydra.overrides.task))}
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """A copy of nested lists, dicts and `key=value` strings with secrets as ***."""
+    if isinstance(value, dict):
+        return {k: masked(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [masked(v) for v in value]
+    if value and isinstance(value, str):
+        name, equals, _ = value.partition("=")
+        if SECRET_KEY.search(key):
+            return "***"
+        if equals and SECRET_KEY.search(name):
+            return f"{name}=***"
+        return SECRET_VALUE.sub("***", value)
+    return value
+
+
+def _git() -> dict[str, Any]:
+    """Commit of this checkout and whether files differ from it; nothing outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if not shutil.which("git") or not (commit := git("rev-parse", "HEAD")):
+        return {}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device of this attempt."""
+    import torch
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": {"python": platform.python_version(), **found},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "devices": max(torch.cuda.device_count(), 1),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name and its cores, e.g. `AMD EPYC, 2 cores`."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.is_file() else None
+    return f"{named[1] if named else platform.machine()}, {os.cpu_count()} cores"
+
+
+@contextmanager
+def _library_logs() -> Iterator[None]:
+    """Warnings and library logs go where ours go; their bars show in a terminal only."""
+    import datasets
+    import datasets.utils.logging as datasets_logging
+    import transformers.utils.logging as transformers_logging
+
+    logging.captureWarnings(True)
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    for library in (transformers_logging, datasets_logging):
+        library.enable_propagation()
+    transformers_logging.disable_default_handler()
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        transformers_logging.enable_default_handler()
+        for library in (transformers_logging, datasets_logging):
+            library.disable_propagation()
+
+
+class Readable(logging.Filter):
+    """The console shows what Forge says, and errors of libraries; output.log holds all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.name.split(".")[0] in ("forge", "hydra", "__main__")
+        return ours or record.levelno >= logging.ERROR
+
+
+def _remove(run_dir: Path) -> None:
+    """Remove what a first attempt wrote, and the folders that are empty then."""
+    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
+    for name in ("output.log", METADATA, STATE, ".lock"):
+        (run_dir / name).unlink(missing_ok=True)
+    for folder in (run_dir, *run_dir.parents):
+        if folder == Path.cwd() or any(folder.iterdir()):
+            break
+        folder.rmdir()
+
+
+def now() -> str:
+    """This second, UTC, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one when there is no such file."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace the file atomically: a reader sees the old content or the new, never half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(scratch, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

@@ -1,0 +1,294 @@
+"""What is learnt, and how an answer is judged: one class per kind of problem, one yaml per task.
+
+A task reads and checks its rows, names its labels, gives the model its head (`problem_type`,
+`num_labels`) and turns logits into predictions and metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge import data
+from forge.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from evaluate import EvaluationModule
+
+log = logging.getLogger(__name__)
+UNLABELLED = ("", "-1", "None", "nan", "NaN")
+
+
+@dataclass(kw_only=True)
+class TextTask(ABC):
+    """One or two texts in, one answer out.
+
+    `evaluation` names the splits that are judged; the first one chooses the best checkpoint and
+    gives the headline. `max_rows` keeps the first rows of every split.
+    """
+
+    dataset: Callable[[], data.Source]
+    text: list[str] | str
+    label: str
+    metrics: list[str]
+    headline: str
+    train: str = "train"
+    evaluation: list[str] = field(default_factory=lambda: ["validation"])
+    max_length: int | None = None  # tokens; null: as long as the model can read
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        self.text = [self.text] if isinstance(self.text, str) else list(self.text)
+        if len(self.text) not in (1, 2):
+            raise UserError(f"task.text={self.text}: one or two text columns are needed")
+        if self.headline not in self.metrics:
+            raise UserError(
+                f"task.headline={self.headline}: not one of task.metrics"
+                + did_you_mean(self.headline, self.metrics)
+            )
+        if not self.evaluation:
+            raise UserError("task.evaluation=[]: name at least one split to judge by")
+        self.modules: list[EvaluationModule] = _load_metrics(self.metrics)
+
+    @property
+    @abstractmethod
+    def num_labels(self) -> int:
+        """Width of the model's head."""
+
+    @property
+    @abstractmethod
+    def problem_type(self) -> str:
+        """As in `transformers.PretrainedConfig.problem_type`."""
+
+    @abstractmethod
+    def encode(self, values: list[Any], split: str) -> list[Any]:
+        """The label column as ids or numbers; None where a row has no label."""
+
+    @abstractmethod
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Answers from logits of shape [rows, num_labels]."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether a higher headline is a better one."""
+        module = self.modules[self.metrics.index(self.headline)]
+        return bool(getattr(module, "greater_is_better", True))
+
+    def load(self) -> dict[str, Dataset]:
+        """The train and evaluation splits: columns id, the texts, label.
+
+        `id` is the row's number in its source. Raises `UserError` for what cannot be learnt from.
+        """
+        source = self.dataset()
+        return {split: self._split(source, split) for split in (self.train, *self.evaluation)}
+
+    def _split(self, source: data.Source, split: str) -> Dataset:
+        from datasets import Dataset
+
+        columns = data.read(source, split, [*self.text, self.label])
+        for column in self.text:
+            columns[column] = _texts(columns[column], split, column)
+        labels = self.encode(columns[self.label], split)
+        kept = [i for i, value in enumerate(labels) if value is not None]
+        if len(kept) < len(labels):
+            log.warning("%s: %d rows without a label skipped", split, len(labels) - len(kept))
+        if not kept:
+            raise UserError(f"split {split}: none of its {len(labels)} rows has a label")
+        kept = kept[: self.max_rows]
+        texts = {column: [columns[column][i] for i in kept] for column in self.text}
+        return Dataset.from_dict({"id": kept, **texts, "labels": [labels[i] for i in kept]})
+
+    def judge(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """Every metric of the task, from logits of shape [rows, num_labels]."""
+        scores: dict[str, float] = {}
+        for module in self.modules:
+            scores |= module.compute(predictions=self.predict(logits), references=labels)
+        return {name: float(value) for name, value in scores.items()}
+
+
+@dataclass(kw_only=True)
+class Classification(TextTask):
+    """One of `labels`, given by name in the order of their ids; data may hold names or ids.
+
+    Without `labels` they are read off the train split, in sorted order.
+    """
+
+    labels: list[str | int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.names = [str(name) for name in self.labels or ()]
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f"task.labels={self.names}: a name occurs twice")
+        if len(self.names) == 1:
+            raise UserError(f"task.labels={self.names}: at least two labels are needed")
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.names)
+
+    @property
+    def problem_type(self) -> str:
+        return "single_label_classification"
+
+    def encode(self, values: list[Any], split: str) -> list[int | None]:
+        spelled = [_spell(value) for value in values]
+        if not self.names:
+            self.names = _infer(spelled, f"{split}.{self.label}")
+            log.info("labels, read off %s: %s", split, ", ".join(self.names))
+        ids = {name: i for i, name in enumerate(self.names)}
+        distinct = {s for s in spelled if s not in UNLABELLED or s in ids}
+        if not distinct <= ids.keys():
+            numbers = {str(i): i for i in range(len(self.names))}
+            if not distinct <= numbers.keys():
+                raise UserError(self._foreign(spelled, distinct - ids.keys(), split))
+            ids = numbers
+        return [ids.get(s) for s in spelled]
+
+    def _foreign(self, spelled: list[str], foreign: set[str], split: str) -> str:
+        first = next(i for i, s in enumerate(spelled) if s in foreign)
+        return (
+            f"split {split}, column {self.label}: {', '.join(sorted(foreign)[:5])} (first in row "
+            f"{first}) not among task.labels"
+            + did_you_mean(spelled[first], self.names)
+            + " Set task.labels=[…] to the data's names"
+        )
+
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        answers: NDArray[Any] = np.argmax(logits, axis=-1)
+        return answers
+
+
+@dataclass(kw_only=True)
+class Regression(TextTask):
+    """A number."""
+
+    @property
+    def num_labels(self) -> int:
+        return 1
+
+    @property
+    def problem_type(self) -> str:
+        return "regression"
+
+    def encode(self, values: list[Any], split: str) -> list[float]:
+        numbers = [_number(value) for value in values]
+        wrong = [i for i, n in enumerate(numbers) if not math.isfinite(n)]
+        if wrong:
+            raise UserError(
+                f"split {split}, column {self.label}: {len(wrong)} values are not finite numbers "
+                f"(first: {values[wrong[0]]!r} in row {wrong[0]}); mend or remove those rows"
+            )
+        return numbers
+
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        return logits.reshape(len(logits), -1)[:, 0]
+
+
+def from_files(
+    *,
+    files: dict[str, str | None],
+    text: list[str] | str,
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    problem_type: str | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+) -> TextTask:
+    """A task over the user's own files, one per split.
+
+    `problem_type` is classification or regression; when it is not given, a train column with a
+    number that is not whole means regression. Metrics default to those usual for the problem.
+    """
+    source: data.Source = {
+        split: [Path(file).expanduser()] for split, file in files.items() if file is not None
+    }
+    if problem_type is None:
+        values = data.read(source, "train", [label])[label]
+        fractions = labels is None and any(not float(v).is_integer() for v in _numbers(values))
+        problem_type = "regression" if fractions else "classification"
+        log.info("problem type, read off %s: %s", label, problem_type)
+    kinds = {
+        "classification": ["accuracy", "f1_macro"],
+        "regression": ["pearson", "spearman", "mse"],
+    }
+    if problem_type not in kinds:
+        raise UserError(
+            f"task.problem_type={problem_type}: no such kind{did_you_mean(problem_type, kinds)}"
+        )
+    metrics = metrics or list(
+        dict.fromkeys([*([headline] if headline else ()), *kinds[problem_type]])
+    )
+    common: dict[str, Any] = {
+        "dataset": lambda: source,
+        "text": text,
+        "label": label,
+        "metrics": metrics,
+        "headline": headline or metrics[0],
+        "evaluation": [split for split in source if split != "train"],
+        "max_length": max_length,
+        "max_rows": max_rows,
+    }
+    if problem_type == "regression":
+        return Regression(**common)
+    return Classification(**common, labels=labels)
+
+
+def _load_metrics(names: list[str]) -> list[EvaluationModule]:
+    from forge import metrics
+
+    return metrics.load(names)
+
+
+def _texts(values: list[Any], split: str, column: str) -> list[str]:
+    missing = [i for i, value in enumerate(values) if value is None]
+    if missing:
+        raise UserError(
+            f"split {split}, column {column}: {len(missing)} rows have no text (first: row "
+            f"{missing[0]}); fill or remove them"
+        )
+    return [str(value) for value in values]
+
+
+def _spell(value: Any) -> str:
+    """A label as text; 1.0 is 1, as a missing value elsewhere turns whole numbers into floats."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _infer(spelled: list[str], where: str) -> list[str]:
+    counts = Counter(s for s in spelled if s not in UNLABELLED)
+    if len(counts) < 2:
+        raise UserError(f"{where}: {len(counts)} distinct labels; name them with task.labels=[…]")
+    if len(counts) > max(20, len(spelled) // 10):
+        raise UserError(
+            f"{where}: {len(counts)} distinct labels in {len(spelled)} rows; "
+            "for numbers set task.problem_type=regression, else check task.label"
+        )
+    return sorted(counts, key=lambda s: (0, int(s), s) if s.isdecimal() else (1, 0, s))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """The values as numbers, or nothing when any of them is a word."""
+    numbers = [_number(v) for v in values if _spell(v) not in UNLABELLED]
+    return numbers if all(map(math.isfinite, numbers)) else []

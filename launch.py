@@ -1,0 +1,60 @@
+"""Run one experiment, or a sweep with -m. `python launch.py --help` lists groups, keys, examples.
+
+Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the data need mending.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from forge.config import config_keys, register
+from forge.errors import USER_ERRORS, UserError, explain
+
+register()
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+in_run = False
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Hydra's task function: returns the headline metric, which sweepers optimise."""
+    global in_run
+    in_run = True
+    from forge.experiment import run
+
+    try:
+        return run(cfg, HydraConfig.get().runtime.output_dir)
+    except USER_ERRORS as error:
+        if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
+            stop(error)  # here, before Hydra adds a line of its own
+        raise
+
+
+def stop(error: Exception) -> None:
+    """Print the one line of a user's mistake and leave with exit code 2."""
+    if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):
+        error = UserError(f"run directory: {error}; name another with hydra.run.dir=DIR")
+    if "Config group override must be" in str(error):  # Hydra's answer to GROUP=null
+        error = UserError("null is no option of a group: leave GROUP= out, or drop it with ~GROUP")
+    line = str(error) if isinstance(error, UserError) else explain(error, config_keys(sys.argv[1:]))
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def cli() -> None:
+    """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
+    try:
+        main()
+    except (*USER_ERRORS, OSError, ValueError) as error:
+        if TRACEBACKS or (in_run and not isinstance(error, USER_ERRORS)):
+            raise
+        stop(error)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,83 @@
+"""Shared by all tests: no network, a cache of their own, and runs composed in this process."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # sweeps fork
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from forge.config import CONF, register
+
+TOY = ("task=toy", "task.dataset.train=600", "task.dataset.validation=150")
+SMALL = (
+    "model.config.hidden_size=16",
+    "model.config.intermediate_size=32",
+    "precision=fp32",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tokenised data of the tests."""
+    path = tmp_path_factory.mktemp("cache")
+    os.environ["FORGE_CACHE"] = str(path)
+    yield path
+    del os.environ["FORGE_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hydra_config() -> Iterator[None]:
+    """`compose` finds conf/."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture
+def composed() -> Callable[..., DictConfig]:
+    """The config of `python launch.py OVERRIDES`."""
+    return lambda *overrides: compose("config", list(overrides))
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., Path]:
+    """Run overrides in this process; returns the run directory."""
+    from forge.experiment import run
+
+    def start(*overrides: str, at: str = "run") -> Path:
+        run(compose("config", list(overrides)), tmp_path / at)
+        return tmp_path / at
+
+    return start
+
+
+@pytest.fixture
+def toy_run(launch: Callable[..., Path]) -> Callable[..., Path]:
+    """A run of a model of a few thousand weights on a few hundred rows of the toy task."""
+    return lambda *overrides, at="run": launch(*TOY, *SMALL, *overrides, at=at)
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows to a .jsonl file; returns its path."""
+
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """What results.json says."""
+    found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
+    return found

@@ -1,0 +1,174 @@
+"""One run from config to outputs, and what a second start in its directory does."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from forge.errors import UserError
+from forge.record import read_json
+from tests.conftest import SMALL, results
+
+
+@pytest.fixture
+def metadata():
+    return lambda run_dir: read_json(run_dir / "run_metadata.json")
+
+
+def test_a_run_writes_its_outputs(toy_run, metadata):
+    run_dir = toy_run("trainer.num_train_epochs=1")
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"run_metadata.json", "training_state.json", "results.json", "model"} <= names
+    found = results(run_dir)
+    split = found["splits"]["validation"]
+    assert found["headline"] == {
+        "metric": "accuracy",
+        "split": "validation",
+        "value": split["accuracy"],
+    }
+    assert {"accuracy", "loss", "n", "seconds", "examples_per_second"} <= split.keys()
+    assert {"steps", "seconds", "examples_per_second", "tokens_per_second"} <= found["train"].keys()
+    assert 0 <= found["train"]["padding_share"] < 0.5
+
+    table = pq.read_table(run_dir / "predictions" / "validation.parquet").to_pydict()
+    assert table["id"] == list(range(split["n"]))
+    right = sum(p == y for p, y in zip(table["prediction"], table["label"], strict=True))
+    assert right / split["n"] == pytest.approx(split["accuracy"])
+    assert all(
+        max(range(3), key=row.__getitem__) == p
+        for row, p in zip(table["logits"], table["prediction"], strict=True)
+    )
+
+    state = read_json(run_dir / "training_state.json")
+    assert state["status"] == "finished"
+    assert state["step"] == state["max_steps"] == found["train"]["steps"]
+    assert (run_dir / state["latest_checkpoint"]).is_dir()
+    facts = metadata(run_dir)
+    assert facts["config"]["trainer"]["seed"] == 42
+    assert facts["precision"] == "fp32"
+    assert facts["parameters"]["total"] > 1000
+    assert facts["data"]["train"]["n"] == 600
+    assert [a["status"] for a in facts["attempts"]] == ["finished"]
+
+
+def test_predictions_belong_to_their_examples(launch, jsonl):
+    """Evaluation is sorted by length; the parquet must not be."""
+    rows = [{"text": "word " * (1 + i * 7 % 11), "label": i % 2} for i in range(40)]
+    path = jsonl("a.jsonl", rows)
+    run_dir = launch(
+        *SMALL,
+        "task=files",
+        f"task.files.train={path}",
+        f"task.files.validation={path}",
+        "task.text=text",
+        "trainer.max_steps=1",
+    )
+    table = pq.read_table(run_dir / "predictions" / "validation.parquet").to_pydict()
+    assert table["id"] == list(range(40))
+    assert table["label"] == [i % 2 for i in range(40)]
+
+
+def test_zero_epochs_evaluates_only(toy_run):
+    trained = toy_run("trainer.num_train_epochs=1")
+    judged = toy_run("trainer.num_train_epochs=0", f"model.path={trained}", at="judged")
+    assert results(judged)["train"] == {}
+    assert results(judged)["headline"] == results(trained)["headline"]
+
+
+def test_a_finished_run_is_not_run_again(toy_run, metadata):
+    run_dir = toy_run("trainer.max_steps=2")
+    before = (run_dir / "results.json").stat().st_mtime_ns
+    assert toy_run("trainer.max_steps=2") == run_dir
+    assert (run_dir / "results.json").stat().st_mtime_ns == before
+    assert len(metadata(run_dir)["attempts"]) == 1
+
+
+def test_another_config_in_the_directory_is_refused_with_the_keys(toy_run):
+    toy_run("trainer.max_steps=2")
+    with pytest.raises(UserError, match=r"seed=7 \(recorded: 42\)"):
+        toy_run("trainer.max_steps=2", "seed=7")
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(toy_run, metadata, monkeypatch):
+    settings = (
+        "trainer.max_steps=12",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=4",
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=4",
+    )
+    whole = toy_run(*settings, at="whole")
+    import transformers
+
+    step = transformers.Trainer.training_step
+    seen = []
+
+    def dies_at_ten(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 10:
+            raise RuntimeError("power cut")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", dies_at_ten)
+    with pytest.raises(RuntimeError, match="power cut"):
+        toy_run(*settings)
+    run_dir = toy_run(*settings)
+    assert len(seen) == 10 + 4  # from checkpoint-8
+    statuses = [a["status"] for a in metadata(run_dir)["attempts"]]
+    assert statuses == ["failed", "finished"]
+    assert metadata(run_dir)["attempts"][0]["error"] == "RuntimeError: power cut"
+    assert results(run_dir)["splits"]["validation"]["loss"] == pytest.approx(
+        results(whole)["splits"]["validation"]["loss"], abs=0
+    )
+
+
+def test_a_mistake_leaves_no_directory_behind(toy_run, tmp_path):
+    with pytest.raises(UserError):
+        toy_run("task.max_length=4000", at="deep/er")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_mistake_leaves_a_directory_that_was_there(toy_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UserError):
+        toy_run("task.max_length=4000", at="mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("key", ["output_dir", "bf16", "report_to"])
+def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, key):
+    with pytest.raises(UserError, match=f"trainer.{key}: set by Forge; use"):
+        toy_run(f"+trainer.{key}=x")
+
+
+def test_arguments_that_contradict_each_other_are_one_line(toy_run):
+    with pytest.raises(UserError, match=r"trainer: .*load_best_model_at_end") as caught:
+        toy_run("trainer.save_strategy=steps", "trainer.eval_strategy=epoch")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_best_checkpoint_is_the_headlines(toy_run):
+    run_dir = toy_run("trainer.num_train_epochs=3", "trainer.learning_rate=3e-3")
+    state = read_json(run_dir / "training_state.json")
+    newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    best = max(row["eval_accuracy"] for row in history if "eval_accuracy" in row)
+    assert state["best_value"] == best == results(run_dir)["headline"]["value"]
+
+
+def test_regression_runs_from_files(launch, jsonl):
+    rows = [{"a": "good " * (i % 5 + 1), "b": "dog", "score": i % 5 + 0.5} for i in range(64)]
+    path = jsonl("a.jsonl", rows)
+    run_dir = launch(
+        *SMALL,
+        "task=files",
+        f"task.files.train={path}",
+        f"task.files.validation={path}",
+        "task.text=[a,b]",
+        "task.label=score",
+        "trainer.max_steps=3",
+    )
+    found = results(run_dir)
+    assert found["headline"]["metric"] == "pearson"
+    assert {"pearson", "spearman", "mse"} <= found["splits"]["validation"].keys()

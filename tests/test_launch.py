@@ -1,0 +1,147 @@
+"""The command line: a user's mistake is one line and exit code 2; help reads as documentation."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
+
+
+def launch(tmp_path, *overrides, **environment):
+    """`python launch.py OVERRIDES` in `tmp_path`: its exit code, stdout and stderr."""
+    return subprocess.run(
+        [sys.executable, str(LAUNCH), *overrides],
+        cwd=tmp_path,
+        env=os.environ | {"HYDRA_FULL_ERROR": ""} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=mnlii", r"task=mnlii: no such option; did you mean mnli"),
+        ("model=distilbart", r"model=distilbart: no such option; did you mean .*distilbert"),
+        ("mode=stf", r"mode=stf: no such option; did you mean sft\?"),
+        ("experiment=smok", r"experiment=smok: no such option; did you mean smoke\?"),
+        ("modle=tiny", r"modle: no such key; did you mean .*model"),
+        ("model.pth=x", r"model\.pth: no such key; did you mean path\?"),
+        ("trainer.lerning_rate=1", r"trainer\.lerning_rate: no such key; did you mean learning_ra"),
+        ("precision=bf17", r"precision: invalid value 'bf17', expected one of \[auto, fp32, bf16"),
+        ("seed=abc", r"seed: value 'abc'"),
+        ("model.from_scratch=maybe", r"model\.from_scratch: value 'maybe' is not a valid bool"),
+        ("task=[", r"no viable alternative"),
+        ("tracking=null", r"null is no option of a group"),
+        ("hydra.run.dir=/proc/nowhere", r"run directory: .*hydra\.run\.dir=DIR"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(tmp_path, override, message):
+    done = launch(tmp_path, override)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=files"], r"task\.files\.train has no value: give it one"),
+        (["trainer.max_steps=abc"], r"trainer\.max_steps=abc: .*integer"),
+        (["+trainer.adam_beta_1=0.8"], r"trainer\.adam_beta_1: .*did you mean adam_beta1"),
+        (["task.headline=acuracy"], r"task\.headline=acuracy: .*did you mean accuracy"),
+    ],
+)
+def test_a_mistake_in_a_node_is_one_line_and_leaves_no_directory(tmp_path, overrides, message):
+    done = launch(tmp_path, *overrides)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert re.search(message, done.stderr), done.stderr
+    assert len(errors) == 1, done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_typo_in_a_users_yaml_is_one_line(tmp_path):
+    mine = tmp_path / "conf" / "task"
+    mine.mkdir(parents=True)
+    text = (LAUNCH.parent / "conf" / "task" / "toy.yaml").read_text()
+    (mine / "mine.yaml").write_text(text.replace("headline:", "headlin:"))
+    (mine / "broken.yaml").write_text("a: [1\n")
+    (tmp_path / "work").mkdir()
+    for task, message in (("mine", r"task\.headlin: .*did you mean headline"), ("broken", "yaml")):
+        done = launch(tmp_path / "work", "--config-dir", str(tmp_path / "conf"), f"task={task}")
+        assert done.returncode == 2
+        assert re.search(message, done.stderr), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path):
+    done = launch(tmp_path, "seed=abc", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_help_names_groups_options_and_examples(tmp_path):
+    done = launch(tmp_path, "--help")
+    assert done.returncode == 0
+    for word in ("distilbert", "mnli", "sft", "trainer", "experiment", "launcher", "tracking"):
+        assert word in done.stdout
+    assert done.stdout.count("python launch.py") >= 6
+
+
+def test_showing_the_config_imports_nothing_heavy(tmp_path):
+    script = (
+        "import sys, runpy; sys.argv = ['launch.py', '--cfg', 'job']\n"
+        f"runpy.run_path({str(LAUNCH)!r}, run_name='__main__')\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(LAUNCH.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "per_device_train_batch_size: 32" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_writes_one_directory_per_run_and_survives_a_failing_one(tmp_path):
+    from tests.conftest import SMALL, TOY
+
+    done = launch(
+        tmp_path, "-m", *TOY, *SMALL, "trainer.max_steps=2", "task.max_length=16,4000", "seed=1,2"
+    )
+    assert done.returncode == 2
+    assert "task.max_length=4000: the model reads at most 128 tokens" in done.stderr
+    (sweep,) = (tmp_path / "multirun" / "toy" / "tiny" / "sft").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}Z", sweep.name)
+    runs = sorted(path.parent.name for path in sweep.glob("*/results.json"))
+    assert runs == ["0", "1"]
+    assert "output.log" in {path.name for path in (sweep / "0").iterdir()}
+    assert not (sweep / "2").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_logged_named_and_free_of_secrets(tmp_path):
+    from tests.conftest import SMALL, TOY
+
+    done = launch(
+        tmp_path, *TOY, *SMALL, "trainer.max_steps=2", "+model.from_pretrained.token=hf_" + "a" * 20
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "outputs" / "toy" / "tiny" / "sft").iterdir()
+    assert "accuracy" in done.stdout and str(run_dir) in done.stdout
+    log = (run_dir / "output.log").read_text()
+    assert "accuracy" in log and "padding" in log
+    for path in run_dir.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".yaml", ".log"):
+            assert "hf_aaaa" not in path.read_text(), path

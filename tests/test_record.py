@@ -1,0 +1,71 @@
+"""The record holds what ran, replaces files whole, and keeps secrets out."""
+
+import json
+import logging
+
+import pytest
+from omegaconf import OmegaConf
+
+from forge.errors import UserError
+from forge.record import masked, record, write_json
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"token": "abc", "max_tokens": 5}, {"token": "***", "max_tokens": 5}),
+        ({"a": {"api_key": "k", "project": "p"}}, {"a": {"api_key": "***", "project": "p"}}),
+        (["+a.from_pretrained.token=hf_x", "seed=1"], ["+a.from_pretrained.token=***", "seed=1"]),
+        ("model.tokenizer=bert", "model.tokenizer=bert"),
+        ("x=hf_" + "a" * 30, "x=***"),
+        ("https://me:secret@host/x", "https://***@host/x"),
+        ({"token": None}, {"token": None}),
+    ],
+)
+def test_secrets_are_masked(value, expected):
+    assert masked(value) == expected
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path):
+    cfg = OmegaConf.create({"a": 1})
+    with record(cfg, tmp_path), pytest.raises(UserError, match="another process is at work"):
+        record(cfg, tmp_path).__enter__()
+
+
+def test_an_attempt_ends_as_it_went(tmp_path):
+    cfg = OmegaConf.create({"a": 1})
+    for error, status in ((RuntimeError("x"), "failed"), (KeyboardInterrupt(), "interrupted")):
+        with pytest.raises(type(error)), record(cfg, tmp_path) as rec:
+            assert rec.state["status"] == "running"
+            raise error
+        assert rec.state["status"] == status
+        assert rec.metadata["attempts"][-1]["status"] == status
+    assert len(rec.metadata["attempts"]) == 2
+
+
+def test_libraries_log_to_our_handlers_during_a_run_only(tmp_path):
+    import warnings
+
+    ours = logging.FileHandler(tmp_path / "ours.log")  # pytest's own is put on every logger
+    library = logging.getLogger("transformers.modeling_utils")
+    logging.getLogger().addHandler(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with record(OmegaConf.create({}), tmp_path):
+            library.warning("from a library")
+            warnings.warn("from a warning", stacklevel=1)
+    library.warning("after")
+    logging.getLogger().removeHandler(ours)
+    ours.close()
+    said = (tmp_path / "ours.log").read_text()
+    assert "from a library" in said
+    assert "from a warning" in said
+    assert "after" not in said

@@ -1,0 +1,122 @@
+"""The house trainer computes what transformers.Trainer computes, and the same every time."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import results
+
+PLAIN = (
+    "trainer.train_sampling_strategy=random",
+    "trainer.max_steps=12",
+    "trainer.logging_steps=1",
+)
+
+
+def losses(run_dir):
+    import json
+
+    newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def test_the_loss_curve_is_that_of_a_plain_trainer_script(composed, toy_run, tmp_path):
+    run_dir = toy_run(
+        *PLAIN,
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=12",
+        "trainer.eval_strategy=no",
+        "trainer.load_best_model_at_end=false",
+    )
+
+    from transformers import (
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from forge.toy import LABELS, nli
+
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
+    rows = nli(train=600, validation=150, seed=0)["train"]
+    train = rows.map(
+        lambda row: {
+            **tokenizer(row["premise"], row["hypothesis"]),
+            "labels": LABELS.index(row["label"]),
+        },
+        remove_columns=rows.column_names,
+    )
+    set_seed(42)
+    config = AutoConfig.from_pretrained(run_dir / "model")
+    model = AutoModelForSequenceClassification.from_config(config)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "plain"),
+        seed=42,
+        max_steps=12,
+        logging_steps=1,
+        use_cpu=True,
+        per_device_train_batch_size=32,
+        learning_rate=3e-4,
+        warmup_steps=0.06,
+        weight_decay=0.01,
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    plain = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), train)
+    plain.train()
+    curve = [row["loss"] for row in plain.state.log_history if "loss" in row]
+    assert len(curve) == 12
+    assert losses(run_dir) == pytest.approx(curve, abs=1e-6)
+
+
+def test_two_runs_of_one_config_are_the_same_to_the_bit(toy_run):
+    settings = ("trainer.num_train_epochs=1", "precision=bf16")
+    first, second = (toy_run(*settings, at=name) for name in ("a", "b"))
+    weights = [load_file(run / "model" / "model.safetensors") for run in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for split, scores in results(first)["splits"].items():
+        other = results(second)["splits"][split]
+        assert {k: v for k, v in scores.items() if "second" not in k} == {
+            k: v for k, v in other.items() if "second" not in k
+        }
+    other_seed = toy_run(*settings, "seed=1", at="c")
+    assert not torch.equal(
+        load_file(other_seed / "model" / "model.safetensors")["classifier.weight"],
+        weights[0]["classifier.weight"],
+    )
+
+
+def test_gradient_accumulation_gives_the_step_of_the_whole_batch(toy_run):
+    """32x1 and 8x4 follow the same curve (dropout off: its noise depends on the batch's shape)."""
+    off = (
+        "+model.config.hidden_dropout_prob=0",
+        "+model.config.attention_probs_dropout_prob=0",
+        "trainer.save_strategy=epoch",
+        "+trainer.dataloader_drop_last=true",
+    )
+    whole = toy_run(*PLAIN, *off, at="whole")
+    parts = toy_run(
+        *PLAIN,
+        *off,
+        "trainer.per_device_train_batch_size=8",
+        "trainer.gradient_accumulation_steps=4",
+        at="parts",
+    )
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_grouping_by_length_wastes_less_than_shuffling(toy_run):
+    shares = [
+        results(toy_run(f"trainer.train_sampling_strategy={s}", "trainer.max_steps=18", at=s))[
+            "train"
+        ]["padding_share"]
+        for s in ("group_by_length", "random")
+    ]
+    assert 0 < shares[0] < shares[1] < 0.6
