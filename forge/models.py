@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,14 @@ def _train_wordpiece(config: dict[str, Any], texts: Iterable[str]) -> PreTrained
     )
     words = BertWordPieceTokenizer(vocab=words.get_vocab(), lowercase=True)
     limit = config.get("max_position_embeddings", 512)
+    inputs = ["input_ids", "attention_mask"]
+    if getattr(_architecture(config)(), "type_vocab_size", 0) > 1:  # it tells the two texts apart
+        inputs.append("token_type_ids")
     return PreTrainedTokenizerFast(
-        tokenizer_object=words._tokenizer, model_max_length=limit, **named
+        tokenizer_object=words._tokenizer,
+        model_max_length=limit,
+        model_input_names=inputs,
+        **named,
     )
 
 
@@ -95,26 +101,36 @@ def load_config(
     model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase
 ) -> PretrainedConfig:
     """The architecture, with the task's labels; raises `UserError` when it is none."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     config: PretrainedConfig
     if model.path is None:
-        kind = str(model.config.get("model_type"))
-        if kind not in CONFIG_MAPPING:
-            known = CONFIG_MAPPING.keys()
-            raise UserError(
-                f"model.config.model_type={kind}: no such architecture{did_you_mean(kind, known)}"
-                if model.config
-                else "model.path=null: name a Hub model, a directory or a run, or choose model=tiny"
-            )
         sizes = {k: v for k, v in model.config.items() if k not in ("model_type", "vocab_size")}
-        config = AutoConfig.for_model(kind, **sizes, vocab_size=len(tokenizer))
+        config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         return config
     where = resolve(model.path)
     with hub.access("model", where, "model.path=DIR"):
         config = AutoConfig.from_pretrained(where, **_revision(model))
     return config
+
+
+def _architecture(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
+    """The configuration class of `config.model_type`."""
+    from transformers import CONFIG_MAPPING
+
+    if not config:
+        raise UserError(
+            "model.path=null: name a Hub model, a directory or a run, or choose model=tiny"
+        )
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model.config.model_type={kind}: no such architecture"
+            + did_you_mean(kind, CONFIG_MAPPING.keys())
+        )
+    found: Callable[..., PretrainedConfig] = CONFIG_MAPPING[kind]
+    return found
 
 
 def _revision(model: Model) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from functools import cache
 from itertools import chain, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
+from forge.errors import UserError
+
 if TYPE_CHECKING:
     import datasets
 
@@ -238,7 +240,7 @@ def nli(
     train, validation = train - train % 3, validation - validation % 3
     rows = list(islice(pairs(rng), train + validation))
     if len(rows) < train + validation:
-        raise ValueError(f"the grammar gives {len(rows)} pairs, not {train} + {validation}")
+        raise UserError(f"the grammar gives {len(rows)} pairs, not {train} + {validation}")
     whole = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     rows = list(chain(*rng.sample(whole, len(whole))))
     splits = {}

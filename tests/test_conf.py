@@ -30,6 +30,14 @@ def test_every_task_fits_every_mode(composed, task, mode):
 
 
 @pytest.mark.parametrize("model", options("model"))
+def test_every_model_fits_student_and_teacher(composed, model):
+    cfg = composed(f"model={model}", f"model@teacher={model}")
+    assert cfg.model == cfg.teacher
+    assert cfg.model.path or cfg.model.config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", options("model"))
 @pytest.mark.parametrize("mode", options("mode"))
 @pytest.mark.parametrize("task", options("task"))
 def test_every_combination_composes(composed, task, model, mode):

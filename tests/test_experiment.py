@@ -142,6 +142,23 @@ def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, 
         toy_run(f"+trainer.{key}=x")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_steps=abc", r"trainer\.max_steps=abc: .*integer"),
+        ("task.headline=acuracy", r"task\.headline=acuracy: .*did you mean accuracy"),
+        ("task.labels=[yes,no]", "not among task.labels"),
+        ("task.text=[premis]", r"column premis: not in .*did you mean premise"),
+        ("task.evaluation=[test]", "split test: the data has no such split"),
+        ("task.dataset.train=99999999", "the grammar gives"),
+    ],
+)
+def test_a_wrong_value_is_one_line(toy_run, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        toy_run(override)
+    assert "\n" not in str(caught.value)
+
+
 def test_arguments_that_contradict_each_other_are_one_line(toy_run):
     with pytest.raises(UserError, match=r"trainer: .*load_best_model_at_end") as caught:
         toy_run("trainer.save_strategy=steps", "trainer.eval_strategy=epoch")

@@ -16,6 +16,7 @@ from itertools import combinations_with_replacement, product
 import numpy as np
 import pytest
 
+from forge.errors import UserError
 from forge.toy import LABELS, nli
 
 Row = dict[str, str]
@@ -236,7 +237,7 @@ def test_more_than_the_grammar_gives_is_refused_with_the_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("forge.toy.SENTENCES", 100)
-    with pytest.raises(ValueError, match=r"gives \d+ pairs, not 999999 \+ 1998") as refusal:
+    with pytest.raises(UserError, match=r"gives \d+ pairs, not 999999 \+ 1998") as refusal:
         nli(train=1_000_000)
     number = int(str(refusal.value).split()[3])
     assert sum(len(split) for split in rows(train=number, validation=0).values()) == number
