@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from forge.errors import UserError, did_you_mean
@@ -196,4 +196,9 @@ def build(node: dict[str, Any], where: str) -> Any:
     from hydra.utils import instantiate
 
     check(node, where)
-    return instantiate(node, _convert_="all")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:  # the callee's own words, without Hydra's around them
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise

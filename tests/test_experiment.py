@@ -165,6 +165,7 @@ def test_arguments_that_contradict_each_other_are_one_line(toy_run):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_headlines(toy_run):
     run_dir = toy_run("trainer.num_train_epochs=3", "trainer.learning_rate=3e-3")
     state = read_json(run_dir / "training_state.json")

@@ -49,6 +49,7 @@ def test_a_mistake_in_the_command_is_one_line(tmp_path, override, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -65,6 +66,7 @@ def test_a_mistake_in_a_node_is_one_line_and_leaves_no_directory(tmp_path, overr
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_typo_in_a_users_yaml_is_one_line(tmp_path):
     mine = tmp_path / "conf" / "task"
     mine.mkdir(parents=True)

@@ -93,6 +93,7 @@ def test_two_runs_of_one_config_are_the_same_to_the_bit(toy_run):
     )
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_gives_the_step_of_the_whole_batch(toy_run):
     """32x1 and 8x4 follow the same curve (dropout off: its noise depends on the batch's shape)."""
     off = (
@@ -112,6 +113,7 @@ def test_gradient_accumulation_gives_the_step_of_the_whole_batch(toy_run):
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_grouping_by_length_wastes_less_than_shuffling(toy_run):
     shares = [
         results(toy_run(f"trainer.train_sampling_strategy={s}", "trainer.max_steps=18", at=s))[
