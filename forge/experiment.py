@@ -58,7 +58,7 @@ def run(cfg: DictConfig, run_dir: str | Path) -> float:
             train_dataset=prepared.splits[task.train],
             eval_dataset=prepared.splits[task.evaluation[0]],
             processing_class=prepared.tokenizer,
-            data_collator=data.Collator(prepared.tokenizer, half=args.bf16 or args.fp16),
+            data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args)),
             compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
         )
         with track(rec) as tracker:

@@ -153,8 +153,8 @@ def test_batches_are_padded_to_the_longest_row_and_a_multiple_of_eight(tmp_path,
         max_length=16,
         cache_dir=tmp_path,
     )
-    assert data.Collator(tokenizer, half=False)(list(split))["input_ids"].shape == (2, 5)
-    batch = data.Collator(tokenizer, half=True)(list(split))
+    assert data.Collator(tokenizer)(list(split))["input_ids"].shape == (2, 5)
+    batch = data.Collator(tokenizer, 8)(list(split))
     assert batch["input_ids"].shape == (2, 8)
     assert batch["attention_mask"].sum(1).tolist() == list(split["length"])
     assert set(batch) <= {"input_ids", "attention_mask", "token_type_ids", "labels"}

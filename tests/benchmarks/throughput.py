@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from forge.config import CONF, build, register, to_config
-from forge.data import Collator
+from forge.data import Collator, pad_multiple
 from forge.experiment import training_arguments
 from forge.trainer import Trainer
 
@@ -105,7 +105,7 @@ def settings(directory: str, long: int, short: int) -> dict:
     data, words = rows(long * 32), tokenizer()
     fixed = DataCollatorWithPadding(words, padding="max_length", max_length=128)
     half = partial(plain_arguments, bf16=True, train_sampling_strategy="group_by_length")
-    own = Collator(words, half=forge_arguments(directory).bf16)
+    own = Collator(words, pad_multiple(forge_arguments(directory)))
     plain, bare = transformers.Trainer, data.remove_columns("length")
     grouped = partial(plain, processing_class=words)
 
