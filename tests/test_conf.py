@@ -51,6 +51,15 @@ def test_other_groups_fit_their_signatures(composed, group):
         check_all(composed(f"{group}={option}"))
 
 
+@pytest.mark.parametrize("loss", options("mode/loss"))
+def test_losses_fit_their_signatures(loss):
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "mode" / "loss" / f"{loss}.yaml"))
+    assert list(node) == [loss]
+    check(node[loss], loss)
+
+
 def test_tracking_fits_its_signature(composed):
     from omegaconf import OmegaConf
 
