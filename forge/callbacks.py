@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from forge.record import Record
+from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,21 @@ class Console(ProgressCallback):
             rows *= args.gradient_accumulation_steps
             words.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
         return words
+
+
+class Padding(TrainerCallback):
+    """Says once, after the first epoch, what share of the batches was padding."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.said = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.said and state.epoch is not None and state.epoch < 1.5:
+            log.info("padding %.1f %% of the first epoch", 100 * self.trainer.padding_share)
+        self.said = True
 
 
 class State(TrainerCallback):

@@ -67,6 +67,7 @@ def run(cfg: DictConfig, run_dir: str | Path) -> float:
             return evaluate(trainer, task, prepared.splits, run_dir, train)
 
 
+GROUPS = ("task", "model", "mode", "trainer", "experiment")
 SET_BY_FORGE = {
     "output_dir": "hydra.run.dir=DIR",
     "bf16": "precision=bf16",
@@ -181,6 +182,8 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
         parameters={"total": weights, "trainable": trainable},
         model_revision=getattr(model.config, "_commit_hash", None),
     )
+    choices = rec.metadata.get("choices", {})
+    log.info("run     %s", ", ".join(f"{k}={choices[k]}" for k in GROUPS if choices.get(k)))
     log.info("model   %s, %.1fM weights", model.config.model_type, weights / 1e6)
     log.info("device  %s (%s), precision %s", args.device.type, env["device"], precision)
     for name, split in facts["data"].items():
@@ -196,10 +199,10 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
 def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
     from transformers.trainer_callback import PrinterCallback
 
-    from forge.callbacks import State
+    from forge.callbacks import Padding, State
 
     trainer.remove_callback(PrinterCallback)
-    for callback in (State(rec), *callbacks):
+    for callback in (State(rec), Padding(trainer), *callbacks):
         trainer.add_callback(callback)
 
 

@@ -15,8 +15,12 @@ def metadata():
     return lambda run_dir: read_json(run_dir / "run_metadata.json")
 
 
-def test_a_run_writes_its_outputs(toy_run, metadata):
-    run_dir = toy_run("trainer.num_train_epochs=1")
+def test_a_run_writes_its_outputs(toy_run, metadata, caplog):
+    caplog.set_level("INFO")
+    run_dir = toy_run("trainer.num_train_epochs=2")
+    assert caplog.text.count("of the first epoch") == 1
+    for word in ("device  cpu", "precision fp32", "train: 600 rows", f"outputs {run_dir}"):
+        assert word in caplog.text
     names = {path.name for path in run_dir.iterdir()}
     assert {"run_metadata.json", "training_state.json", "results.json", "model"} <= names
     found = results(run_dir)
