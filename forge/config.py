@@ -21,7 +21,7 @@ from typing import Any
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from forge.errors import UserError, did_you_mean
+from forge.errors import UserError, did_you_mean, one_line
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -127,8 +127,7 @@ def check(node: dict[str, Any], where: str) -> None:
     Nested nodes with a `_target_` of their own are checked too.
     """
     for key, value in node.items():
-        if isinstance(value, dict) and "_target_" in value:
-            check(value, f"{where}.{key}")
+        _check_below(value, f"{where}.{key}")
     callee = locate(node.get("_target_"), where)
     given = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     parameters = inspect.signature(callee).parameters
@@ -145,6 +144,15 @@ def check(node: dict[str, Any], where: str) -> None:
     _check_types(callee, given, where)
 
 
+def _check_below(value: Any, where: str) -> None:
+    """Check the nodes of a group that holds several, such as mode.loss."""
+    if isinstance(value, dict) and "_target_" in value:
+        check(value, where)
+    elif isinstance(value, dict):
+        for key, nested in value.items():
+            _check_below(nested, f"{where}.{key}")
+
+
 def _by_name(parameter: inspect.Parameter) -> bool:
     return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
@@ -154,8 +162,8 @@ def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
 
     function = callee.__init__ if inspect.isclass(callee) else callee
     for key, value in given.items():
-        if isinstance(value, dict) and "_target_" in value:
-            continue
+        if isinstance(value, dict) and any("_target_" in str(v) for v in (value, *value.values())):
+            continue  # Hydra builds it first
         hint = _type_hint(function, key)
         try:
             TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
@@ -201,4 +209,6 @@ def build(node: dict[str, Any], where: str) -> Any:
     except InstantiationException as error:  # the callee's own words, without Hydra's around them
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
+        if isinstance(error.__cause__, ValueError):
+            raise UserError(f"{where}: {one_line(str(error.__cause__))}") from error
         raise

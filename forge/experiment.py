@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from forge import config as configs
 from forge import data
 from forge.config import Config, Precision, build, check
-from forge.errors import UserError, one_line
+from forge.errors import UserError
 from forge.record import RESULTS, Record, environment, read_json, record, write_json
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def run(cfg: DictConfig, run_dir: str | Path) -> float:
         prepared = prepare(config, task, args)
         _announce(prepared, args, run_dir, rec)
         trainer = make_trainer(
-            task=task,
+            prepared=prepared,
             model=prepared.model,
             args=args,
             train_dataset=prepared.splits[task.train],
@@ -110,13 +109,7 @@ def training_arguments(config: Config, task: TextTask, run_dir: Path) -> Trainin
         "remove_unused_columns": False,  # the collator picks; ids and lengths must stay
         "disable_tqdm": True,  # the Console callback shows progress
     }
-    try:
-        args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ValueError):
-            raise UserError(f"trainer: {one_line(str(cause))}") from error
-        raise
+    args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
     return args
 
 
@@ -135,9 +128,13 @@ def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
 
 @dataclass
 class Prepared:
-    """What a mode trains on: tokenised splits, tokenizer, model, and facts for the record."""
+    """What a mode trains on; `facts` are for the record."""
 
-    splits: dict[str, Dataset]
+    config: Config
+    task: TextTask
+    args: TrainingArguments
+    rows: dict[str, Dataset]  # per split: id, texts, labels
+    splits: dict[str, Dataset]  # the same, tokenised; evaluation splits longest first
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     facts: dict[str, Any]
@@ -165,9 +162,9 @@ def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared
         lost = sum(splits[name]["truncated"])
         facts[name] = {"n": len(split), "truncated": lost, "fingerprint": splits[name]._fingerprint}
         if name != task.train:
-            longest_first = np.argsort(np.negative(splits[name]["length"]), kind="stable")
-            splits[name] = splits[name].select(longest_first)
-    return Prepared(splits, tokenizer, model, {"data": facts, "max_length": max_length})
+            splits[name] = data.longest_first(splits[name])
+    noted = {"data": facts, "max_length": max_length}
+    return Prepared(config, task, args, rows, splits, tokenizer, model, noted)
 
 
 def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: Record) -> None:

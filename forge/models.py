@@ -24,28 +24,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def resolve(path: str) -> str:
+def resolve(path: str, where: str = "model") -> str:
     """A Hub name as it is; a run directory as its `model/`; raises `UserError` for neither."""
     directory = Path(path).expanduser()
     for candidate in (directory, directory / "model"):
         if (candidate / "config.json").is_file():
             return str(candidate)
     if directory.exists():
-        raise UserError(f"model.path={path}: not a model (no config.json, no finished run in it)")
+        raise UserError(f"{where}.path={path}: not a model (no config.json, no finished run in it)")
     if not hub.looks_like_name(path):
-        raise UserError(f"model.path={path}: no such directory")
+        raise UserError(f"{where}.path={path}: no such directory")
     return path
 
 
-def load_tokenizer(model: Model, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: Model, texts: Iterable[str], where: str = "model"
+) -> PreTrainedTokenizerBase:
     """The tokenizer of `model`; without a path, WordPiece trained on `texts`."""
     from transformers import AutoTokenizer
 
     if model.path is None and model.tokenizer is None:
         return _train_wordpiece(model.config, texts)
-    where = resolve(model.tokenizer or str(model.path))
-    with hub.access("tokenizer", where, "model.path=DIR"):
-        return AutoTokenizer.from_pretrained(where, **_revision(model))
+    path = resolve(model.tokenizer or str(model.path), where)
+    with hub.access("tokenizer", path, f"{where}.path=DIR"):
+        return AutoTokenizer.from_pretrained(path, **_revision(model))
 
 
 def _train_wordpiece(config: dict[str, Any], texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -98,7 +100,7 @@ def max_length(
 
 
 def load_config(
-    model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase
+    model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase, where: str = "model"
 ) -> PretrainedConfig:
     """The architecture, with the task's labels; raises `UserError` when it is none."""
     from transformers import AutoConfig
@@ -109,9 +111,9 @@ def load_config(
         config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         return config
-    where = resolve(model.path)
-    with hub.access("model", where, "model.path=DIR"):
-        config = AutoConfig.from_pretrained(where, **_revision(model))
+    path = resolve(model.path, where)
+    with hub.access("model", path, f"{where}.path=DIR"):
+        config = AutoConfig.from_pretrained(path, **_revision(model))
     return config
 
 
@@ -138,7 +140,9 @@ def _revision(model: Model) -> dict[str, Any]:
     return {k: v for k, v in model.from_pretrained.items() if k in keys}
 
 
-def load(model: Model, task: TextTask, config: PretrainedConfig) -> PreTrainedModel:
+def load(
+    model: Model, task: TextTask, config: PretrainedConfig, where: str = "model"
+) -> PreTrainedModel:
     """Weights in fp32 with a head for `task`, its labels in the task's order.
 
     A head trained for the same label names in another order is permuted; one for other labels is
@@ -148,26 +152,26 @@ def load(model: Model, task: TextTask, config: PretrainedConfig) -> PreTrainedMo
 
     trained = any("ForSequenceClassification" in name for name in config.architectures or ())
     keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
-    order = _head_order(model, task, config) if keep else None
+    order = _head_order(model, task, config, where) if keep else None
     _name_labels(config, task)
     if model.path is None or model.from_scratch:
         built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
         log.info("weights: random (%s)", config.model_type)
         return built
-    where = resolve(model.path)
+    path = resolve(model.path, where)
     options = {"dtype": torch.float32, **model.from_pretrained}
-    with hub.access("model", where, "model.path=DIR"):
+    with hub.access("model", path, f"{where}.path=DIR"):
         if trained and model.new_head:
-            built = _with_new_head(AutoClassifier, where, config, options)
+            built = _with_new_head(AutoClassifier, path, config, options)
         else:
             built, info = AutoClassifier.from_pretrained(
-                where, config=config, output_loading_info=True, **options
+                path, config=config, output_loading_info=True, **options
             )
             if info["missing_keys"]:
                 log.info("new, from random values: %s", ", ".join(sorted(info["missing_keys"])))
     if order is not None and order != sorted(order):
         _permute_head(built, order)
-        log.info("head of %s: labels put into the task's order: %s", where, ", ".join(_names(task)))
+        log.info("head of %s: labels put into the task's order: %s", path, ", ".join(_names(task)))
     return built
 
 
@@ -183,14 +187,14 @@ def _name_labels(config: PretrainedConfig, task: TextTask) -> None:
     config.label2id = {name: i for i, name in enumerate(_names(task))}
 
 
-def _head_order(model: Model, task: TextTask, config: PretrainedConfig) -> list[int]:
+def _head_order(model: Model, task: TextTask, config: PretrainedConfig, where: str) -> list[int]:
     """For each label of the task its row in the trained head, matched by name, case-folded."""
     theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
     ours = _names(task)
-    way_out = "; start a fresh head with model.new_head=true, or set task.labels"
+    way_out = f"; start a fresh head with {where}.new_head=true, or set task.labels"
     if len(theirs) != len(ours):
         raise UserError(
-            f"model.path={model.path}: its head has {len(theirs)} labels [{', '.join(theirs)}], "
+            f"{where}.path={model.path}: its head has {len(theirs)} labels [{', '.join(theirs)}], "
             f"the task {len(ours)} [{', '.join(ours)}]{way_out}"
         )
     if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
@@ -207,7 +211,7 @@ def _head_order(model: Model, task: TextTask, config: PretrainedConfig) -> list[
         return [0]
     if rows.keys() != {name.casefold() for name in ours}:
         raise UserError(
-            f"model.path={model.path}: its head knows [{', '.join(theirs)}], "
+            f"{where}.path={model.path}: its head knows [{', '.join(theirs)}], "
             f"the task [{', '.join(ours)}]{way_out}"
         )
     return [rows[name.casefold()] for name in ours]
@@ -229,13 +233,13 @@ def _permute_head(model: PreTrainedModel, order: list[int]) -> None:
 
 
 def _with_new_head(
-    auto: Any, where: str, config: PretrainedConfig, options: dict[str, Any]
+    auto: Any, path: str, config: PretrainedConfig, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """The encoder at `where` under a head of random values."""
+    """The encoder at `path` under a head of random values."""
     from transformers import AutoModel
 
     built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
-    encoder = AutoModel.from_pretrained(where, **options)
+    encoder = AutoModel.from_pretrained(path, **options)
     built.base_model.load_state_dict(encoder.state_dict(), strict=False)
     log.info("new, from random values: %s", ", ".join(n for n, _ in _head(built)))
     return built

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from forge.tasks import TextTask
+from forge.experiment import Prepared
 from forge.trainer import Trainer
 
 
-def trainer(*, task: TextTask, **common: Any) -> Trainer:
+def trainer(*, prepared: Prepared, **common: Any) -> Trainer:
     """A trainer with the model's own loss; `common` are `transformers.Trainer`'s arguments."""
     return Trainer(**common)
