@@ -62,6 +62,10 @@ class Config:
     precision: Precision = Precision.auto
     cache_dir: str | None = None  # tokenised data; deleting it loses nothing
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}: between 0 and 2**32 - 1")
+
 
 def register() -> None:
     """Give Hydra the schema and the resolvers that conf/ uses."""

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -58,8 +59,12 @@ def _directory(directory: Path, name: str | None) -> Source:
             return stored
         splits: dict[str, list[Path]] = {}
         for file in sorted(folder.glob("*")):
-            if file.suffix in SUFFIXES:
+            if file.suffix.lower() in SUFFIXES:
                 splits.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+        for split, files in splits.items():
+            if len({file.suffix for file in files}) > 1:
+                named = " and ".join(file.name for file in files[:2])
+                raise UserError(f"{folder}: {named} are both split {split}; keep one of them")
         if splits:
             return splits
     raise UserError(
@@ -103,9 +108,9 @@ def _read_files(paths: list[Path]) -> Any:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
-    if paths[0].suffix == ".parquet":
+    if paths[0].suffix.lower() == ".parquet":
         from datasets import Dataset
 
         try:
@@ -126,7 +131,7 @@ def _parse(path: Path) -> dict[str, list[Any]]:
         raise UserError(
             f"{path}: line {line} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8"
         ) from error
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
         return _parse_csv(text, path)
     return _parse_json(text, path)
 
@@ -135,7 +140,7 @@ def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:
     """RFC 4180 for .csv; a .tsv has no quoting (as IANA's text/tab-separated-values and GLUE)."""
     csv.field_size_limit(2**31 - 1)
     form: dict[str, Any] = {"strict": True}
-    if path.suffix == ".tsv":
+    if path.suffix.lower() == ".tsv":
         form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(io.StringIO(text), **form)
     try:
@@ -143,6 +148,8 @@ def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from error
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise UserError(f"{path}: column {twice[0]} occurs twice in the header")
     for number, row in rows:
         if len(row) != len(header):
             raise UserError(
@@ -153,7 +160,7 @@ def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:
 
 def _parse_json(text: str, path: Path) -> dict[str, list[Any]]:
     """One object per line, or one array of objects."""
-    array = path.suffix == ".json" and text.lstrip().startswith("[")
+    array = path.suffix.lower() == ".json" and text.lstrip().startswith("[")
     pieces = [text] if array else text.split("\n")
     rows: list[Any] = []
     for number, piece in enumerate(pieces, 1):
@@ -215,7 +222,12 @@ def tokenize(
     ]
     key = fingerprint(rows.to_dict(), identity, tokenizer.model_input_names, text, max_length)
     target = cache_dir / "tokenised" / f"{key}.arrow"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
+        ) from error
     return rows.map(
         encode,
         batched=True,

@@ -15,13 +15,13 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2, no traceback."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` when a close match exists, else the known names."""
+def did_you_mean(name: str, known: Iterable[str], listed: bool = True) -> str:
+    """`; did you mean …?` when a close match exists, else the known names if `listed`."""
     known = list(map(str, known))
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(known)}" if known and listed else ""
 
 
 def one_line(text: str) -> str:
@@ -55,7 +55,7 @@ def _unknown_key(key: str, keys: list[str]) -> str:
     parent, _, last = key.rpartition(".")
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     hint = did_you_mean(last, siblings)
-    if parent == "trainer":
+    if parent == "trainer" and "did you mean" not in hint:
         hint += f" (a TrainingArguments field that is not listed: +{key}=…)"
     return f"{key}: no such key{hint}"
 

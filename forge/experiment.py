@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from forge import config as configs
 from forge import data
 from forge.config import Config, Precision, build, check
-from forge.errors import UserError
+from forge.errors import UserError, did_you_mean
 from forge.record import RESULTS, Record, environment, read_json, record, write_json
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ SET_BY_FORGE = {
     "report_to": "tracking=wandb",
     "disable_tqdm": "callbacks.console=null",
     "remove_unused_columns": "task.text=[…]",
+    "resume_from_checkpoint": "hydra.run.dir=DIR",
+    "prediction_loss_only": "task.metrics=[…]",
+    "batch_eval_metrics": "task.metrics=[…]",
+    "eval_do_concat_batches": "task.metrics=[…]",
+    "push_to_hub": "model/ of the run directory",
 }
 
 
@@ -87,6 +92,8 @@ def check_all(config: Config) -> None:
         check(getattr(config, where), where)
     for name, node in config.callbacks.items():
         if node is not None:
+            if not isinstance(node, dict):
+                raise UserError(f"callbacks.{name}={node}: a node with a _target_, or null")
             check(node, f"callbacks.{name}")
     if config.tracking is not None:
         check(config.tracking, "tracking")
@@ -109,8 +116,40 @@ def training_arguments(config: Config, task: TextTask, run_dir: Path) -> Trainin
         "remove_unused_columns": False,  # the collator picks; ids and lengths must stay
         "disable_tqdm": True,  # the Console callback shows progress
     }
+    _check_ranges(config.trainer, task)
     args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
     return args
+
+
+def _check_ranges(trainer: dict[str, Any], task: TextTask) -> None:
+    """What `TrainingArguments` takes without a word and training trips over."""
+    from transformers import TrainingArguments
+
+    least = {
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0,
+        "num_train_epochs": 0,
+    }
+    for key, low in least.items():
+        value = trainer.get(key)
+        if value is not None and not low <= float(value) < float("inf"):
+            raise UserError(f"trainer.{key}={value}: at least {low}")
+    for known in fields(TrainingArguments):
+        choices, value = known.metadata.get("choices"), trainer.get(known.name)
+        if choices and isinstance(value, str) and value not in choices:
+            raise UserError(
+                f"trainer.{known.name}={value}: no such choice{did_you_mean(value, choices)}"
+            )
+    if task.problem_type == "regression" and trainer.get("label_smoothing_factor"):
+        raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
+    saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
+    if trainer.get("load_best_model_at_end") and saved not in (judged, "best"):
+        raise UserError(
+            f"trainer.save_strategy={saved}, trainer.eval_strategy={judged}: to keep the best "
+            "model both must be the same; or set trainer.load_best_model_at_end=false"
+        )
 
 
 def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
@@ -147,7 +186,7 @@ def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared
     from forge import models
 
     rows = task.load()
-    texts = (text for column in task.text for text in rows[task.train][column])
+    texts = (text for column in task.text_columns for text in rows[task.train][column])
     tokenizer = models.load_tokenizer(config.model, texts)
     architecture = models.load_config(config.model, task, tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
@@ -157,7 +196,7 @@ def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared
     splits, facts = {}, {}
     for name, split in rows.items():
         splits[name] = data.tokenize(
-            split, tokenizer, text=list(task.text), max_length=max_length, cache_dir=cache
+            split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
         )
         lost = sum(splits[name]["truncated"])
         facts[name] = {"n": len(split), "truncated": lost, "fingerprint": splits[name]._fingerprint}
@@ -194,10 +233,17 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
 
 
 def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
+    from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
     from forge.callbacks import Padding, State
 
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback) and not trainer.args.load_best_model_at_end:
+            raise UserError(
+                "callbacks=early_stopping: it needs trainer.load_best_model_at_end=true and "
+                "trainer.eval_strategy=epoch or steps"
+            )
     trainer.remove_callback(PrinterCallback)
     for callback in (State(rec), Padding(trainer), *callbacks):
         trainer.add_callback(callback)
@@ -219,25 +265,47 @@ def _tracking(config: Config) -> Callable[[Record], AbstractContextManager[list[
 
 def _train(trainer: Trainer, args: TrainingArguments, run_dir: Path) -> dict[str, Any]:
     """Train, from the newest checkpoint when there is one; timings and throughput."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         return {}
-    checkpoint = get_last_checkpoint(str(run_dir))
+    rows = len(trainer.train_dataset)  # type: ignore[arg-type]  # a datasets.Dataset
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"trainer.dataloader_drop_last: not one whole batch of {batch} in {rows} rows; "
+            "lower trainer.per_device_train_batch_size"
+        )
+    checkpoint = newest_checkpoint(run_dir)
     if checkpoint:
-        log.info("resume  %s", Path(checkpoint).name)
+        log.info("resume  %s", checkpoint.name)
     start = time.monotonic()
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
     tokens = int(trainer.tokens)
     return {
         "steps": output.global_step,
-        "loss": output.training_loss,
+        "resumed_from": checkpoint.name if checkpoint else None,  # what follows is from there on
         "seconds": round(seconds, 3),
         "examples_per_second": round(trainer.examples / seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),
         "padding_share": round(trainer.padding_share, 4),
     }
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint; transformers writes trainer_state.json last."""
+    found = [path for path in run_dir.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    for path in sorted(found, key=lambda p: -int(p.name[11:])):
+        files = [
+            path / name for name in ("model.safetensors", "optimizer.pt", "trainer_state.json")
+        ]
+        try:
+            whole = all(file.stat().st_size > 0 for file in files) and read_json(files[-1])
+        except (OSError, ValueError):
+            whole = False
+        if whole:
+            return path
+        log.warning("%s: not whole, left aside", path.name)
+    return None
 
 
 def evaluate(
@@ -291,6 +359,12 @@ def _write_predictions(path: Path, split: Dataset, task: TextTask, logits: Any) 
     pq.write_table(table.sort_by("id"), path)
 
 
+def _cell(value: float | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
 def _table(results: dict[str, Any], task: TextTask) -> str:
     from rich import box
     from rich.console import Console
@@ -302,10 +376,7 @@ def _table(results: dict[str, Any], task: TextTask) -> str:
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, scores in results["splits"].items():
-        cells = (scores.get(c, "") for c in columns)
-        table.add_row(
-            name, *(f"{v:.4f}" if isinstance(v, float) and v < 10 else f"{v:,}" for v in cells)
-        )
+        table.add_row(name, *(_cell(scores.get(column, "")) for column in columns))
     text = io.StringIO()
     Console(file=text, width=100).print(table)
     train = results["train"]

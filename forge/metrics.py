@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import evaluate
 from datasets import Features, Value
 
-from forge.errors import UserError, did_you_mean
+from forge.errors import UserError, did_you_mean, one_line
 
 
 class Metric(evaluate.Metric):  # type: ignore[misc]
@@ -133,7 +133,10 @@ def load(names: list[str]) -> list[evaluate.EvaluationModule]:
         if name in known:
             modules.append(known[name]())
         elif os.sep in name:
-            modules.append(evaluate.load(name))
+            try:
+                modules.append(evaluate.load(name))
+            except (OSError, ImportError, ValueError) as error:
+                raise UserError(f"metric {name}: {one_line(str(error))[:300]}") from error
         else:
             raise UserError(f"metric {name}: no such metric{did_you_mean(name, known)}")
     return modules

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from forge import hub
 from forge.config import Model
-from forge.errors import UserError, did_you_mean
+from forge.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def resolve(path: str, where: str = "model") -> str:
-    """A Hub name as it is; a run directory as its `model/`; raises `UserError` for neither."""
+def resolve(path: str, where: str = "model.path", file: str = "config.json") -> str:
+    """A Hub name as it is; a run directory as its `model/`; raises `UserError` for neither.
+
+    A local directory is what was asked for when `file` is in it.
+    """
     directory = Path(path).expanduser()
     for candidate in (directory, directory / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / file).is_file():
             return str(candidate)
     if directory.exists():
-        raise UserError(f"{where}.path={path}: not a model (no config.json, no finished run in it)")
+        raise UserError(f"{where}={path}: no {file} and no finished run in it")
     if not hub.looks_like_name(path):
-        raise UserError(f"{where}.path={path}: no such directory")
+        raise UserError(f"{where}={path}: no such directory")
     return path
 
 
@@ -45,7 +49,10 @@ def load_tokenizer(
 
     if model.path is None and model.tokenizer is None:
         return _train_wordpiece(model.config, texts)
-    path = resolve(model.tokenizer or str(model.path), where)
+    if model.tokenizer:
+        path = resolve(model.tokenizer, f"{where}.tokenizer", "tokenizer_config.json")
+    else:
+        path = resolve(str(model.path), f"{where}.path")
     with hub.access("tokenizer", path, f"{where}.path=DIR"):
         return AutoTokenizer.from_pretrained(path, **_revision(model))
 
@@ -91,6 +98,8 @@ def max_length(
     limit = min(tokenizer.model_max_length, positions)
     if asked is None:
         return limit if limit < 10**6 else 512
+    if asked < 8:
+        raise UserError(f"task.max_length={asked}: at least 8 tokens, special ones included")
     if asked > limit:
         raise UserError(
             f"task.max_length={asked}: the model reads at most {limit} tokens; "
@@ -108,13 +117,28 @@ def load_config(
     config: PretrainedConfig
     if model.path is None:
         sizes = {k: v for k, v in model.config.items() if k not in ("model_type", "vocab_size")}
-        config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
+        with _sizes():
+            config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         return config
-    path = resolve(model.path, where)
+    path = resolve(model.path, f"{where}.path")
     with hub.access("model", path, f"{where}.path=DIR"):
         config = AutoConfig.from_pretrained(path, **_revision(model))
+    if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
+        raise UserError(
+            f"{where}.tokenizer={model.tokenizer}: it has {len(tokenizer)} tokens, the model "
+            f"{config.vocab_size}; name the tokenizer that the model was trained with"
+        )
     return config
+
+
+@contextmanager
+def _sizes() -> Iterator[None]:
+    """One line for sizes that do not fit each other."""
+    try:
+        yield
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise UserError(f"model.config: {one_line(str(error))[:300]}") from error
 
 
 def _architecture(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
@@ -155,10 +179,11 @@ def load(
     order = _head_order(model, task, config, where) if keep else None
     _name_labels(config, task)
     if model.path is None or model.from_scratch:
-        built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
+        with _sizes():
+            built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
         log.info("weights: random (%s)", config.model_type)
         return built
-    path = resolve(model.path, where)
+    path = resolve(model.path, f"{where}.path")
     options = {"dtype": torch.float32, **model.from_pretrained}
     with hub.access("model", path, f"{where}.path=DIR"):
         if trained and model.new_head:
@@ -206,10 +231,12 @@ def _head_order(model: Model, task: TextTask, config: PretrainedConfig, where: s
                 ", ".join(ours),
             )
         return list(range(len(ours)))
-    rows = {name.casefold(): i for i, name in enumerate(theirs)}
     if task.num_labels == 1:
         return [0]
-    if rows.keys() != {name.casefold() for name in ours}:
+    if set(theirs) == set(ours):
+        return [theirs.index(name) for name in ours]
+    rows = {name.casefold(): i for i, name in enumerate(theirs)}
+    if len(rows) < len(ours) or rows.keys() != {name.casefold() for name in ours}:
         raise UserError(
             f"{where}.path={model.path}: its head knows [{', '.join(theirs)}], "
             f"the task [{', '.join(ours)}]{way_out}"
@@ -240,6 +267,6 @@ def _with_new_head(
 
     built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
     encoder = AutoModel.from_pretrained(path, **options)
-    built.base_model.load_state_dict(encoder.state_dict(), strict=False)
-    log.info("new, from random values: %s", ", ".join(n for n, _ in _head(built)))
+    missing = built.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+    log.info("new, from random values: %s", ", ".join([*missing, *(n for n, _ in _head(built))]))
     return built

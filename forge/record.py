@@ -68,9 +68,9 @@ def record(cfg: DictConfig, run_dir: Path) -> Iterator[Record]:
     another process is at work in the directory or it holds a run of another config.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    rec = Record(run_dir)
-    first = not rec.metadata
     with _lock(run_dir), _library_logs():
+        rec = Record(run_dir)
+        first = not rec.metadata
         try:
             if not rec.finished:
                 _start_attempt(rec, cfg)
@@ -102,8 +102,8 @@ def _lock(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (run_dir / ".lock").unlink(missing_ok=True)  # while it is held: nobody else's goes
         lock.release()
-        (run_dir / ".lock").unlink(missing_ok=True)
 
 
 def _start_attempt(rec: Record, cfg: DictConfig) -> None:
@@ -132,8 +132,9 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     ]
     if not differ:
         return
-    if (composed := rec.run_dir / ".hydra" / "config.yaml").is_file():  # Hydra has overwritten it
-        OmegaConf.save(OmegaConf.create(rec.metadata["config"]), composed)
+    for name in ("config", "overrides"):
+        if (file := rec.run_dir / ".hydra" / f"{name}.yaml").is_file():  # Hydra has overwritten it
+            OmegaConf.save(OmegaConf.create(rec.metadata[name]), file)
     shown = ", ".join(f"{k}={ours.get(k)} (recorded: {theirs.get(k)})" for k in differ[:5])
     raise UserError(
         f"{rec.run_dir}: this directory holds a run of another config: {shown}; "

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
 log = logging.getLogger(__name__)
-UNLABELLED = ("", "-1", "None", "nan", "NaN")
+AMBIGUOUS = ("-1", "None", "nan", "NaN")  # GLUE's mark of an unlabelled row, or a label's name
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,8 @@ class TextTask(ABC):
         self.text = [self.text] if isinstance(self.text, str) else list(self.text)
         if len(self.text) not in (1, 2):
             raise UserError(f"task.text={self.text}: one or two text columns are needed")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UserError(f"task.max_rows={self.max_rows}: at least 1, or null for all rows")
         if self.headline not in self.metrics:
             raise UserError(
                 f"task.headline={self.headline}: not one of task.metrics"
@@ -59,6 +61,12 @@ class TextTask(ABC):
         if not self.evaluation:
             raise UserError("task.evaluation=[]: name at least one split to judge by")
         self.modules: list[EvaluationModule] = _load_metrics(self.metrics)
+        for name, module in zip(self.metrics, self.modules, strict=True):
+            if getattr(module, "dtype", self.dtype) != self.dtype:
+                raise UserError(f"metric {name}: it does not judge a {self.problem_type}")
+        self.text_columns = [f"text_{i}" for i in range(len(self.text))]
+
+    dtype: ClassVar[str]  # of predictions and references
 
     @property
     @abstractmethod
@@ -85,7 +93,7 @@ class TextTask(ABC):
         return bool(getattr(module, "greater_is_better", True))
 
     def load(self) -> dict[str, Dataset]:
-        """The train and evaluation splits: columns id, the texts, label.
+        """The train and evaluation splits: columns id, text_0 (and text_1), labels.
 
         `id` is the row's number in its source. Raises `UserError` for what cannot be learnt from.
         """
@@ -105,7 +113,10 @@ class TextTask(ABC):
         if not kept:
             raise UserError(f"split {split}: none of its {len(labels)} rows has a label")
         kept = kept[: self.max_rows]
-        texts = {column: [columns[column][i] for i in kept] for column in self.text}
+        texts = {
+            name: [columns[column][i] for i in kept]
+            for name, column in zip(self.text_columns, self.text, strict=True)
+        }
         return Dataset.from_dict({"id": kept, **texts, "labels": [labels[i] for i in kept]})
 
     def judge(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
@@ -124,9 +135,11 @@ class Classification(TextTask):
     """
 
     labels: list[str | int] | None = None
+    dtype = "int64"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.by_name: bool | None = None  # whether the data holds names or ids; train decides
         self.names = [str(name) for name in self.labels or ()]
         if len(set(self.names)) < len(self.names):
             raise UserError(f"task.labels={self.names}: a name occurs twice")
@@ -144,25 +157,35 @@ class Classification(TextTask):
     def encode(self, values: list[Any], split: str) -> list[int | None]:
         spelled = [_spell(value) for value in values]
         if not self.names:
-            self.names = _infer(spelled, f"{split}.{self.label}")
+            self.names = _infer(spelled, f"split {split}, column {self.label}")
             log.info("labels, read off %s: %s", split, ", ".join(self.names))
-        ids = {name: i for i, name in enumerate(self.names)}
-        distinct = {s for s in spelled if s not in UNLABELLED or s in ids}
-        if not distinct <= ids.keys():
-            numbers = {str(i): i for i in range(len(self.names))}
-            if not distinct <= numbers.keys():
-                raise UserError(self._foreign(spelled, distinct - ids.keys(), split))
-            ids = numbers
-        return [ids.get(s) for s in spelled]
+        names = {name: i for i, name in enumerate(self.names)}
+        numbers = {str(i): i for i in range(len(self.names))}
+        if len(self.names) == 2:
+            numbers |= {"false": 0, "true": 1}
+        distinct = {s for s in spelled if s is not None and (s not in AMBIGUOUS or s in names)}
+        if self.by_name is None and distinct:
+            self.by_name = distinct <= names.keys() or not distinct <= numbers.keys()
+        ids = names if self.by_name else numbers
+        if foreign := distinct - ids.keys():
+            raise UserError(self._foreign(spelled, foreign, split))
+        return [ids.get(s or "") for s in spelled]
 
-    def _foreign(self, spelled: list[str], foreign: set[str], split: str) -> str:
+    def _foreign(self, spelled: list[str | None], foreign: set[str], split: str) -> str:
         first = next(i for i, s in enumerate(spelled) if s in foreign)
         return (
             f"split {split}, column {self.label}: {', '.join(sorted(foreign)[:5])} (first in row "
-            f"{first}) not among task.labels"
-            + did_you_mean(spelled[first], self.names)
-            + " Set task.labels=[…] to the data's names"
+            f"{first}) not among task.labels [{', '.join(self.names)}]; set task.labels=[…] to "
+            "the data's names" + did_you_mean(str(spelled[first]), self.names, listed=False)
         )
+
+    def load(self) -> dict[str, Dataset]:
+        splits = super().load()
+        if "f1" in self.metrics and self.num_labels != 2:
+            raise UserError(
+                f"metric f1: it is for two labels, the task has {self.num_labels}; use f1_macro"
+            )
+        return splits
 
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
         answers: NDArray[Any] = np.argmax(logits, axis=-1)
@@ -171,7 +194,10 @@ class Classification(TextTask):
 
 @dataclass(kw_only=True)
 class Regression(TextTask):
-    """A number."""
+    """A number; `unlabelled` is the value that marks a row without one."""
+
+    unlabelled: float | None = None
+    dtype = "float64"
 
     @property
     def num_labels(self) -> int:
@@ -181,7 +207,7 @@ class Regression(TextTask):
     def problem_type(self) -> str:
         return "regression"
 
-    def encode(self, values: list[Any], split: str) -> list[float]:
+    def encode(self, values: list[Any], split: str) -> list[float | None]:
         numbers = [_number(value) for value in values]
         wrong = [i for i, n in enumerate(numbers) if not math.isfinite(n)]
         if wrong:
@@ -189,7 +215,7 @@ class Regression(TextTask):
                 f"split {split}, column {self.label}: {len(wrong)} values are not finite numbers "
                 f"(first: {values[wrong[0]]!r} in row {wrong[0]}); mend or remove those rows"
             )
-        return numbers
+        return [None if n == self.unlabelled else n for n in numbers]
 
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
         return logits.reshape(len(logits), -1)[:, 0]
@@ -253,7 +279,11 @@ def _load_metrics(names: list[str]) -> list[EvaluationModule]:
 
 
 def _texts(values: list[Any], split: str, column: str) -> list[str]:
-    missing = [i for i, value in enumerate(values) if value is None]
+    missing = [i for i, value in enumerate(values) if value is None or value != value]
+    odd = [i for i, value in enumerate(values) if not isinstance(value, str | int | float | None)]
+    if odd:
+        kind = type(values[odd[0]]).__name__
+        raise UserError(f"split {split}, column {column}: row {odd[0]} holds a {kind}, not a text")
     if missing:
         raise UserError(
             f"split {split}, column {column}: {len(missing)} rows have no text (first: row "
@@ -262,15 +292,24 @@ def _texts(values: list[Any], split: str, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _spell(value: Any) -> str:
-    """A label as text; 1.0 is 1, as a missing value elsewhere turns whole numbers into floats."""
+def _spell(value: Any) -> str | None:
+    """A label as text, None for a missing one; 1.0 is 1, as gaps turn whole numbers into floats."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    return str(value).strip() or None
 
 
-def _infer(spelled: list[str], where: str) -> list[str]:
-    counts = Counter(s for s in spelled if s not in UNLABELLED)
+def _infer(spelled: list[str | None], where: str) -> list[str]:
+    counts = Counter(s for s in spelled if s is not None)
+    if marks := [s for s in AMBIGUOUS if s in counts]:
+        raise UserError(
+            f"{where}: {marks[0]} may be a label or mark rows without one; name the labels with "
+            f"task.labels=[…], with {marks[0]} among them if it is one"
+        )
     if len(counts) < 2:
         raise UserError(f"{where}: {len(counts)} distinct labels; name them with task.labels=[…]")
     if len(counts) > max(20, len(spelled) // 10):
@@ -290,5 +329,5 @@ def _number(value: Any) -> float:
 
 def _numbers(values: list[Any]) -> list[float]:
     """The values as numbers, or nothing when any of them is a word."""
-    numbers = [_number(v) for v in values if _spell(v) not in UNLABELLED]
+    numbers = [_number(v) for v in values if _spell(v) not in (None, *AMBIGUOUS)]
     return numbers if all(map(math.isfinite, numbers)) else []

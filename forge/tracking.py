@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
@@ -25,7 +26,7 @@ def wandb(
     rec: Record,
     project: str = "forge",
     entity: str | None = None,
-    mode: str | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
     tags: list[str] | None = None,
     notes: str | None = None,
 ) -> Iterator[TrainerCallback]:
@@ -34,7 +35,8 @@ def wandb(
     from transformers.integrations.integration_utils import WandbCallback
 
     if mode is None:
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb_key() else "offline")
+        mode = "online" if wandb_key() else "offline"
+        mode = os.environ.get("WANDB_MODE", mode)  # type: ignore[assignment]  # wandb checks it
     choices = rec.metadata.get("choices", {})
     rec.note(wandb_id=rec.metadata.get("wandb_id") or secrets.token_hex(4))
     run = wandb.init(
@@ -43,7 +45,7 @@ def wandb(
         dir=rec.run_dir,
         project=project,
         entity=entity,
-        mode=mode,  # type: ignore[arg-type]  # wandb checks it and names the choices
+        mode=mode,
         name="/".join(rec.run_dir.parts[-4:]),
         group=str(rec.run_dir.parent) if rec.run_dir.name.isdecimal() else None,
         job_type=choices.get("mode"),

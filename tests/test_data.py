@@ -54,6 +54,7 @@ def test_a_stray_quote_in_a_tsv_swallows_no_rows(tmp_path):
         ("a.csv", "text,label\nx,1,2\n", "line 2 has 3 fields, the header has 2"),
         ("a.csv", 'text,label\n"open,1\n', "line 2"),
         ("a.csv", "text,lable\nx,1\n", r"column label: not in .*did you mean lable\?"),
+        ("a.csv", "text,text,label\nx,y,1\n", "column text occurs twice"),
         ("a.jsonl", '{"text": "x"}\n{"text" "y"}\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "each row must be a JSON object"),
         ("a.parquet", "not parquet", "not a parquet file"),
@@ -103,6 +104,13 @@ def test_a_saved_dataset_and_a_clone_of_a_hub_repository_are_sources(tmp_path):
         Dataset.from_list([row]).to_parquet(clone / f"train-0000{i}-of-00002.parquet")
     source = data.load(path=str(clone.parent), name="mnli")
     assert columns(source)["label"] == ["a", "NA"]
+
+
+def test_a_split_in_two_formats_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    (tmp_path / "train.csv").write_text("a")
+    with pytest.raises(UserError, match=r"train\.csv and train\.jsonl are both split train"):
+        data.load(path=str(tmp_path))
 
 
 def test_an_empty_directory_and_a_missing_one_are_refused(tmp_path):

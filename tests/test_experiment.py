@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forge.errors import UserError
+from forge.experiment import newest_checkpoint
 from forge.record import read_json
 from tests.conftest import SMALL, results
 
@@ -152,6 +153,17 @@ def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, 
         ("trainer.max_steps=abc", r"trainer\.max_steps=abc: .*integer"),
         ("task.headline=acuracy", r"task\.headline=acuracy: .*did you mean accuracy"),
         ("task.labels=[yes,no]", "not among task.labels"),
+        ("task.max_length=1", "at least 8 tokens"),
+        ("seed=-1", "seed=-1: between 0"),
+        ("trainer.gradient_accumulation_steps=0", "gradient_accumulation_steps=0: at least 1"),
+        ("trainer.learning_rate=-1", "learning_rate=-1: at least 0"),
+        (
+            "trainer.train_sampling_strategy=lenght",
+            "train_sampling_strategy=lenght: no such",
+        ),
+        ("trainer.eval_strategy=no", "load_best_model_at_end=false"),
+        ("+callbacks.foo=1", r"callbacks\.foo=1: a node"),
+        ("cache_dir=/proc/nope", "cache_dir=/proc/nope"),
         ("task.text=[premis]", r"column premis: not in .*did you mean premise"),
         ("task.evaluation=[test]", "split test: the data has no such split"),
         ("task.dataset.train=99999999", "the grammar gives"),
@@ -163,10 +175,32 @@ def test_a_wrong_value_is_one_line(toy_run, override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_arguments_that_contradict_each_other_are_one_line(toy_run):
-    with pytest.raises(UserError, match=r"trainer: .*load_best_model_at_end") as caught:
-        toy_run("trainer.save_strategy=steps", "trainer.eval_strategy=epoch")
-    assert "\n" not in str(caught.value)
+def test_early_stopping_without_evaluation_is_refused(toy_run):
+    with pytest.raises(UserError, match="callbacks=early_stopping: it needs"):
+        toy_run(
+            "callbacks=early_stopping",
+            "trainer.load_best_model_at_end=false",
+            "trainer.eval_strategy=no",
+        )
+
+
+def test_a_run_of_no_steps_is_not_finished(toy_run):
+    with pytest.raises(UserError, match="not one whole batch of 32 in 8 rows"):
+        toy_run("task.max_rows=8", "+trainer.dataloader_drop_last=true")
+
+
+@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt", "all"])
+def test_a_checkpoint_that_is_not_whole_is_left_aside(tmp_path, damage, caplog):
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+            (tmp_path / f"checkpoint-{step}" / name).write_text('{"a": 1}')
+    assert newest_checkpoint(tmp_path).name == "checkpoint-8"
+    for path in (tmp_path / "checkpoint-8").iterdir():
+        if damage in (path.name, "all"):
+            path.write_text("")
+    assert newest_checkpoint(tmp_path).name == "checkpoint-4"
+    assert "checkpoint-8: not whole" in caplog.text
 
 
 @pytest.mark.slow

@@ -85,6 +85,16 @@ def test_a_permuted_head_is_put_into_the_tasks_order_and_said(saved, caplog):
     assert "labels put into the task's order: No, yes, MAYBE" in caplog.text
 
 
+def test_labels_that_differ_by_case_only_are_matched_exactly(tmp_path):
+    model, tokenizer = load(Model(config=SIZES), task("A", "a", "b"))
+    torch.nn.init.normal_(model.classifier.bias)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    permuted, _ = load(Model(path=str(tmp_path)), task("b", "A", "a"))
+    expected = logits(model, tokenizer)[:, [2, 0, 1]]
+    torch.testing.assert_close(logits(permuted, tokenizer), expected)
+
+
 @pytest.mark.parametrize("labels", [("good", "fair", "bad"), ("yes", "no")])
 def test_a_head_for_other_labels_is_refused_with_both_lists(saved, labels):
     with pytest.raises(UserError, match=r"\[yes, maybe, no\].*\[.*\].*model\.new_head=true"):
@@ -153,6 +163,7 @@ def test_other_architectures_start_from_nothing_too(kind):
     [
         (Model(), "name a Hub model, a directory or a run"),
         (Model(config={"model_type": "brt"}), "did you mean bert"),
+        (Model(config={**SIZES, "num_attention_heads": 3}), r"model\.config: .*multiple"),
         (Model(path="/no/such/place"), "no such directory"),
         (Model(path="no-such/model"), r"Hub is unreachable .*model\.path=DIR"),
     ],
@@ -164,7 +175,7 @@ def test_a_path_that_is_no_model_is_named(model, message):
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a model"):
+    with pytest.raises(UserError, match=r"model\.path=.*: no config\.json and no finished run"):
         models.resolve(str(tmp_path))
 
 
@@ -180,6 +191,14 @@ def test_max_length_is_held_against_the_models_limit():
     assert models.max_length(20, tokenizer, model.config) == 20
     with pytest.raises(UserError, match=r"max_length=33: the model reads at most 32"):
         models.max_length(33, tokenizer, model.config)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(saved, tmp_path):
+    words = models.load_tokenizer(Model(config=SIZES), [*TEXTS, "zebra xylophone quartz"] * 3)
+    words.save_pretrained(tmp_path / "words")
+    model = Model(path=str(saved), tokenizer=str(tmp_path / "words"))
+    with pytest.raises(UserError, match="name the tokenizer that the model was trained with"):
+        load(model, task("yes", "maybe", "no"))
 
 
 def test_regression_has_a_head_of_one():

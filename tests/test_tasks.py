@@ -7,6 +7,8 @@ from datasets import Dataset
 from forge import tasks
 from forge.errors import UserError
 
+F1 = {"metrics": ["f1"], "headline": "f1"}
+
 
 def classification(rows, **settings):
     columns = {k: [row[k] for row in rows] for k in ("text", "label")}
@@ -42,6 +44,35 @@ def test_labels_are_read_off_the_train_split_in_order():
     assert (task.num_labels, task.problem_type) == (2, "single_label_classification")
 
 
+def test_minus_one_is_a_label_when_it_is_named():
+    assert ids(classification(labelled(-1, 0, 1), labels=[-1, 0, 1])) == [0, 1, 2]
+
+
+def test_true_and_false_are_the_second_and_the_first_of_two_labels():
+    assert ids(classification(labelled(True, False))) == [1, 0]
+    assert ids(classification(labelled("true", "false"), labels=["true", "false"])) == [0, 1]
+
+
+def test_the_train_split_decides_whether_numbers_are_names():
+    source = {
+        "train": Dataset.from_list(labelled("1", "2")),
+        "validation": Dataset.from_list(labelled("0", "1")),
+    }
+    task = classification([])
+    task.dataset = lambda: source
+    task.names, task.labels = [], None
+    with pytest.raises(UserError, match=r"split validation, column label: 0 \(first in row 0\)"):
+        task.load()
+
+
+@pytest.mark.parametrize("name", ["id", "labels", "length", "input_ids"])
+def test_a_text_column_may_have_any_name(name):
+    source = {s: Dataset.from_list([{name: "a", "label": 1}]) for s in ("train", "validation")}
+    task = classification([])
+    task.dataset, task.text = (lambda: source), [name]
+    assert list(task.load()["train"]["text_0"]) == ["a"]
+
+
 def test_unlabelled_rows_are_skipped_with_a_count_and_ids_stay(caplog):
     task = classification(labelled("yes", None, -1, "", "no"))
     train = task.load()["train"]
@@ -56,12 +87,22 @@ def test_max_rows_keeps_the_first_rows():
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        (labelled("yes", "yse"), {}, r"yse \(first in row 1\) not among task.labels; did you mean"),
+        (
+            labelled("yes", "yse"),
+            {},
+            r"yse \(first in row 1\) not among .*; did you mean yes",
+        ),
         (labelled(0, 1, 2), {}, r"column label: 0, 1, 2 \(first in row 0\) not among"),
         (labelled(None, -1), {}, "none of its 2 rows has a label"),
         ([{"text": None, "label": 1}], {}, "column text: 1 rows have no text"),
         (labelled("a", "a"), {"labels": None}, "1 distinct labels"),
         (labelled(*range(500)), {"labels": None}, "problem_type=regression"),
+        (labelled(-1, 0, 1), {"labels": None}, "-1 may be a label or mark rows without one"),
+        (labelled("a", "b", "nan"), {"labels": None}, "nan may be a label"),
+        (labelled(0, 1), {"max_rows": 0}, "task.max_rows=0: at least 1"),
+        (labelled(0, 1), {"metrics": ["mse"], "headline": "mse"}, "metric mse: it does not judge"),
+        (labelled(*"abc"), {"labels": list("abc"), **F1}, "metric f1: it is for two labels"),
+        ([{"text": ["a"], "label": 1}], {}, "row 0 holds a list, not a text"),
         (labelled(1), {"labels": ["a", "a"]}, "occurs twice"),
         (labelled(1), {"labels": ["a"]}, "at least two labels"),
         (labelled(1), {"headline": "f1"}, r"task.headline=f1: not one of task.metrics"),
@@ -112,6 +153,20 @@ def test_a_target_that_is_no_number_is_refused(jsonl, value):
     path = jsonl("a.jsonl", labelled(0.5, value))
     with pytest.raises(UserError, match=r"1 values are not finite numbers .*in row 1"):
         from_files(path, problem_type="regression").load()
+
+
+def test_the_mark_of_an_unlabelled_target_is_skipped(caplog):
+    source = {s: Dataset.from_list(labelled(0.5, -1.0, 2.0)) for s in ("train", "validation")}
+    task = tasks.Regression(
+        dataset=lambda: source,
+        text="text",
+        label="label",
+        metrics=["mse"],
+        headline="mse",
+        unlabelled=-1,
+    )
+    assert list(task.load()["train"]["labels"]) == [0.5, 2.0]
+    assert "1 rows without a label skipped" in caplog.text
 
 
 def test_answers_and_metrics_come_from_logits():
