@@ -218,7 +218,9 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
         parameters={"total": weights, "trainable": trainable},
         model_revision=getattr(model.config, "_commit_hash", None),
     )
-    choices = rec.metadata.get("choices", {})
+    choices = dict(rec.metadata.get("choices", {}))
+    if prepared.config.model.path:
+        choices["model"] = prepared.config.model.path
     log.info("run     %s", ", ".join(f"{k}={choices[k]}" for k in GROUPS if choices.get(k)))
     log.info("model   %s, %.1fM weights", model.config.model_type, weights / 1e6)
     log.info("device  %s (%s), precision %s", args.device.type, env["device"], precision)
