@@ -188,6 +188,13 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def digest(content: bytes) -> str:
+    """A hash of raw bytes."""
+    import xxhash
+
+    return xxhash.xxh128(content).hexdigest()
+
+
 def tokenize(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -257,14 +264,19 @@ def pad_multiple(args: TrainingArguments) -> int | None:
 
 
 class Collator:
-    """Batches of tensors, padded to the longest row and to a multiple of `multiple`."""
+    """Batches of tensors, padded to the longest row and to a multiple of `multiple`.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, multiple: int | None = None) -> None:
+    Columns that are neither the model's inputs nor named in `extra` are left out.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, multiple: int | None = None, *extra: str
+    ) -> None:
         from transformers import DataCollatorWithPadding
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         self.pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
-        self.columns = (*tokenizer.model_input_names, "labels")
+        self.columns = (*tokenizer.model_input_names, "labels", *extra)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         return self.pad([{k: row[k] for k in self.columns if k in row} for row in rows])

@@ -60,6 +60,7 @@ def run(cfg: DictConfig, run_dir: str | Path) -> float:
             data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args)),
             compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
         )
+        rec.note(**prepared.facts)
         with track(rec) as tracker:
             _follow(trainer, [*callbacks, *tracker], rec)
             train = _train(trainer, args, run_dir)

@@ -174,7 +174,7 @@ def load(
     """
     from transformers import AutoModelForSequenceClassification as AutoClassifier
 
-    trained = any("ForSequenceClassification" in name for name in config.architectures or ())
+    trained = has_head(config)
     keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
     order = _head_order(model, task, config, where) if keep else None
     _name_labels(config, task)
@@ -196,33 +196,43 @@ def load(
                 log.info("new, from random values: %s", ", ".join(sorted(info["missing_keys"])))
     if order is not None and order != sorted(order):
         _permute_head(built, order)
-        log.info("head of %s: labels put into the task's order: %s", path, ", ".join(_names(task)))
+        log.info("head of %s: labels put into the task's order: %s", path, ", ".join(names(task)))
     return built
 
 
-def _names(task: TextTask) -> list[str]:
-    names: list[str] = getattr(task, "names", ["score"])
-    return names
+def has_head(config: PretrainedConfig) -> bool:
+    """Whether the checkpoint was saved as a classifier."""
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
+def unnamed(labels: Iterable[str]) -> bool:
+    """Whether a head's labels are transformers' placeholders."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in labels)
+
+
+def names(task: TextTask) -> list[str]:
+    found: list[str] = getattr(task, "names", ["score"])
+    return found
 
 
 def _name_labels(config: PretrainedConfig, task: TextTask) -> None:
     config.num_labels = task.num_labels
     config.problem_type = task.problem_type  # type: ignore[assignment]  # one of its literals
-    config.id2label = dict(enumerate(_names(task)))
-    config.label2id = {name: i for i, name in enumerate(_names(task))}
+    config.id2label = dict(enumerate(names(task)))
+    config.label2id = {name: i for i, name in enumerate(names(task))}
 
 
 def _head_order(model: Model, task: TextTask, config: PretrainedConfig, where: str) -> list[int]:
     """For each label of the task its row in the trained head, matched by name, case-folded."""
     theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    ours = _names(task)
+    ours = names(task)
     way_out = f"; start a fresh head with {where}.new_head=true, or set task.labels"
     if len(theirs) != len(ours):
         raise UserError(
             f"{where}.path={model.path}: its head has {len(theirs)} labels [{', '.join(theirs)}], "
             f"the task {len(ours)} [{', '.join(ours)}]{way_out}"
         )
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+    if unnamed(theirs):
         if len(theirs) > 1:
             log.warning(
                 "head of %s: its labels are unnamed (%s), taken to be in the task's order: %s",
