@@ -133,6 +133,7 @@ def test_slurm(monkeypatch, tmp_path):
     assert doctor.slurm() == Finding("ok", "slurm 24.05.1")
 
 
+@pytest.mark.slow
 def test_the_training_run(monkeypatch, tmp_path, capfd):
     monkeypatch.delitem(Singleton._instances, GlobalHydra)  # conftest's; put back afterwards
     finding = doctor.training()

@@ -73,6 +73,7 @@ def test_predictions_belong_to_their_examples(launch, jsonl):
     assert table["label"] == [i % 2 for i in range(40)]
 
 
+@pytest.mark.slow
 def test_zero_epochs_evaluates_only(toy_run):
     trained = toy_run("trainer.num_train_epochs=1")
     judged = toy_run("trainer.num_train_epochs=0", f"model.path={trained}", at="judged")
@@ -80,6 +81,7 @@ def test_zero_epochs_evaluates_only(toy_run):
     assert results(judged)["headline"] == results(trained)["headline"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(toy_run, metadata):
     run_dir = toy_run("trainer.max_steps=2")
     before = (run_dir / "results.json").stat().st_mtime_ns
@@ -88,6 +90,7 @@ def test_a_finished_run_is_not_run_again(toy_run, metadata):
     assert len(metadata(run_dir)["attempts"]) == 1
 
 
+@pytest.mark.slow
 def test_another_config_in_the_directory_is_refused_with_the_keys(toy_run):
     toy_run("trainer.max_steps=2")
     with pytest.raises(UserError, match=r"seed=7 \(recorded: 42\)"):
@@ -133,6 +136,7 @@ def test_a_mistake_leaves_no_directory_behind(toy_run, tmp_path):
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_leaves_a_directory_that_was_there(toy_run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")

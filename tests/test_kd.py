@@ -88,11 +88,13 @@ def test_the_blend_is_what_the_formula_says(kd, caplog):
     assert recorded["value"] > recorded["baseline"]
 
 
+@pytest.mark.slow
 def test_alpha_one_takes_nothing_from_the_labels(kd, teacher_run):
     row = history(kd("mode.alpha=1"))[0]
     assert row["loss_task"] == 0 and row["gradient_share_task"] == 0
 
 
+@pytest.mark.slow
 def test_the_teacher_is_asked_once_for_all_runs(kd, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     own = f"cache_dir={tmp_path / 'cache'}"
@@ -104,6 +106,7 @@ def test_the_teacher_is_asked_once_for_all_runs(kd, caplog, tmp_path):
     assert "asked about" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_made_anew(kd, cache, caplog):
     first = kd("mode.alpha=0.5", at="a")
     for path in (cache / "teacher").glob("*.safetensors"):
@@ -128,6 +131,7 @@ def relabel(run_dir, names, rows):
     path.write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("Bad", "GOOD", "fair"), ("LABEL_0", "LABEL_1", "LABEL_2")])
 def test_a_teacher_of_another_order_teaches_the_same(kd, teacher_run, names, caplog):
     caplog.set_level(logging.INFO)
@@ -140,6 +144,7 @@ def test_a_teacher_of_another_order_teaches_the_same(kd, teacher_run, names, cap
     np.testing.assert_allclose(*curves, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -159,6 +164,7 @@ def test_what_cannot_teach_is_refused_in_one_line(kd, overrides, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_labels_or_without_a_head_is_refused(kd, teacher_run):
     relabel(teacher_run, ("yes", "maybe", "no"), [0, 1, 2])
     with pytest.raises(UserError, match=r"teacher\.path=.*\[yes, maybe, no\]"):
@@ -169,6 +175,7 @@ def test_a_teacher_of_other_labels_or_without_a_head_is_refused(kd, teacher_run)
         kd()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(easy):
     untrained = easy("trainer.num_train_epochs=0", at="untrained")
     settings = ("mode=kd", f"teacher.path={untrained}", *FEW)
@@ -177,6 +184,7 @@ def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(easy):
     assert results(easy(*settings, "mode.gate=false", at="open"))["headline"]
 
 
+@pytest.mark.slow
 def test_hidden_states_and_attention_are_distilled_live(kd):
     run_dir = kd("mode/loss=[kl,hidden,attention]", "mode.loss.hidden.weight=0.1")
     row = history(run_dir)[-1]
@@ -186,10 +194,12 @@ def test_hidden_states_and_attention_are_distilled_live(kd):
     assert not any("teacher" in name or "losses" in name for name in weights(run_dir))
 
 
+@pytest.mark.slow
 def test_two_vocabularies_share_a_teacher_of_logits(kd):
     assert history(kd("model.config.vocab_size=30"))[-1]["loss_kl"] > 0
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_gives_the_step_of_the_whole_batch(kd):
     off = (
         "+model.config.hidden_dropout_prob=0",

@@ -27,11 +27,25 @@ def launch(tmp_path, *overrides, **environment):
     ("override", "message"),
     [
         ("task=mnlii", r"task=mnlii: no such option; did you mean mnli"),
-        ("model=distilbart", r"model=distilbart: no such option; did you mean .*distilbert"),
-        ("mode=stf", r"mode=stf: no such option; did you mean sft\?"),
-        ("experiment=smok", r"experiment=smok: no such option; did you mean smoke\?"),
-        ("modle=tiny", r"modle: no such key; did you mean .*model"),
-        ("model.pth=x", r"model\.pth: no such key; did you mean path\?"),
+        pytest.param(
+            "model=distilbart",
+            r"model=distilbart: no such option; did you mean .*distilbert",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "mode=stf", r"mode=stf: no such option; did you mean sft\?", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "experiment=smok",
+            r"experiment=smok: no such option; did you mean smoke\?",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "modle=tiny", r"modle: no such key; did you mean .*model", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "model.pth=x", r"model\.pth: no such key; did you mean path\?", marks=pytest.mark.slow
+        ),
         ("trainer.lerning_rate=1", r"trainer\.lerning_rate: no such key; did you mean learning_ra"),
         ("precision=bf17", r"precision: invalid value 'bf17', expected one of \[auto, fp32, bf16"),
         ("seed=abc", r"seed: value 'abc'"),

@@ -37,6 +37,7 @@ def test_every_module_is_in_the_tree():
             assert f"forge/{path.name}" in README, path.name
 
 
+@pytest.mark.slow
 def test_the_smoke_command_runs(launch):
     from tests.conftest import results
 

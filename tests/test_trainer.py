@@ -76,6 +76,7 @@ def test_the_loss_curve_is_that_of_a_plain_trainer_script(composed, toy_run, tmp
     assert losses(run_dir) == pytest.approx(curve, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_config_are_the_same_to_the_bit(toy_run):
     settings = ("trainer.num_train_epochs=1", "precision=bf16")
     first, second = (toy_run(*settings, at=name) for name in ("a", "b"))
