@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import re
 from collections import Counter
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-log = logging.getLogger(__name__)
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 

@@ -1,9 +1,12 @@
 """The house trainer computes what transformers.Trainer computes, and the same every time."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forge.trainer import ShuffledLengthGroups
 from tests.conftest import results
 
 PLAIN = (
@@ -19,6 +22,21 @@ def losses(run_dir):
     newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [row["loss"] for row in history if "loss" in row]
+
+
+def test_length_groups_come_in_random_order_and_hold_every_row_once():
+    lengths = [i % 50 for i in range(1000)]
+    torch.manual_seed(0)
+    sampler = ShuffledLengthGroups(20, lengths=lengths)
+    rows = list(sampler)
+    assert sorted(rows) == list(range(1000))
+    batches = [[lengths[i] for i in rows[k : k + 20]] for k in range(0, 1000, 20)]
+    assert max(batches[0]) == 49  # the longest first
+    assert sum(max(b) - min(b) for b in batches) / 50 < 5
+    means = [sum(b) / 20 for b in batches]
+    falls = sum(a > b for a, b in itertools.pairwise(means[1:]))
+    assert 15 < falls < 33  # in order of length nearly all of the 48 would
+    assert list(sampler) != rows
 
 
 def test_the_loss_curve_is_that_of_a_plain_trainer_script(composed, toy_run, tmp_path):

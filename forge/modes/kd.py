@@ -135,7 +135,7 @@ class Distiller(Trainer):
             return super().compute_loss(model, inputs, return_outputs)
         batch = dict(inputs)  # label smoothing takes the labels out
         with ExitStack() as stack:
-            student = self._student(model, stack)
+            student = self._watch(self.accelerator.unwrap_model(model), "layer", stack)
             task_loss, outputs = super().compute_loss(model, inputs | student.asked, True)
             answers = student.qkv if self.teacher else {}
             taught = self._taught(batch, stored)
@@ -149,11 +149,8 @@ class Distiller(Trainer):
         blended = sum(terms.values())
         return (blended, outputs) if return_outputs else blended
 
-    def _student(self, model: Any, stack: ExitStack) -> SimpleNamespace:
-        """What the student is asked for beside its logits, and where it will stand."""
-        return self._watch(self.accelerator.unwrap_model(model), "layer", stack)
-
     def _watch(self, model: Any, layer: str, stack: ExitStack) -> SimpleNamespace:
+        """What a model is asked for beside its logits, and where its projections will stand."""
         needs = {need for loss in self.losses.values() for need in loss.needs}
         qkv = {
             name: stack.enter_context(capture_qkv(model, getattr(loss, layer)))
