@@ -12,7 +12,7 @@ import re
 import time
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +43,29 @@ class Model:
     from_scratch: bool = False  # the architecture and tokenizer of `path`, random weights
     tokenizer: str | None = None  # Hub name or directory, when it is not at `path`
     new_head: bool = False  # replace a head that was trained for other labels
+    init: str | None = None  # teacher: start from the teacher's weights and tokenizer
+    layers: Any = None  # start from these layers only: a list, or how many, evenly spread
     config: dict[str, Any] = field(default_factory=dict)  # the architecture, when there is no path
     from_pretrained: dict[str, Any] = field(default_factory=dict)  # its arguments, e.g. revision
+
+
+@dataclass
+class Teacher(Model):
+    """Who teaches at mode=kd: a model group used a second time; read by `forge.teacher`.
+
+    `path` may be a list: their probabilities are averaged.
+    """
+
+    path: Any = None
+    weights: list[float] | None = None  # of several teachers; null: equal
+    train: bool = True  # fine-tune one first, once, where there is none; false: stop instead
+    trainer: dict[str, Any] = field(default_factory=dict)  # TrainingArguments for that
+
+    def models(self) -> list[Model]:
+        """One model for each path."""
+        paths = self.path if isinstance(self.path, list) else [self.path]
+        shared = {f.name: getattr(self, f.name) for f in fields(Model)}
+        return [Model(**shared | {"path": path}) for path in paths]
 
 
 @dataclass
@@ -53,14 +74,14 @@ class Config:
 
     task: dict[str, Any] = MISSING
     model: Model = field(default_factory=Model)
-    teacher: Model = field(default_factory=Model)
+    teacher: Teacher = field(default_factory=Teacher)
     mode: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     tracking: dict[str, Any] | None = None
     seed: int = 42
     precision: Precision = Precision.auto
-    cache_dir: str | None = None  # tokenised data; deleting it loses nothing
+    cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -146,6 +167,7 @@ def check(node: dict[str, Any], where: str) -> None:
         for name in sorted(needed - given.keys()):
             raise UserError(f"{where}.{name} is needed by {node['_target_']}; set {where}.{name}=…")
     _check_types(callee, given, where)
+    node |= given
 
 
 def _check_below(value: Any, where: str) -> None:
@@ -162,6 +184,7 @@ def _by_name(parameter: inspect.Parameter) -> bool:
 
 
 def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
+    """Hold values against annotations; switches spelled on and off become booleans in `given`."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     function = callee.__init__ if inspect.isclass(callee) else callee
@@ -169,15 +192,16 @@ def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
         if isinstance(value, dict) and any("_target_" in str(v) for v in (value, *value.values())):
             continue  # Hydra builds it first
         hint = _type_hint(function, key)
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         try:
-            TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
-                value
-            )
+            fitting = adapter.validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"].lower()
             raise UserError(f"{where}.{key}={value}: {problem}") from error
         except PydanticUserError:  # a type that pydantic cannot describe: the callee will judge
             continue
+        if isinstance(fitting, bool):
+            given[key] = fitting
 
 
 def _type_hint(function: Any, key: str) -> Any:

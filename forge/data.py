@@ -176,6 +176,13 @@ def _parse_json(text: str, path: Path) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
+def dataset(columns: dict[str, list[Any]]) -> Dataset:
+    """Columns as a dataset whose fingerprint is that of its content."""
+    from datasets import Dataset
+
+    return Dataset(Dataset.from_dict(columns).data, fingerprint=fingerprint(columns))
+
+
 def fingerprint(*parts: Any) -> str:
     """A hash of content (columns, texts, numbers), the same on every machine and in every run."""
     import xxhash
@@ -225,7 +232,7 @@ def tokenize(
         spelled or tokenizer.get_vocab(),
         tokenizer.truncation_side,
     ]
-    key = fingerprint(rows.to_dict(), identity, tokenizer.model_input_names, text, max_length)
+    key = fingerprint(rows._fingerprint, identity, tokenizer.model_input_names, text, max_length)
     target = cache_dir / "tokenised" / f"{key}.arrow"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

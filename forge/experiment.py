@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: str | Path) -> float:
+def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = None) -> float:
     """Train and evaluate what `cfg` says in `run_dir`; returns the headline metric.
 
     A directory that holds an unfinished run of the same config goes on from its newest
     checkpoint; a finished one returns its result. Raises `UserError` for a user's mistake.
     """
     run_dir = Path(run_dir).absolute()
-    with record(cfg, run_dir) as rec:
+    with record(cfg, run_dir, composed) as rec:
         if rec.finished:
             headline = read_json(run_dir / RESULTS)["headline"]
             log.info("%s: this run is finished; its result is returned", run_dir)
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, run_dir: str | Path) -> float:
         make_trainer = build(config.mode, "mode")
         track = _tracking(config)
         callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items() if c]
-        prepared = prepare(config, task, args)
+        prepared = prepare(config, task, args, rec.metadata)
         _announce(prepared, args, run_dir, rec)
         trainer = make_trainer(
             prepared=prepared,
@@ -91,6 +91,8 @@ def check_all(config: Config) -> None:
         raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
     for where in ("task", "mode", "trainer"):
         check(getattr(config, where), where)
+    if config.teacher.trainer:
+        check(config.teacher.trainer, "teacher.trainer")
     for name, node in config.callbacks.items():
         if node is not None:
             if not isinstance(node, dict):
@@ -168,7 +170,7 @@ def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
 
 @dataclass
 class Prepared:
-    """What a mode trains on; `facts` are for the record."""
+    """What a mode trains on; `facts` are for the record, `recorded` those of earlier attempts."""
 
     config: Config
     task: TextTask
@@ -178,21 +180,29 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     facts: dict[str, Any]
+    recorded: dict[str, Any]
 
 
-def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared:
+def prepare(
+    config: Config, task: TextTask, args: TrainingArguments, recorded: dict[str, Any]
+) -> Prepared:
     """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
     from transformers import set_seed
 
-    from forge import models
+    from forge import models, teacher
 
     rows = task.load()
+    source = config.model
+    if config.model.init:
+        source = teacher.settle(config, task, rows, recorded)[0]
     texts = (text for column in task.text_columns for text in rows[task.train][column])
-    tokenizer = models.load_tokenizer(config.model, texts)
-    architecture = models.load_config(config.model, task, tokenizer)
+    tokenizer = models.load_tokenizer(source, texts)
+    architecture = models.load_config(source, task, tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
-    model = models.load(config.model, task, architecture)
+    model = models.load(source, task, architecture)
+    if config.model.init:
+        model = models.shallower(model, *models.student(config.model, task, tokenizer))
     cache = data.cache_directory(config.cache_dir)
     splits, facts = {}, {}
     for name, split in rows.items():
@@ -200,11 +210,17 @@ def prepare(config: Config, task: TextTask, args: TrainingArguments) -> Prepared
             split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
         )
         lost = sum(splits[name]["truncated"])
-        facts[name] = {"n": len(split), "truncated": lost, "fingerprint": splits[name]._fingerprint}
-        if name != task.train:
+        facts[name] = {"n": len(split), "truncated": lost, "fingerprint": split._fingerprint}
+        if name in task.evaluation:
             splits[name] = data.longest_first(splits[name])
+    for name, before in recorded.get("data", {}).items():
+        if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
+            raise UserError(
+                f"split {name}: its rows have changed since this run began; "
+                "leave hydra.run.dir out for a new directory"
+            )
     noted = {"data": facts, "max_length": max_length}
-    return Prepared(config, task, args, rows, splits, tokenizer, model, noted)
+    return Prepared(config, task, args, rows, splits, tokenizer, model, noted, dict(recorded))
 
 
 def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: Record) -> None:

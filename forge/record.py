@@ -33,6 +33,7 @@ METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl")
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+routed = False  # whether the libraries' logs go where ours go
 NOT_COMPARED = ("tracking", "cache_dir")  # keys that do not change what a run computes
 
 
@@ -61,11 +62,14 @@ class Record:
 
 
 @contextmanager
-def record(cfg: DictConfig, run_dir: Path) -> Iterator[Record]:
+def record(
+    cfg: DictConfig, run_dir: Path, composed: dict[str, Any] | None = None
+) -> Iterator[Record]:
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
 
-    A user's mistake in a first attempt leaves no run directory behind. Raises `UserError` when
-    another process is at work in the directory or it holds a run of another config.
+    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake in a
+    first attempt leaves no run directory behind. Raises `UserError` when another process is at work
+    in the directory or it holds a run of another config.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with _lock(run_dir), _library_logs():
@@ -73,7 +77,8 @@ def record(cfg: DictConfig, run_dir: Path) -> Iterator[Record]:
         first = not rec.metadata
         try:
             if not rec.finished:
-                _start_attempt(rec, cfg)
+                _mask_files(run_dir)
+                _start_attempt(rec, cfg, composed or composition())
             else:
                 _refuse_other_config(rec, cfg)
             yield rec
@@ -106,13 +111,13 @@ def _lock(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _start_attempt(rec: Record, cfg: DictConfig) -> None:
+def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> None:
     if rec.metadata:
         _refuse_other_config(rec, cfg)
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
     attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
-    rec.note(**_hydra_facts(rec.run_dir), config=_plain(cfg), attempts=attempts)
+    rec.note(**composed, config=_plain(cfg), attempts=attempts)
     rec.stand(status="running")
 
 
@@ -149,21 +154,25 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return masked_plain
 
 
-def _hydra_facts(run_dir: Path) -> dict[str, Any]:
-    """Choices and overrides of the composition; masks secrets in Hydra's own files too."""
+def composition() -> dict[str, Any]:
+    """Choices and overrides of this process' Hydra composition; empty lists without one."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
-        return {}
+        return {"choices": {}, "overrides": []}
     hydra = HydraConfig.get()
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
+    return {"choices": choices, "overrides": masked(list(hydra.overrides.task))}
+
+
+def _mask_files(run_dir: Path) -> None:
+    """Mask secrets in Hydra's own files."""
     for name in ("config", "hydra", "overrides"):
         file = run_dir / ".hydra" / f"{name}.yaml"
         if file.is_file():
             plain = OmegaConf.to_container(OmegaConf.load(file))
             if plain != masked(plain):
                 OmegaConf.save(OmegaConf.create(masked(plain)), file)
-    return {"choices": choices, "overrides": masked(list(hydra.overrides.task))}
 
 
 def masked(value: Any, key: str = "") -> Any:
@@ -222,6 +231,10 @@ def cpu_name() -> str:
 @contextmanager
 def _library_logs() -> Iterator[None]:
     """Warnings and library logs go where ours go; their bars show in a terminal only."""
+    global routed
+    if routed:  # by the run around this one, which trains its teacher
+        yield
+        return
     import datasets
     import datasets.utils.logging as datasets_logging
     import transformers.utils.logging as transformers_logging
@@ -233,9 +246,11 @@ def _library_logs() -> Iterator[None]:
     for library in (transformers_logging, datasets_logging):
         library.enable_propagation()
     transformers_logging.disable_default_handler()
+    routed = True
     try:
         yield
     finally:
+        routed = False
         logging.captureWarnings(False)
         transformers_logging.enable_default_handler()
         for library in (transformers_logging, datasets_logging):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
 log = logging.getLogger(__name__)
+UNLABELLED = "unlabelled"
 AMBIGUOUS = ("-1", "None", "nan", "NaN")  # GLUE's mark of an unlabelled row, or a label's name
 
 
@@ -34,7 +35,8 @@ class TextTask(ABC):
     """One or two texts in, one answer out.
 
     `evaluation` names the splits that are judged; the first one chooses the best checkpoint and
-    gives the headline. `max_rows` keeps the first rows of every split.
+    gives the headline. `max_rows` keeps the first rows of every split. `unlabelled_split` holds
+    texts that mode=kd learns from at mode.alpha=1.
     """
 
     dataset: Callable[[], data.Source]
@@ -46,6 +48,7 @@ class TextTask(ABC):
     evaluation: list[str] = field(default_factory=lambda: ["validation"])
     max_length: int | None = None  # tokens; null: as long as the model can read
     max_rows: int | None = None
+    unlabelled_split: str | None = None
 
     def __post_init__(self) -> None:
         self.text = [self.text] if isinstance(self.text, str) else list(self.text)
@@ -95,17 +98,36 @@ class TextTask(ABC):
     def load(self) -> dict[str, Dataset]:
         """The train and evaluation splits: columns id, text_0 (and text_1), labels.
 
-        `id` is the row's number in its source. Raises `UserError` for what cannot be learnt from.
+        `id` is the row's number in its source; in the unlabelled split it is -1 minus that, and
+        `labels` is -1. Raises `UserError` for what cannot be learnt from.
         """
         source = self.dataset()
-        return {split: self._split(source, split) for split in (self.train, *self.evaluation)}
+        splits = {split: self._split(source, split) for split in (self.train, *self.evaluation)}
+        if self.unlabelled_split:
+            texts = self._columns(source, self.unlabelled_split)
+            kept = range(len(texts[self.text[0]]))[: self.max_rows]
+            columns = self._rows(
+                texts, list(kept), [np.dtype(self.dtype).type(-1).item()] * len(kept)
+            )
+            columns["id"] = [-1 - i for i in kept]
+            splits[self.unlabelled_split] = data.dataset(columns)
+        return splits
 
-    def _split(self, source: data.Source, split: str) -> Dataset:
-        from datasets import Dataset
-
-        columns = data.read(source, split, [*self.text, self.label])
+    def _columns(self, source: data.Source, split: str, *more: str) -> dict[str, list[Any]]:
+        columns = data.read(source, split, [*self.text, *more])
         for column in self.text:
             columns[column] = _texts(columns[column], split, column)
+        return columns
+
+    def _rows(
+        self, columns: dict[str, list[Any]], kept: list[int], labels: list[Any]
+    ) -> dict[str, list[Any]]:
+        named = zip(self.text_columns, self.text, strict=True)
+        texts = {name: [columns[column][i] for i in kept] for name, column in named}
+        return {"id": kept, **texts, "labels": labels}
+
+    def _split(self, source: data.Source, split: str) -> Dataset:
+        columns = self._columns(source, split, self.label)
         labels = self.encode(columns[self.label], split)
         kept = [i for i, value in enumerate(labels) if value is not None]
         if len(kept) < len(labels):
@@ -113,11 +135,7 @@ class TextTask(ABC):
         if not kept:
             raise UserError(f"split {split}: none of its {len(labels)} rows has a label")
         kept = kept[: self.max_rows]
-        texts = {
-            name: [columns[column][i] for i in kept]
-            for name, column in zip(self.text_columns, self.text, strict=True)
-        }
-        return Dataset.from_dict({"id": kept, **texts, "labels": [labels[i] for i in kept]})
+        return data.dataset(self._rows(columns, kept, [labels[i] for i in kept]))
 
     def judge(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """Every metric of the task, from logits of shape [rows, num_labels]."""
@@ -263,7 +281,8 @@ def from_files(
         "label": label,
         "metrics": metrics,
         "headline": headline or metrics[0],
-        "evaluation": [split for split in source if split != "train"],
+        "evaluation": [split for split in source if split not in ("train", UNLABELLED)],
+        "unlabelled_split": UNLABELLED if UNLABELLED in source else None,
         "max_length": max_length,
         "max_rows": max_rows,
     }

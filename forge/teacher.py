@@ -1,15 +1,18 @@
-"""A teacher: loaded, checked against the task, measured, and asked once per row.
+"""Teachers: found or trained, checked against the task, measured, and asked once per row.
 
-Its logits over the training rows are stored under the cache directory by content (weights,
-tokenised text, precision), one file that every run of a sweep and later ones share.
+Logits are stored under the cache directory by content (weights, tokenised text, precision), one
+file for each split, that every run of a sweep and later ones share.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from torch import nn
 
 from forge import data, models
-from forge.config import Model
+from forge.config import Config, Model, Teacher
 from forge.errors import UserError
-from forge.trainer import Trainer
+from forge.record import METADATA, RESULTS, STATE, composition, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,100 +36,247 @@ if TYPE_CHECKING:
     from forge.tasks import TextTask
 
 log = logging.getLogger(__name__)
+SFT = {"_target_": "forge.modes.sft.trainer", "_partial_": True}
+RUNS = ("outputs", "multirun")  # where finished runs are looked for
 MOST_PERMUTED = 6  # labels; 720 orders to try
-TOLERANCE = {"fp32": 1e-3, "half": 0.1}  # of a stored logit against the same row asked again
+# Of a stored answer, as a probability (a regression's value), against one asked again:
+TOLERANCE = {"fp32": 1e-3, "half": 0.03}
 
 
 @dataclass
-class Teacher:
-    """A frozen model with its own tokenizer; logits [rows, labels] come in the task's order."""
+class Expert:
+    """A frozen teacher with its own tokenizer; its logits [rows, labels] are put into `order`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     order: list[int]  # for each label of the task the column that the model gives it
     unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
 
+    @property
+    def name(self) -> str:
+        return str(self.model.config.name_or_path)
 
-def load(model: Model, prepared: Prepared) -> Teacher:
-    """The model at `teacher.path` with a head trained for the task's labels, frozen.
+    def to(self, device: Any) -> None:
+        """Move the model."""
+        nn.Module.to(self.model, device)
 
-    Raises `UserError` when there is none, or when its labels are others than the task's.
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights."""
+        state = self.model.state_dict().items()
+        return data.fingerprint(
+            [(name, data.digest(tensor.cpu().numpy().tobytes())) for name, tensor in state]
+        )
+
+
+def settle(
+    config: Config, task: TextTask, rows: dict[str, Dataset], recorded: dict[str, Any]
+) -> list[Model]:
+    """Teachers with a trained head, one for each `teacher.path`.
+
+    A path without one stands for a model: the best finished mode=sft run of it on the same rows is
+    taken, else it is fine-tuned now, once, whoever else wants it. A resumed run keeps its teachers.
     """
+    known = recorded.get("teacher", {}).get("paths")
+    wanted = config.teacher.models()
+    if known and len(known) == len(wanted):
+        pairs = zip(wanted, known, strict=True)
+        found = [model if model.path == path else Model(path=path) for model, path in pairs]
+    else:
+        found = [_settle(config, model, task, rows) for model in wanted]
+    config.teacher.path = [m.path for m in found] if len(found) > 1 else found[0].path
+    return found
+
+
+def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Dataset]) -> Model:
+    if model.init:
+        raise UserError("teacher.init: a teacher is not made from itself; set teacher.path=")
+    if model.path and not (model.new_head or model.from_scratch):
+        tokenizer = models.load_tokenizer(model, (), "teacher")
+        if models.has_head(models.load_config(model, task, tokenizer, "teacher")):
+            return model
+    if not model.path and not model.config:
+        raise UserError(
+            "teacher.path=null: name a run or a model, or choose e.g. model@teacher=bert"
+        )
+    path = model.path or config_name(model)
+    if found := _best_run(model, task, rows):
+        run, value = found
+        log.info("teacher %s: %s %.4f, found in %s", path, task.headline, value, run)
+        return Model(path=str(run))
+    if not config.teacher.train:
+        raise UserError(
+            f"teacher.path={model.path}: no head trained for this task and no finished run of it "
+            f"under {' or '.join(RUNS)}; train one with {_command(model)}"
+        )
+    log.info(
+        "teacher %s: no head trained for this task and no finished run under %s; it is trained "
+        "first (name one with teacher.path=RUN_DIRECTORY, or stop with teacher.train=false)",
+        path,
+        " or ".join(RUNS),
+    )
+    return Model(path=str(_train(config, model, rows)))
+
+
+def config_name(model: Model) -> str:
+    """What to call a model without a path: its architecture and size."""
+    return f"{model.config.get('model_type')}-{model.config.get('hidden_size')}"
+
+
+def _best_run(model: Model, task: TextTask, rows: dict[str, Dataset]) -> tuple[Path, float] | None:
+    """The best finished mode=sft run of this model on these rows, with its headline."""
+    asked = {split: rows[split]._fingerprint for split in (task.train, task.evaluation[0])}
+    scores: dict[Path, float] = {}
+    for file in (f for root in RUNS for f in Path(root).rglob(METADATA)):
+        ran, state = read_json(file), read_json(file.with_name(STATE))
+        had = {split: facts.get("fingerprint") for split, facts in ran.get("data", {}).items()}
+        config = ran.get("config", {})
+        if (
+            state.get("status") == "finished"
+            and state.get("epoch", 0) >= 1
+            and config.get("mode", {}).get("_target_") == SFT["_target_"]
+            and config.get("model") == asdict(model)
+            and asked.items() <= had.items()
+            and (headline := read_json(file.with_name(RESULTS)).get("headline"))
+            and headline["metric"] == task.headline
+        ):
+            scores[file.parent] = headline["value"] * (1 if task.greater_is_better else -1)
+    if not scores:
+        return None
+    best = max(sorted(scores), key=lambda path: scores[path])
+    return best, abs(scores[best])
+
+
+def _command(model: Model) -> str:
+    """How to train this teacher by hand, in the words of this run's command line."""
+    words = [w for w in composition()["overrides"] if w.startswith(("task=", "task."))]
+    given = [w for w in composition()["overrides"] if w.startswith(("model@teacher=", "teacher."))]
+    for word in given:
+        word = word.replace("model@teacher=", "model=").replace("teacher.", "model.", 1)
+        if not word.startswith(("model.train", "model.weights")):
+            words.append(word)
+    if not given:
+        words.append(f"model.path={model.path}" if model.path else "model=small")
+    return " ".join(["python launch.py mode=sft", *words])
+
+
+def _train(config: Config, model: Model, rows: dict[str, Dataset]) -> Path:
+    """Fine-tune `model` in a run directory of its own, which a second caller waits for."""
+    import torch
+
+    from forge.experiment import run
+
+    changed: dict[str, Any] = {"model": model, "mode": SFT, "trainer": config.teacher.trainer}
+    cfg = OmegaConf.structured(replace(config, **changed, teacher=Teacher()))
+    what = [model, config.teacher.trainer, config.task, config.precision.value]
+    content = [(name, split._fingerprint) for name, split in rows.items()]
+    choices = composition()["choices"]
+    choices = {
+        "task": choices.get("task", "task"),
+        "model": choices.get("model@teacher", config_name(model)),
+        "mode": "sft",
+        "trainer": choices.get("trainer@teacher.trainer", "default"),
+    }
+    folder = f"teacher-{data.fingerprint(what, content)[:8]}"
+    run_dir = Path(RUNS[0], choices["task"], choices["model"], "sft", folder).absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(run_dir.with_suffix(".lock")):
+        lines = logging.FileHandler(run_dir / "output.log", encoding="utf-8")
+        lines.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+        logging.getLogger().addHandler(lines)
+        try:
+            run(cfg, run_dir, {"choices": choices, "overrides": []})
+        finally:
+            logging.getLogger().removeHandler(lines)
+            lines.close()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.info("teacher trained; back to the student")
+    return run_dir
+
+
+def load(model: Model, prepared: Prepared) -> Expert:
+    """The model at `teacher.path`, frozen; raises `UserError` when its labels are others."""
     task = prepared.task
-    command = "python launch.py mode=sft with this task; then teacher.path=RUN_DIRECTORY"
-    if model.path is None:
-        raise UserError(f"teacher.path=null: no trained teacher; train one with {command}")
     tokenizer = models.load_tokenizer(model, (), "teacher")
     config = models.load_config(model, task, tokenizer, "teacher")
-    if not models.has_head(config) or model.new_head or model.from_scratch:
-        raise UserError(
-            f"teacher.path={model.path}: it has no head trained for this task; "
-            f"train one with {command}"
-        )
     unnamed = task.num_labels > 1 and models.unnamed((config.id2label or {}).values())
     loaded = models.load(model, task, config, "teacher").eval().requires_grad_(False)
-    return Teacher(loaded, tokenizer, list(range(task.num_labels)), unnamed)
+    return Expert(loaded, tokenizer, list(range(task.num_labels)), unnamed)
 
 
-def ask(teacher: Teacher, rows: Dataset, prepared: Prepared) -> NDArray[Any]:
-    """The teacher's logits [rows, labels], in the order of `rows`, read with its own tokenizer."""
-    split = data.longest_first(_tokenize(teacher, rows, prepared))
-    collator = data.Collator(teacher.tokenizer, data.pad_multiple(prepared.args))
-    asker = Trainer(teacher.model, prepared.args, collator, eval_dataset=split)
-    logits = asker.predict(split.remove_columns("labels")).predictions
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    position = {row: i for i, row in enumerate(split["id"])}
-    ordered: NDArray[Any] = logits.reshape(len(rows), -1)[[position[row] for row in rows["id"]]]
-    return ordered.astype(np.float32)
+def shares(config: Teacher, count: int) -> list[float]:
+    """The weight of each of `count` teachers, summing to 1."""
+    given = config.weights or [1.0] * count
+    if len(given) != count or min(given) < 0 or not sum(given) > 0:
+        raise UserError(
+            f"teacher.weights={config.weights}: one of 0 or more for each of {count} teachers"
+        )
+    return [weight / sum(given) for weight in given]
 
 
-def _tokenize(teacher: Teacher, rows: Dataset, prepared: Prepared) -> Dataset:
-    limit = models.max_length(None, teacher.tokenizer, teacher.model.config)
-    return data.tokenize(
-        rows,
-        teacher.tokenizer,
-        text=prepared.task.text_columns,
-        max_length=min(prepared.task.max_length or limit, limit),
-        cache_dir=data.cache_directory(prepared.config.cache_dir),
-    )
+def combine(logits: list[Any], weights: list[float]) -> Any:
+    """One teacher's logits [rows, labels] as they are; of several the log of the mean probability.
+
+    Averaging probabilities, not logits, keeps a sure teacher from outvoting the others by the size
+    of its logits. A regression's values are averaged.
+    """
+    import torch
+
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack([torch.as_tensor(each).float() for each in logits])
+    shares = torch.tensor(weights, device=stacked.device).view(-1, 1, 1)
+    if stacked.shape[-1] == 1:
+        return (shares * stacked).sum(0)
+    return (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
 
 
-def measure(teacher: Teacher, prepared: Prepared, gate: bool) -> dict[str, Any]:
-    """The teacher's headline on the first evaluation split beside the commonest answer's.
+def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, Any]:
+    """Scores of the teachers on the evaluation splits, beside the commonest answer's.
 
     An unnamed head (LABEL_0 …) is first put into the order that fits the labels best. With `gate`
-    raises `UserError` when the teacher is no better than the baseline.
+    raises `UserError` for a teacher that is no better than the baseline on the first split.
     """
-    task, split = prepared.task, prepared.task.evaluation[0]
-    rows = prepared.rows[split]
-    labels, logits = np.asarray(rows["labels"]), ask(teacher, rows, prepared)
-    if teacher.unnamed:
-        teacher.order = _best_order(logits, labels, task)
-    value = task.judge(logits[:, teacher.order], labels)[task.headline]
-    baseline = task.judge(_commonest(labels, task), labels)[task.headline]
-    name = teacher.model.config.name_or_path
-    log.info(
-        "teacher %s: %s %.4f on %s (commonest answer: %.4f)",
-        name,
-        task.headline,
-        value,
-        split,
-        baseline,
-    )
-    better = value > baseline if task.greater_is_better else value < baseline
-    if gate and not better:
-        raise UserError(
-            f"teacher {name}: {task.headline} {value:.4f} on {split} is no better than always "
-            f"giving the commonest answer ({baseline:.4f}); name a trained one with teacher.path=, "
-            "or go on with mode.gate=false"
+    task, first = prepared.task, prepared.task.evaluation[0]
+    labels = {split: np.asarray(prepared.rows[split]["labels"]) for split in task.evaluation}
+    baseline = task.judge(_commonest(labels[first], task), labels[first])[task.headline]
+    answers: dict[str, list[NDArray[Any]]] = {split: [] for split in task.evaluation}
+    for expert in experts:
+        logits = stored_logits(expert, prepared, first)
+        if expert.unnamed:
+            expert.order = _best_order(logits, labels[first], task)
+        value = task.judge(logits[:, expert.order], labels[first])[task.headline]
+        log.info(
+            "teacher %s: %s %.4f on %s (commonest answer: %.4f)",
+            expert.name,
+            task.headline,
+            value,
+            first,
+            baseline,
         )
-    return {
-        "path": name,
-        "metric": task.headline,
-        "split": split,
-        "value": value,
-        "baseline": baseline,
+        if gate and not (value > baseline if task.greater_is_better else value < baseline):
+            raise UserError(
+                f"teacher {expert.name}: {task.headline} {value:.4f} on {first} is no better than "
+                f"always giving the commonest answer ({baseline:.4f}); name a trained one with "
+                "teacher.path=, or go on with mode.gate=off"
+            )
+        for split in task.evaluation:
+            answers[split].append(stored_logits(expert, prepared, split)[:, expert.order])
+    weights = shares(prepared.config.teacher, len(experts))
+    scores = {
+        split: task.judge(np.asarray(combine(answers[split], weights)), labels[split])
+        for split in task.evaluation
     }
+    if len(experts) > 1:
+        log.info(
+            "teachers together, their probabilities averaged (weights %s): %s %.4f",
+            ", ".join(f"{weight:.3g}" for weight in weights),
+            task.headline,
+            scores[first][task.headline],
+        )
+    return {"paths": [e.name for e in experts], "splits": scores, "baseline": baseline}
 
 
 def _commonest(labels: NDArray[Any], task: TextTask) -> NDArray[Any]:
@@ -164,34 +316,105 @@ def _best_order(logits: NDArray[Any], labels: NDArray[Any], task: TextTask) -> l
     return list(best)
 
 
-def stored_logits(teacher: Teacher, prepared: Prepared) -> NDArray[Any]:
-    """The teacher's logits [rows, labels] over the training rows, asked once and then stored.
+def tokenize(expert: Expert, rows: Dataset, prepared: Prepared) -> Dataset:
+    """The rows as the teacher reads them: its own tokenizer, its own limit of tokens."""
+    limit = models.max_length(None, expert.tokenizer, expert.model.config)
+    return data.tokenize(
+        rows,
+        expert.tokenizer,
+        text=prepared.task.text_columns,
+        max_length=min(prepared.task.max_length or limit, limit),
+        cache_dir=data.cache_directory(prepared.config.cache_dir),
+    )
+
+
+def ask(expert: Expert, rows: Dataset, prepared: Prepared, half: bool) -> NDArray[Any]:
+    """The model's own logits [rows, labels], in the order of `rows`; padded little."""
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    args, device = prepared.args, prepared.args.device
+    split = data.longest_first(tokenize(expert, rows, prepared))
+    batches = DataLoader(
+        split.remove_columns("labels"),
+        batch_size=args.eval_batch_size,
+        collate_fn=data.Collator(expert.tokenizer, data.pad_multiple(args)),
+    )
+    expert.to(device)
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    asked = tqdm(batches, "Asking the teacher", leave=False, disable=not sys.stderr.isatty())
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
+        logits = [expert.model(**batch.to(device)).logits.float().cpu() for batch in asked]
+    position = {row: i for i, row in enumerate(split["id"])}
+    ordered: NDArray[Any] = torch.cat(logits).numpy()[[position[row] for row in rows["id"]]]
+    return ordered.reshape(len(rows), -1)
+
+
+def stored_logits(expert: Expert, prepared: Prepared, *splits: str) -> NDArray[Any]:
+    """The model's own logits [rows, labels] over the splits' rows, asked once and then stored.
 
     Whoever comes second waits; a damaged or foreign file is said and made anew.
     """
-    rows = prepared.rows[prepared.task.train]
+    from datasets import concatenate_datasets
+
+    rows = concatenate_datasets([prepared.rows[split] for split in splits])
     half = prepared.args.bf16 or prepared.args.fp16
-    text = _tokenize(teacher, rows, prepared)._fingerprint
-    weights = [
-        (name, data.digest(tensor.detach().cpu().numpy().tobytes()))
-        for name, tensor in teacher.model.state_dict().items()
-    ]
-    key = data.fingerprint(weights, text, half, teacher.order)
+    text = tokenize(expert, rows, prepared)._fingerprint
+    key = data.fingerprint(expert.digest, text, half)
     folder = data.cache_directory(prepared.config.cache_dir) / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}.safetensors"
+    path, named = folder / f"{key}.safetensors", f"{len(rows):,} {' and '.join(splits)} rows"
     with FileLock(f"{path}.lock"):
-        logits = _read(path, list(rows["id"]))
+        logits = _read(path, list(rows["id"]), named)
         if logits is None:
-            log.info("teacher: asked about %d training rows, once", len(rows))
-            logits = ask(teacher, rows, prepared)[:, teacher.order]
+            log.info("teacher: asked about %s, once", named)
+            half = half and _half_will_do(expert, rows, prepared)
+            logits = ask(expert, rows, prepared, half)
             _write(path, list(rows["id"]), logits)
         else:
-            _spot_check(teacher, rows, prepared, logits, "half" if half else "fp32")
+            _spot_check(expert, rows, prepared, logits, half)
     return logits
 
 
-def _read(path: Path, ids: list[int]) -> NDArray[Any] | None:
+def _few(rows: Dataset) -> list[int]:
+    """Sixteen rows from all over."""
+    return list(range(0, len(rows), max(1, len(rows) // 16)))[:16]
+
+
+def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest difference of two answers [rows, labels], in probability or in the value."""
+    from scipy.special import softmax
+
+    if a.shape[1] == 1:
+        return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
+    return float(np.abs(softmax(a, -1) - softmax(b, -1)).max())
+
+
+def _half_will_do(expert: Expert, rows: Dataset, prepared: Prepared) -> bool:
+    """Whether half precision stays within its tolerance of fp32 on a few rows."""
+    few = rows.select(_few(rows))
+    apart = _apart(*(ask(expert, few, prepared, half) for half in (True, False)))
+    if apart <= TOLERANCE["half"]:
+        return True
+    log.warning("teacher: half precision is off by %.3g; asked in fp32", apart)
+    return False
+
+
+def _spot_check(
+    expert: Expert, rows: Dataset, prepared: Prepared, logits: NDArray[Any], half: bool
+) -> None:
+    """Raise `UserError` unless a few stored rows are what the teacher says now."""
+    few = _few(rows)
+    apart = _apart(logits[few], ask(expert, rows.select(few), prepared, half))
+    if not apart <= TOLERANCE["half" if half else "fp32"]:
+        raise UserError(
+            f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "
+            f"{data.cache_directory(prepared.config.cache_dir) / 'teacher'}"
+        )
+
+
+def _read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -199,9 +422,9 @@ def _read(path: Path, ids: list[int]) -> NDArray[Any] | None:
         return None
     try:
         stored = load_file(path)
-        if stored["ids"].tolist() == ids:
+        if stored["ids"].tolist() == ids and len(stored["logits"]) == len(ids):
             logits: NDArray[Any] = stored["logits"]
-            log.info("teacher: answers to %d training rows found in the cache", len(ids))
+            log.info("teacher: answers to %s found in the cache", named)
             return logits
     except (SafetensorError, KeyError, ValueError):
         pass
@@ -210,26 +433,16 @@ def _read(path: Path, ids: list[int]) -> NDArray[Any] | None:
 
 
 def _write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     scratch = path.with_suffix(f".{os.getpid()}")
     try:
         save_file({"ids": np.asarray(ids), "logits": np.ascontiguousarray(logits)}, scratch)
         os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); name another cache_dir=") from error
-
-
-def _spot_check(
-    teacher: Teacher, rows: Dataset, prepared: Prepared, logits: NDArray[Any], precision: str
-) -> None:
-    """Raise `UserError` unless a few stored rows are what the teacher says now."""
-    few = list(range(0, len(rows), max(1, len(rows) // 16)))[:16]
-    live = ask(teacher, rows.select(few), prepared)[:, teacher.order]
-    worst = float(np.abs(live - logits[few]).max())
-    if worst > TOLERANCE[precision] * max(1.0, float(np.abs(live).max())):
         raise UserError(
-            f"teacher: stored answers differ from live ones by {worst:.3g}; "
-            "delete the folder teacher/ of the cache directory"
-        )
+            f"{path}: the teacher's answers cannot be written ({error}); make room, or name "
+            "another folder with cache_dir=DIR"
+        ) from error

@@ -30,8 +30,8 @@ def easy(launch, jsonl):
     files = (f"task.files.train={train}", f"task.files.validation={validation}")
     labels = "task.labels=[good,fair,bad]"
 
-    def start(*overrides, at="run"):
-        return launch(*SMALL, "task=files", *files, "task.text=text", labels, *overrides, at=at)
+    def start(*overrides, at="run", size=SMALL):
+        return launch(*size, "task=files", *files, "task.text=text", labels, *overrides, at=at)
 
     return start
 
@@ -46,10 +46,16 @@ def teacher_run(easy):
     )
 
 
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """Teachers are looked for, and trained, under outputs/ of the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def kd(easy, teacher_run):
-    def start(*overrides, at="run"):
-        return easy("mode=kd", f"teacher.path={teacher_run}", *FEW, *overrides, at=at)
+    def start(*overrides, **where):
+        return easy("mode=kd", f"teacher.path={teacher_run}", *FEW, *overrides, **where)
 
     return start
 
@@ -78,20 +84,21 @@ def test_alpha_zero_is_sft_to_the_bit_without_a_teacher(toy_run):
 def test_the_blend_is_what_the_formula_says(kd, caplog):
     caplog.set_level(logging.INFO)
     run_dir = kd("mode.alpha=0.25", "mode.loss.kl.temperature=3")
-    assert "0.25 * (1 kl(temperature 3" in caplog.text and "times T^2" in caplog.text
+    assert "0.75 * task loss + 0.25 * (1 * kl(temperature 3" in caplog.text
+    assert "times T^2" in caplog.text
     for row in history(run_dir):
         assert row["loss"] == pytest.approx(row["loss_task"] + row["loss_kl"], abs=1e-5)
-        shares = [value for key, value in row.items() if key.startswith("gradient_share_")]
-        assert sum(shares) == pytest.approx(1)
-        assert all(share > 0 for share in shares)
+    shares = [v for k, v in history(run_dir)[0].items() if k.startswith("gradient_share_")]
+    assert len(shares) == 2 and sum(shares) == pytest.approx(1) and min(shares) > 0
+    assert "shares of the gradient norm in the first batch: task" in caplog.text
     recorded = read_json(run_dir / "run_metadata.json")["teacher"]
-    assert recorded["value"] > recorded["baseline"]
+    assert recorded["splits"]["validation"]["accuracy"] > recorded["baseline"]
 
 
 @pytest.mark.slow
 def test_alpha_one_takes_nothing_from_the_labels(kd, teacher_run):
     row = history(kd("mode.alpha=1"))[0]
-    assert row["loss_task"] == 0 and row["gradient_share_task"] == 0
+    assert "loss_task" not in row and row["gradient_share_kl"] == 1
 
 
 @pytest.mark.slow
@@ -99,7 +106,7 @@ def test_the_teacher_is_asked_once_for_all_runs(kd, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     own = f"cache_dir={tmp_path / 'cache'}"
     kd("mode.alpha=0.5", own, at="a")
-    assert "asked about 256 training rows" in caplog.text
+    assert "asked about 256 train rows" in caplog.text
     caplog.clear()
     kd("mode.alpha=0.75", "seed=3", own, at="b")
     assert "found in the cache" in caplog.text
@@ -152,7 +159,8 @@ def test_a_teacher_of_another_order_teaches_the_same(kd, teacher_run, names, cap
         (["mode.loss.kl.temperature=0"], r"mode: .*temperature"),
         (["mode.loss.kl.divergence=backward"], r"mode: .*divergence"),
         (["+mode.loss.kl.temprature=2"], r"mode\.loss\.kl\.temprature: .*did you mean temperature"),
-        (["teacher.path=null"], "no trained teacher; train one with python launch.py"),
+        (["model@teacher=bert", "teacher.path=null"], "teacher.path=null: name a run or a model"),
+        (["teacher.path=null", "teacher.train=off"], "train one with python launch.py mode=sft"),
         (["teacher.path=/nowhere"], r"teacher\.path=/nowhere: no such directory"),
         (["mode/loss=hidden", "model.config.vocab_size=30"], "different vocabularies"),
         (["task.labels=[a,b,c]"], "not among task.labels"),
@@ -172,7 +180,7 @@ def test_a_teacher_of_other_labels_or_without_a_head_is_refused(kd, teacher_run)
     path = teacher_run / "model" / "config.json"
     path.write_text(path.read_text().replace("BertForSequenceClassification", "BertModel"))
     with pytest.raises(UserError, match="no head trained for this task"):
-        kd()
+        kd("teacher.train=false")
 
 
 @pytest.mark.slow
@@ -187,7 +195,7 @@ def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(easy):
 @pytest.mark.slow
 def test_hidden_states_and_attention_are_distilled_live(kd):
     run_dir = kd("mode/loss=[kl,hidden,attention]", "mode.loss.hidden.weight=0.1")
-    row = history(run_dir)[-1]
+    row = history(run_dir)[0]
     assert {"loss_kl", "loss_hidden", "loss_attention"} <= row.keys()
     assert row["gradient_share_hidden"] > 0 and row["gradient_share_attention"] > 0
     assert (run_dir / "checkpoint-6" / "losses.safetensors").is_file()  # widths 16 and 32
@@ -212,3 +220,175 @@ def test_gradient_accumulation_gives_the_step_of_the_whole_batch(kd):
         for name, settings in (("whole", ()), ("parts", parts))
     ]
     np.testing.assert_allclose(*curves, atol=1e-5)
+
+
+TEACHER = (
+    "mode=kd",
+    "model@teacher=tiny",
+    "teacher.config.hidden_size=32",
+    "teacher.config.intermediate_size=32",
+    "teacher.trainer.num_train_epochs=4",
+    "teacher.trainer.learning_rate=5e-3",
+    *FEW,
+)
+
+
+@pytest.mark.slow
+def test_a_missing_teacher_is_trained_once_in_a_run_of_its_own(easy, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    first = easy(*TEACHER, at="a")
+    assert "it is trained first" in caplog.text
+    (trained,) = tmp_path.glob("outputs/*/*/sft/teacher-*/results.json")
+    assert (trained.parent / "output.log").read_text().count("evaluation accuracy") == 4
+    caplog.clear()
+    second = easy(*TEACHER, "seed=7", at="b")
+    assert "found in outputs" in caplog.text and "trained first" not in caplog.text
+    named = easy(*TEACHER, f"teacher.path={trained.parent}", at="c")
+    assert history(first) == history(named)
+    paths = [read_json(run / "run_metadata.json")["teacher"]["paths"] for run in (first, second)]
+    assert paths[0] == [str(trained.parent / "model")]
+    assert (tmp_path / paths[1][0]).samefile(paths[0][0])
+
+
+@pytest.mark.slow
+def test_the_best_finished_run_of_the_teacher_is_found(easy, caplog):
+    caplog.set_level(logging.INFO)
+    model = ("model.config.hidden_size=32", "model.config.num_attention_heads=2")
+    for name, rate in (("bad", "1e-6"), ("good", "5e-3"), ("other", "5e-3")):
+        size = ("model.config.hidden_size=48",) if name == "other" else ()
+        easy(*model, *size, f"trainer.learning_rate={rate}", at=f"outputs/x/{name}")
+    easy(*TEACHER, "teacher.train=false", at="a")
+    assert "found in outputs/x/good" in caplog.text
+    with pytest.raises(UserError, match="no finished run of it under outputs or multirun"):
+        easy(*TEACHER, "teacher.train=false", "task.max_rows=200", at="b")
+
+
+@pytest.mark.slow
+def test_stored_answers_teach_what_live_ones_do(kd):
+    own = "model.config.vocab_size=30"  # another vocabulary than the teacher's
+    curves = [
+        [row["loss_kl"] for row in history(kd(own, f"mode.cache={cache}", at=f"cache_{cache}"))]
+        for cache in ("on", "off")
+    ]
+    np.testing.assert_allclose(*curves, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_teacher_hears_the_training_rows_once_in_a_sweep_over_alpha(kd, monkeypatch, tmp_path):
+    from forge import teacher
+
+    heard, ask = [], teacher.ask
+    monkeypatch.setattr(
+        teacher, "ask", lambda e, rows, *a: heard.append(len(rows)) or ask(e, rows, *a)
+    )
+    for alpha in (0, 0.25, 0.5, 0.75, 1):
+        kd(f"mode.alpha={alpha}", f"cache_dir={tmp_path / 'cache'}", at=f"alpha_{alpha}")
+    assert heard.count(256) == 1 and heard.count(120) == 1  # training, evaluation
+    assert set(heard) <= {256, 120, 16, 15}  # and a few rows to check what is stored
+
+
+@pytest.mark.slow
+def test_rows_without_labels_are_learnt_from_at_alpha_one(kd, jsonl, caplog):
+    caplog.set_level(logging.INFO)
+    extra = jsonl("extra.jsonl", [{"text": f"so {word} a thing"} for word in ("good", "bad") * 32])
+    unlabelled = f"task.files.unlabelled={extra}"
+    epoch = "trainer.max_steps=-1", "trainer.num_train_epochs=1"
+    assert results(kd(unlabelled, "mode.alpha=1", *epoch, at="a"))["train"]["steps"] == 10
+    assert "asked about 320 train and unlabelled rows" in caplog.text
+    assert results(kd(unlabelled, "mode.alpha=0.9", *epoch, at="b"))["train"]["steps"] == 8
+    assert "mode.alpha=1 only; left out" in caplog.text
+    with pytest.raises(UserError, match="mode/loss=dkd: it reads labels"):
+        kd(unlabelled, "mode.alpha=1", "mode/loss=dkd", at="c")
+
+
+@pytest.mark.slow
+def test_several_teachers_average_their_probabilities(kd, teacher_run, easy, caplog):
+    caplog.set_level(logging.INFO)
+    wider = ("model.config.hidden_size=48", "trainer.num_train_epochs=4")
+    other = easy(*wider, "trainer.learning_rate=5e-3", at="other")
+    both = f"teacher.path=[{teacher_run},{other}]"
+    run_dir = kd(both, "teacher.weights=[3,1]", at="both")
+    assert "probabilities averaged (weights 0.75, 0.25)" in caplog.text
+    assert len(read_json(run_dir / "run_metadata.json")["teacher"]["paths"]) == 2
+    live = kd(both, "teacher.weights=[3,1]", "mode.cache=off", at="live")
+    kls = [[row["loss_kl"] for row in history(run)] for run in (run_dir, live)]
+    np.testing.assert_allclose(*kls, atol=1e-5)
+    with pytest.raises(UserError, match=r"teacher\.weights=\[1, 2, 3\]"):
+        kd(both, "teacher.weights=[1,2,3]", at="wrong")
+    with pytest.raises(UserError, match="mode/loss=hidden: it takes one teacher"):
+        kd(both, "mode/loss=hidden", at="hidden")
+
+
+def test_probabilities_are_averaged_not_logits():
+    from forge.teacher import combine
+
+    sure, unsure = torch.tensor([[8.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.3, 0.0]])
+    mean = combine([sure, unsure], [0.25, 0.75]).softmax(-1)
+    expected = 0.25 * sure.softmax(-1) + 0.75 * unsure.softmax(-1)
+    torch.testing.assert_close(mean, expected)
+    assert mean.argmax() != (0.25 * sure + 0.75 * unsure).argmax() or mean[0, 0] < 0.6
+    values = combine([torch.tensor([[1.0]]), torch.tensor([[3.0]])], [0.5, 0.5])
+    assert values.item() == 2
+
+
+@pytest.mark.slow
+def test_a_student_starts_from_layers_of_its_teacher(kd, teacher_run, caplog):
+    caplog.set_level(logging.INFO)
+    none = ("trainer.max_steps=-1", "trainer.num_train_epochs=0")
+    start = kd("model=from_teacher", "model.layers=[1]", "mode.alpha=0", *none, at="start", size=())
+    assert "weights: layers 1 of" in caplog.text
+    theirs, mine = weights(teacher_run), weights(start)
+    old, new = "bert.encoder.layer.1.", "bert.encoder.layer.0."
+    assert not any("layer.1." in name for name in mine)
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name.replace(new, old)]), name
+    whole = kd(
+        "model=from_teacher", "model.layers=null", "mode.alpha=0", *none, at="whole", size=()
+    )
+    scores = [results(run)["splits"]["validation"]["accuracy"] for run in (whole, teacher_run)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.init=teacher", "model.config.hidden_size=48"],
+            "choose one of the same family and width",
+        ),
+        (["model=from_teacher", "model.layers=5"], r"model\.layers=5: a number from 1 to 2"),
+        (["model=from_teacher", "model.layers=[0,0]"], r"model\.layers=\[0, 0\]"),
+        (["model.init=master"], r"model\.init=master: teacher, or null"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(kd, overrides, message):
+    with pytest.raises(UserError, match=message):
+        kd(*overrides, size=())
+
+
+@pytest.mark.slow
+def test_a_regression_learns_the_teachers_values(launch, jsonl, caplog):
+    caplog.set_level(logging.INFO)
+    rows = [{"text": f"{'very ' * (i % 5)}good", "label": (i % 5) + 0.5} for i in range(160)]
+    files = [f"task.files.{s}={jsonl(f'{s}.jsonl', rows)}" for s in ("train", "validation")]
+    task = (*SMALL, "task=files", *files, "task.text=text")
+    teacher = launch(*task, "trainer.num_train_epochs=6", "trainer.learning_rate=5e-3", at="t")
+    run_dir = launch(*task, "mode=kd", f"teacher.path={teacher}", *FEW, at="kd")
+    assert "regression: mse for kl" in caplog.text
+    assert history(run_dir)[0]["loss_mse"] > 0
+    with pytest.raises(UserError, match="use mode/loss=mse"):
+        launch(*task, "mode=kd", "mode/loss=dist", f"teacher.path={teacher}", *FEW, at="dist")
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_storing_answers_is_one_line(kd, monkeypatch, tmp_path):
+    import safetensors.numpy
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device.*cache_dir=DIR"):
+        kd(f"cache_dir={tmp_path / 'cache'}")
+    assert not list((tmp_path / "cache" / "teacher").glob("*.safetensors"))

@@ -9,104 +9,243 @@ attention run the teacher beside the student, which must share its tokenizer.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import set_seed
 
 from forge import data, teacher
 from forge.errors import UserError
 from forge.experiment import Prepared
-from forge.losses import Loss, capture_qkv
+from forge.losses import DKD, KL, MSE, Loss, capture_qkv
 from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
+# What the teacher says to a batch, given the batch and `Distiller._watch`
+Taught: TypeAlias = Callable[[dict[str, Any], Any], SimpleNamespace]
 PROJECTIONS = "losses.safetensors"  # a checkpoint's file of the losses' own weights
 
 
 def trainer(
-    *, prepared: Prepared, alpha: float, loss: dict[str, Loss], gate: bool = True, **common: Any
+    *,
+    prepared: Prepared,
+    alpha: float,
+    loss: dict[str, Loss],
+    gate: bool = True,
+    cache: bool = True,
+    **common: Any,
 ) -> Trainer:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
     if not 0 <= alpha <= 1:
         raise UserError(f"mode.alpha={alpha}: a share between 0 (labels only) and 1 (teacher only)")
+    train = _training_splits(prepared, alpha, loss)
     if alpha == 0:
-        log.info("loss    task loss (mode.alpha=0: the teacher is not loaded)")
+        log.info("loss    1 * task loss (mode.alpha=0: as mode=sft; the teacher is not loaded)")
         return Trainer(**common)
+    loss = _fitting_losses(prepared, loss)
+    config, task, facts = prepared.config, prepared.task, prepared.facts
+    named = teacher.settle(config, task, prepared.rows, prepared.recorded)
+    experts = [teacher.load(model, prepared) for model in named]
+    facts["teacher"] = teacher.measure(experts, prepared, gate)
+    _announce(alpha, loss, common["args"].label_smoothing_factor)
+    common["train_dataset"] = concatenate_datasets([prepared.splits[split] for split in train])
+    weights = teacher.shares(config.teacher, len(experts))
+    aligned = [name for name, term in loss.items() if term.same_tokens]
+    if aligned:
+        taught: Taught = _beside(prepared, experts, aligned)
+    elif cache:
+        taught = _stored(prepared, experts, weights, train, common)
+    else:
+        taught = _live(prepared, experts, weights, train, common)
+    set_seed(common["args"].seed)  # for the losses' projections, whatever came before
+    for term in loss.values():
+        term.bind(prepared.model.config, experts[0].model.config)
+    return Distiller(alpha=alpha, losses=loss, taught=taught, **common)
+
+
+def _training_splits(prepared: Prepared, alpha: float, loss: dict[str, Loss]) -> list[str]:
+    """The splits to learn from: texts without labels are for the teacher alone."""
+    task = prepared.task
+    if not task.unlabelled_split:
+        return [task.train]
+    if alpha < 1:
+        log.warning(
+            "%s: rows without labels are learnt from at mode.alpha=1 only; left out",
+            task.unlabelled_split,
+        )
+        return [task.train]
+    for name, term in loss.items():
+        if isinstance(term, DKD):
+            raise UserError(f"mode/loss={name}: it reads labels; use kl with unlabelled rows")
+    return [task.train, task.unlabelled_split]
+
+
+def _fitting_losses(prepared: Prepared, loss: dict[str, Loss]) -> dict[str, Loss]:
+    """The losses, checked against the task; of a regression's one value kl is taken as mse."""
     if not loss:
         raise UserError("mode.loss: no loss to the teacher; choose e.g. mode/loss=kl")
-    _check_losses(prepared, loss)
-    chosen = teacher.load(prepared.config.teacher, prepared)
-    prepared.facts["teacher"] = teacher.measure(chosen, prepared, gate)
-    terms = " + ".join(f"{term.weight:g} {_words(name, term)}" for name, term in loss.items())
-    log.info("loss    %g * task loss + %g * (%s), means over the batch", 1 - alpha, alpha, terms)
-    live = any(term.needs != {"logits"} for term in loss.values())
-    if live:
-        _check_tokens(prepared, chosen, loss)
-    else:
-        stored = teacher.stored_logits(chosen, prepared).tolist()
-        common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", stored)
-        multiple = data.pad_multiple(prepared.args)
-        common["data_collator"] = data.Collator(prepared.tokenizer, multiple, "teacher_logits")
-    for term in loss.values():
-        term.bind(prepared.model.config, chosen.model.config)
-    return Distiller(alpha=alpha, losses=loss, teacher=chosen if live else None, **common)
-
-
-def _words(name: str, term: Loss) -> str:
-    settings = {
-        k: v for k, v in vars(term).items() if k in ("temperature", "divergence", "distance")
-    }
-    told = ", ".join(f"{k} {v}" for k, v in settings.items())
-    squared = ", times T^2" if "temperature" in settings else ""
-    return f"{name}({told}{squared})"
-
-
-def _check_losses(prepared: Prepared, loss: dict[str, Loss]) -> None:
     if prepared.task.num_labels > 1:
-        return
+        return loss
+    fitting: dict[str, Loss] = {}
     for name, term in loss.items():
-        if hasattr(term, "temperature"):
+        if isinstance(term, KL):
+            log.info("loss    regression: mse for %s (a softmax over one value is always 1)", name)
+            fitting["mse"] = MSE(weight=term.weight)
+        elif hasattr(term, "temperature"):
             raise UserError(
                 f"mode/loss={name}: the softmax over the one value of a regression is always 1; "
                 "use mode/loss=mse"
             )
+        else:
+            fitting[name] = term
+    return fitting
 
 
-def _check_tokens(prepared: Prepared, chosen: teacher.Teacher, loss: dict[str, Loss]) -> None:
-    if chosen.tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
-        names = ", ".join(name for name, term in loss.items() if term.same_tokens)
+def _announce(alpha: float, loss: dict[str, Loss], smoothing: float) -> None:
+    """The objective in words and numbers."""
+    smoothed = f", label smoothing {smoothing:g}" if smoothing else ""
+    log.info(
+        "loss    %g * task loss%s + %g * (%s)",
+        1 - alpha,
+        smoothed,
+        alpha,
+        " + ".join(f"{term.weight:g} * {_words(name, term)}" for name, term in loss.items()),
+    )
+    log.info(
+        "        each summed over the labels, averaged over the examples; mode.alpha is the "
+        "teacher's share: 0 labels only, 1 teacher only"
+    )
+
+
+def _words(name: str, term: Loss) -> str:
+    shown = ("temperature", "divergence", "distance", "layers", "layer", "teacher_layer")
+    settings = {k: v for k, v in vars(term).items() if k in shown}
+    told = [f"{k} {v}" for k, v in settings.items()]
+    if "temperature" in settings:
+        told.append("times T^2")
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def _stored(
+    prepared: Prepared,
+    experts: list[teacher.Expert],
+    weights: list[float],
+    splits: list[str],
+    common: dict[str, Any],
+) -> Taught:
+    """Answers given once: a column of the training rows."""
+    logits = [teacher.stored_logits(e, prepared, *splits)[:, e.order] for e in experts]
+    answers = teacher.combine(logits, weights).tolist()
+    common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", answers)
+    multiple = data.pad_multiple(prepared.args)
+    common["data_collator"] = data.Collator(prepared.tokenizer, multiple, "teacher_logits")
+    return lambda inputs, ask: SimpleNamespace(logits=inputs.pop("teacher_logits"), qkv={})
+
+
+def _live(
+    prepared: Prepared,
+    experts: list[teacher.Expert],
+    weights: list[float],
+    splits: list[str],
+    common: dict[str, Any],
+) -> Taught:
+    """Answers given in every step, to the text as each teacher's own tokenizer reads it."""
+    rows = concatenate_datasets([prepared.rows[split] for split in splits])
+    parts, pads = [common["train_dataset"]], {}
+    for i, expert in enumerate(experts):
+        names = expert.tokenizer.model_input_names
+        read = teacher.tokenize(expert, rows, prepared).select_columns(list(names))
+        parts.append(read.rename_columns({name: f"teacher_{i}_{name}" for name in names}))
+        pads[f"teacher_{i}_"] = data.Collator(expert.tokenizer, data.pad_multiple(prepared.args))
+        expert.to(prepared.args.device)
+    common["train_dataset"] = concatenate_datasets(parts, axis=1)
+    common["data_collator"] = Beside(common["data_collator"], pads)
+
+    def taught(inputs: dict[str, Any], ask: Any) -> SimpleNamespace:
+        given = [inputs.pop(prefix) for prefix in pads]
+        with torch.no_grad():
+            logits = [
+                expert.model.eval()(**batch).logits[:, expert.order]
+                for expert, batch in zip(experts, given, strict=True)
+            ]
+        return SimpleNamespace(logits=teacher.combine(logits, weights), qkv={})
+
+    return taught
+
+
+class Beside:
+    """A collator that also pads the columns of other tokenizers, kept under their prefix."""
+
+    def __init__(self, own: data.Collator, others: dict[str, data.Collator]) -> None:
+        self.own, self.others = own, others
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.own(rows))
+        for prefix, pad in self.others.items():
+            theirs = [
+                {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+                for row in rows
+            ]
+            if theirs[0]:  # evaluation rows have none
+                batch[prefix] = dict(pad(theirs))
+        return batch
+
+
+def _beside(prepared: Prepared, experts: list[teacher.Expert], aligned: list[str]) -> Taught:
+    """Hidden states and attention of the one teacher, to the very tokens of the student."""
+    expert, names = experts[0], ", ".join(aligned)
+    if len(experts) > 1:
+        raise UserError(f"mode/loss={names}: it takes one teacher; {len(experts)} are named")
+    if expert.tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
         raise UserError(
             f"mode/loss={names}: it compares positions, but student and teacher have different "
             "vocabularies; use a loss of logits (kl, mse, dkd, dist) or a student with the "
             "teacher's tokenizer"
         )
+    expert.to(prepared.args.device)
+
+    def taught(inputs: dict[str, Any], ask: Any) -> SimpleNamespace:
+        batch = {k: inputs[k] for k in expert.tokenizer.model_input_names if k in inputs}
+        with ExitStack() as stack, torch.no_grad():
+            watched = ask(expert.model.eval(), "teacher_layer", stack)
+            outputs = expert.model(**batch, **watched.asked)
+        answers = {k: v for k, v in outputs.items() if k != "loss"}
+        answers["logits"] = answers["logits"][:, expert.order]
+        return SimpleNamespace(**answers, qkv=watched.qkv)
+
+    return taught
 
 
 class Distiller(Trainer):
-    """Blends the task loss with losses to a teacher, stored or live.
+    """Blends the task loss with losses to a teacher's answers.
 
-    Each logged step carries the terms and each term's share of the gradient norm.
+    `taught(inputs, watch)` gives those for a batch and takes them out of it. Logged steps carry
+    the mean of each term; now and then also each term's share of the gradient norm.
     """
 
     loss_is_scaled_for_ga = False
+    EVERY = 200  # steps between two measurements of the shares, which cost a backward pass a term
 
     def __init__(
         self,
         *,
         alpha: float,
         losses: dict[str, Loss],
-        teacher: teacher.Teacher | None,
+        taught: Taught,
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
         # The losses' own weights (projections) train with the student and are not saved with it.
-        self.alpha, self.teacher = alpha, teacher
-        self.measured: dict[str, float] = {}
+        self.alpha, self.taught = alpha, taught
+        self.sums: dict[str, Tensor] = {}  # of each term since the last log
+        self.batches, self.shares = 0, {}  # type: int, dict[str, float]
         super().__init__(model=model, **kwargs)
         self.losses, self.weights = losses, nn.ModuleDict(losses).to(self.args.device)
 
@@ -130,24 +269,29 @@ class Distiller(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        stored = inputs.pop("teacher_logits", None)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        batch = dict(inputs)  # label smoothing takes the labels out
         with ExitStack() as stack:
             student = self._watch(self.accelerator.unwrap_model(model), "layer", stack)
-            task_loss, outputs = super().compute_loss(model, inputs | student.asked, True)
-            answers = student.qkv if self.teacher else {}
-            taught = self._taught(batch, stored)
-        terms = {"task": (1 - self.alpha) * task_loss}
+            taught = self.taught(inputs, self._watch)
+            batch = dict(inputs)  # label smoothing takes the labels out
+            task_loss, outputs = self._task_loss(model, inputs | student.asked)
+            queries = dict(student.qkv)
+        terms = {} if task_loss is None else {"task": (1 - self.alpha) * task_loss}
         for name, loss in self.losses.items():
-            view = SimpleNamespace(**outputs, qkv=answers.get(name))
+            view = SimpleNamespace(**outputs, qkv=queries.get(name))
             mine = SimpleNamespace(**vars(taught) | {"qkv": taught.qkv.get(name)})
             terms[name] = self.alpha * loss.weight * loss(view, mine, batch)
-        if self.state.global_step % max(int(self.state.logging_steps or 1), 1) == 0:
-            self.measured = self._shares(terms, model)
+        self._follow(terms, model)
         blended = sum(terms.values())
         return (blended, outputs) if return_outputs else blended
+
+    def _task_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor | None, Any]:
+        """The loss to the labels, which the model is not shown at alpha=1."""
+        if self.alpha < 1:
+            found: Any = super().compute_loss(model, inputs, True)
+            return found[0], found[1]
+        return None, model(**{k: v for k, v in inputs.items() if k != "labels"})
 
     def _watch(self, model: Any, layer: str, stack: ExitStack) -> SimpleNamespace:
         """What a model is asked for beside its logits, and where its projections will stand."""
@@ -160,20 +304,21 @@ class Distiller(Trainer):
         asked = {"output_hidden_states": True} if "hidden_states" in needs else {}
         return SimpleNamespace(qkv=qkv, asked=asked)
 
-    def _taught(self, batch: dict[str, Tensor], stored: Tensor | None) -> SimpleNamespace:
-        """The teacher's outputs for the batch, stored or live."""
-        if self.teacher is None:
-            return SimpleNamespace(logits=stored, qkv={})
-        inputs = {k: batch[k] for k in self.teacher.tokenizer.model_input_names if k in batch}
-        with ExitStack() as stack, torch.no_grad():
-            watched = self._watch(self.teacher.model, "teacher_layer", stack)
-            outputs = self.teacher.model.eval()(**inputs, **watched.asked)
-        outputs = {k: v for k, v in outputs.items() if k != "loss"}
-        outputs["logits"] = outputs["logits"][:, self.teacher.order]
-        return SimpleNamespace(**outputs, qkv=watched.qkv)
+    def _follow(self, terms: dict[str, Tensor], model: Any) -> None:
+        """Add up the terms for the next log; measure their shares at the first step and then."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term.detach()
+        self.batches += 1
+        step = self.state.global_step
+        if step % self.EVERY or step == self.shares.get("step"):
+            return
+        self.shares = {"step": step, **self._shares(terms, model)}
+        if step == 0:
+            told = (f"{name} {self.shares[f'gradient_share_{name}']:.0%}" for name in terms)
+            log.info("loss    shares of the gradient norm in the first batch: %s", ", ".join(told))
 
     def _shares(self, terms: dict[str, Tensor], model: Any) -> dict[str, float]:
-        """Each weighted term, and its share of the summed gradient norms over the student."""
+        """Each weighted term's share of the summed gradient norms over the student."""
         weights = [p for p in model.parameters() if p.requires_grad]
         norms = {}
         for name, term in terms.items():
@@ -182,8 +327,12 @@ class Distiller(Trainer):
                 sum(float(g.float().square().sum()) for g in grads if g is not None) ** 0.5
             )
         total = sum(norms.values()) or 1.0
-        found = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
-        return found | {f"gradient_share_{name}": norm / total for name, norm in norms.items()}
+        return {f"gradient_share_{name}": norm / total for name, norm in norms.items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        super().log(logs | (self.measured if "loss" in logs else {}), *args, **kwargs)
+        if "loss" in logs and self.batches:
+            logs |= {f"loss_{name}": float(s) / self.batches for name, s in self.sums.items()}
+            logs |= {name: share for name, share in self.shares.items() if name != "step"}
+            self.sums, self.batches = {}, 0
+            self.shares = {"step": self.shares["step"]} if "step" in self.shares else {}
+        super().log(logs, *args, **kwargs)
