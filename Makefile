@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## create .venv and install the pinned packages
 
-demo: $(READY)  ## train and evaluate the embedded toy task on this machine, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python launch.py task=toy model=small mode=sft trainer.num_train_epochs=4 trainer.per_device_train_batch_size=64
+demo: $(READY)  ## a teacher, students distilled from it and their control, table and plot; offline
+	HF_HUB_OFFLINE=1 $(BIN)/python launch.py experiment=demo
 
 doctor: $(READY)  ## check this machine: one line per check, with the way out
 	$(BIN)/python -m forge doctor
@@ -34,8 +34,9 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(READY)  ## measure throughput side by side with plain transformers.Trainer
-	$(BIN)/python tests/benchmarks/throughput.py
+bench: $(READY)  ## measure side by side: plain transformers.Trainer, labels, a stored and a live teacher
+	$(BIN)/python -m tests.benchmarks.throughput
+	$(BIN)/python -m tests.benchmarks.distillation
 
 clean:  ## remove the venv and caches; outputs/ and multirun/ are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from forge.errors import UserError
 
@@ -14,6 +15,13 @@ def doctor(args: argparse.Namespace) -> int:
     return doctor.main(as_json=args.json)
 
 
+def report(args: argparse.Namespace) -> int:
+    from forge import results
+
+    print(results.report(args.directory))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs; each sets `run`, a function from its arguments to the exit code."""
     root = argparse.ArgumentParser("python -m forge", description="Runs start with launch.py.")
@@ -22,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("doctor", help="check this machine: one line per check")
     verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
     verb.set_defaults(run=doctor)
+
+    verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
+    verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
+    verb.set_defaults(run=report)
     return root
 
 

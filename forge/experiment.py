@@ -211,6 +211,7 @@ def prepare(
         )
         lost = sum(splits[name]["truncated"])
         facts[name] = {"n": len(split), "truncated": lost, "fingerprint": split._fingerprint}
+        facts[name]["mean_length"] = round(sum(splits[name]["length"]) / len(split), 1)  # tokens
         if name in task.evaluation:
             splits[name] = data.longest_first(splits[name])
     for name, before in recorded.get("data", {}).items():

@@ -275,12 +275,15 @@ def test_stored_answers_teach_what_live_ones_do(kd):
 
 @pytest.mark.slow
 def test_the_teacher_hears_the_training_rows_once_in_a_sweep_over_alpha(kd, monkeypatch, tmp_path):
-    from forge import teacher
+    from forge import logits
 
-    heard, ask = [], teacher.ask
-    monkeypatch.setattr(
-        teacher, "ask", lambda e, rows, *a: heard.append(len(rows)) or ask(e, rows, *a)
-    )
+    heard, ask = [], logits.ask
+
+    def counted(expert, rows, *settings):
+        heard.append(len(rows))
+        return ask(expert, rows, *settings)
+
+    monkeypatch.setattr(logits, "ask", counted)
     for alpha in (0, 0.25, 0.5, 0.75, 1):
         kd(f"mode.alpha={alpha}", f"cache_dir={tmp_path / 'cache'}", at=f"alpha_{alpha}")
     assert heard.count(256) == 1 and heard.count(120) == 1  # training, evaluation
@@ -313,7 +316,7 @@ def test_several_teachers_average_their_probabilities(kd, teacher_run, easy, cap
     live = kd(both, "teacher.weights=[3,1]", "mode.cache=off", at="live")
     kls = [[row["loss_kl"] for row in history(run)] for run in (run_dir, live)]
     np.testing.assert_allclose(*kls, atol=1e-5)
-    with pytest.raises(UserError, match=r"teacher\.weights=\[1, 2, 3\]"):
+    with pytest.raises(UserError, match=r"teacher\.weights=.*each of 2 teachers"):
         kd(both, "teacher.weights=[1,2,3]", at="wrong")
     with pytest.raises(UserError, match="mode/loss=hidden: it takes one teacher"):
         kd(both, "mode/loss=hidden", at="hidden")
@@ -392,3 +395,33 @@ def test_a_full_disk_while_storing_answers_is_one_line(kd, monkeypatch, tmp_path
     with pytest.raises(UserError, match=r"No space left on device.*cache_dir=DIR"):
         kd(f"cache_dir={tmp_path / 'cache'}")
     assert not list((tmp_path / "cache" / "teacher").glob("*.safetensors"))
+
+
+def test_two_who_want_the_same_answers_ask_once(monkeypatch, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    from forge import logits
+
+    rows = Dataset.from_dict({"id": range(9), "text_0": ["a"] * 9, "labels": [0] * 9})
+    prepared = SimpleNamespace(
+        rows={"train": rows},
+        args=SimpleNamespace(bf16=False, fp16=False),
+        config=SimpleNamespace(cache_dir=str(tmp_path / "cache")),
+    )
+    asked = []
+
+    def ask(*_):
+        asked.append(1)
+        return np.arange(27.0, dtype=np.float32).reshape(9, 3)
+
+    monkeypatch.setattr(logits, "ask", ask)
+    monkeypatch.setattr(logits, "tokenize", lambda *_: rows)
+    monkeypatch.setattr(logits, "_spot_check", lambda *_: None)
+    expert = SimpleNamespace(digest="same")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: logits.stored_logits(expert, prepared, "train"), range(4)))
+    assert len(asked) == 1
+    assert all(np.array_equal(found[0], other) for other in found)

@@ -24,6 +24,7 @@ from transformers import set_seed
 from forge import data, teacher
 from forge.errors import UserError
 from forge.experiment import Prepared
+from forge.logits import Expert, stored_logits, tokenize
 from forge.losses import DKD, KL, MSE, Loss, capture_qkv
 from forge.trainer import Trainer
 
@@ -51,12 +52,12 @@ def trainer(
         return Trainer(**common)
     loss = _fitting_losses(prepared, loss)
     config, task, facts = prepared.config, prepared.task, prepared.facts
+    weights = teacher.shares(config.teacher)
     named = teacher.settle(config, task, prepared.rows, prepared.recorded)
     experts = [teacher.load(model, prepared) for model in named]
     facts["teacher"] = teacher.measure(experts, prepared, gate)
     _announce(alpha, loss, common["args"].label_smoothing_factor)
     common["train_dataset"] = concatenate_datasets([prepared.splits[split] for split in train])
-    weights = teacher.shares(config.teacher, len(experts))
     aligned = [name for name, term in loss.items() if term.same_tokens]
     if aligned:
         taught: Taught = _beside(prepared, experts, aligned)
@@ -135,13 +136,13 @@ def _words(name: str, term: Loss) -> str:
 
 def _stored(
     prepared: Prepared,
-    experts: list[teacher.Expert],
+    experts: list[Expert],
     weights: list[float],
     splits: list[str],
     common: dict[str, Any],
 ) -> Taught:
     """Answers given once: a column of the training rows."""
-    logits = [teacher.stored_logits(e, prepared, *splits)[:, e.order] for e in experts]
+    logits = [stored_logits(e, prepared, *splits)[:, e.order] for e in experts]
     answers = teacher.combine(logits, weights).tolist()
     common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", answers)
     multiple = data.pad_multiple(prepared.args)
@@ -151,7 +152,7 @@ def _stored(
 
 def _live(
     prepared: Prepared,
-    experts: list[teacher.Expert],
+    experts: list[Expert],
     weights: list[float],
     splits: list[str],
     common: dict[str, Any],
@@ -161,7 +162,7 @@ def _live(
     parts, pads = [common["train_dataset"]], {}
     for i, expert in enumerate(experts):
         names = expert.tokenizer.model_input_names
-        read = teacher.tokenize(expert, rows, prepared).select_columns(list(names))
+        read = tokenize(expert, rows, prepared).select_columns(list(names))
         parts.append(read.rename_columns({name: f"teacher_{i}_{name}" for name in names}))
         pads[f"teacher_{i}_"] = data.Collator(expert.tokenizer, data.pad_multiple(prepared.args))
         expert.to(prepared.args.device)
@@ -198,7 +199,7 @@ class Beside:
         return batch
 
 
-def _beside(prepared: Prepared, experts: list[teacher.Expert], aligned: list[str]) -> Taught:
+def _beside(prepared: Prepared, experts: list[Expert], aligned: list[str]) -> Taught:
     """Hidden states and attention of the one teacher, to the very tokens of the student."""
     expert, names = experts[0], ", ".join(aligned)
     if len(experts) > 1:

@@ -1,0 +1,143 @@
+"""A sweep read back: rows, controls, tuned settings, the plot, and the command that makes them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from forge.errors import UserError
+from forge.results import read_sweep, table, text, words
+from tests.conftest import TOY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write finished runs: overrides, and how often each is right on validation and on test."""
+
+    def write(*runs, teacher=None, best=True):
+        for number, (overrides, validation, test) in enumerate(runs):
+            folder = tmp_path / "sweep" / str(number)
+            (folder / "predictions").mkdir(parents=True)
+            seed = int(dict(o.split("=") for o in overrides).get("seed", 1))
+            config = {"seed": seed, "trainer": {"load_best_model_at_end": best}}
+            metadata = {"overrides": overrides, "config": config, "data": {}}
+            if teacher and "mode.alpha=0" not in overrides:
+                metadata["teacher"] = {"paths": [], "splits": {"test": {"accuracy": teacher}}}
+            splits = {}
+            for name, right in (("validation", validation), ("test", test)):
+                if right is None:
+                    continue
+                splits[name] = {"accuracy": float(np.mean(right)), "n": len(right)}
+                columns = {"id": range(len(right)), "label": [0] * len(right)}
+                columns["prediction"] = [int(not r) for r in right]
+                pq.write_table(pa.table(columns), folder / "predictions" / f"{name}.parquet")
+            first = next(iter(splits))
+            headline = {"metric": "accuracy", "split": first, "value": splits[first]["accuracy"]}
+            for file, content in (
+                ("run_metadata", metadata),
+                ("training_state", {"status": "finished"}),
+                ("results", {"headline": headline, "splits": splits}),
+            ):
+                (folder / f"{file}.json").write_text(json.dumps(content))
+        return tmp_path / "sweep"
+
+    return write
+
+
+def right(rate, seed, count=400):
+    return (np.random.default_rng(seed).random(count) < rate).tolist()
+
+
+def test_rows_differ_from_their_control_on_the_split_that_chose_nothing(sweep):
+    runs = [
+        ([f"mode.alpha={alpha}", f"seed={seed}"], right(0.5, seed), right(rate, seed))
+        for alpha, rate in (("0", 0.6), ("0.5", 0.8))
+        for seed in (1, 2)
+    ]
+    found = read_sweep(sweep(*runs, teacher=0.9))
+    assert (found.split, found.metric, len(found.rows)) == ("test", "accuracy", 2)
+    control, taught = found.rows
+    assert control.against is None and taught.against.verdict == "higher"
+    expected = np.mean([np.mean(right(0.8, s)) - np.mean(right(0.6, s)) for s in (1, 2)])
+    assert taught.against.value == pytest.approx(expected)
+    header, cells = table(found)
+    assert cells[-1][0] == "teacher" and cells[-1][1] == "90.00"
+    mean = np.mean([np.mean(right(0.6, s)) for s in (1, 2)])
+    closed = cells[1][header.index("gap closed")]
+    assert closed == f"{expected / (0.9 - mean):.0%}"
+    assert "chosen on validation" in words(found)[-1]
+
+
+def test_a_grid_of_trainer_settings_is_tuned_for_each_row_on_the_first_split(sweep):
+    runs = [
+        (
+            [f"mode.alpha={alpha}", f"trainer.learning_rate={rate}", "seed=1"],
+            right(0.9 if rate == best else 0.4, 1),
+            right(0.7, 2),
+        )
+        for alpha, best in (("0", "1e-4"), ("1", "2e-4"))
+        for rate in ("1e-4", "2e-4")
+    ]
+    found = read_sweep(sweep(*runs))
+    assert [row.tuned for row in found.rows] == [
+        {"trainer.learning_rate": "1e-4"},
+        {"trainer.learning_rate": "2e-4"},
+    ]
+    assert [len(row.runs) for row in found.rows] == [1, 1]
+
+
+def test_each_model_has_its_own_control(sweep):
+    runs = [
+        ([f"model={model}", f"mode.alpha={alpha}"], right(rate, 3), None)
+        for model, rates in (("tiny", (0.5, 0.5)), ("small", (0.5, 0.9)))
+        for alpha, rate in zip(("0", "1"), rates, strict=True)
+    ]
+    found = read_sweep(sweep(*runs, best=False))
+    verdicts = {row.name: row.against.verdict for row in found.rows if row.against}
+    assert verdicts == {
+        "model=small, alpha=1": "higher",
+        "model=tiny, alpha=1": "no difference shown",
+    }
+    assert "it chose nothing" in words(found)[-1]
+    assert "higher" in text(found)
+
+
+def test_a_folder_without_finished_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no finished run in it"):
+        read_sweep(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
+    small = ("model.config.hidden_size=16", "model.config.intermediate_size=32")
+    teacher = ("model@teacher=tiny", "teacher.trainer.max_steps=20", "mode.gate=off")
+    few = ("trainer.max_steps=4", "seed=1,2", "mode.alpha=0,1", "hydra.sweep.dir=sweep")
+    command = [sys.executable, str(ROOT / "launch.py"), "experiment=kd_study"]
+    done = subprocess.run(
+        [*command, *TOY, *small, *teacher, *few],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "alpha=1: " in done.stdout and "speed-up" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*")) == list("0123")
+    assert (tmp_path / "sweep" / "report.png").read_bytes().startswith(b"\x89PNG")
+    told = (tmp_path / "sweep" / "report.md").read_text()
+    assert "| mode.alpha |" in told and "| teacher |" in told
+    again = subprocess.run(
+        [sys.executable, "-m", "forge", "report", str(tmp_path / "sweep")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0 and "alpha=1: " in again.stdout
