@@ -91,7 +91,7 @@ def _best_run(model: Model, task: TextTask, rows: dict[str, Dataset]) -> tuple[P
     """The best finished mode=sft run of this model on these rows, with its headline."""
     asked = {split: rows[split]._fingerprint for split in (task.train, task.evaluation[0])}
     scores: dict[Path, float] = {}
-    for file in (f for root in RUNS for f in Path(root).rglob(METADATA)):
+    for file in (f for root in RUNS for f in Path(root).absolute().rglob(METADATA)):
         ran, state = read_json(file), read_json(file.with_name(STATE))
         had = {split: facts.get("fingerprint") for split, facts in ran.get("data", {}).items()}
         config = ran.get("config", {})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from forge import models, tasks
 from forge.config import Model
@@ -209,3 +210,33 @@ def test_regression_has_a_head_of_one():
     model, _ = load(Model(config=SIZES), regression)
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert regression.predict(np.zeros((2, 1))).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "distilbert", "roberta", "electra", "deberta-v2", "mpnet"]
+)
+def test_a_shallower_model_has_the_chosen_layers_and_survives_saving(kind, tmp_path):
+    from forge.models import shallower
+
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    if kind == "distilbert":
+        names = ("dim", "n_layers", "n_heads", "hidden_dim")
+    sizes = dict(zip(names, (16, 4, 2, 32), strict=True))
+    config = CONFIG_MAPPING[kind](vocab_size=40, num_labels=3, **sizes)
+    source = AutoModelForSequenceClassification.from_config(config)
+    student = shallower(source, [0, 3]).eval()
+    kept = {name: tensor for name, tensor in student.state_dict().items() if "layer.1." in name}
+    assert kept
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, source.state_dict()[name.replace("layer.1.", "layer.3.")])
+    student.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(student(ids).logits, again(ids).logits)
+
+
+def test_a_number_of_layers_is_spread_over_the_depth():
+    from forge.models import _choose_layers
+
+    assert _choose_layers(3, 12) == [0, 6, 11]
+    assert _choose_layers(1, 12) == [0] and _choose_layers(None, 2) == [0, 1]
