@@ -195,8 +195,9 @@ def test_the_teacher_stays_out_of_the_optimizer_and_without_dropout(kd):
     state = torch.load(run_dir / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
     projections = load_file(run_dir / "checkpoint-6" / "losses.safetensors")
     assert len(state) == len(weights(run_dir)) + len(projections)
-    again = kd("mode/loss=hidden", *NO_DROPOUT, "trainer.eval_strategy=no", "trainer.save_strategy=no",
-               "trainer.load_best_model_at_end=false", at="unjudged")  # fmt: skip
+    never = ("trainer.eval_strategy=no", "trainer.save_strategy=no")
+    unkept = "trainer.load_best_model_at_end=false"
+    again = kd("mode/loss=hidden", *NO_DROPOUT, *never, unkept, at="unjudged")
     assert all(torch.equal(t, weights(again)[name]) for name, t in weights(run_dir).items())
 
 
