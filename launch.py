@@ -1,6 +1,7 @@
 """Run one experiment, or a sweep with -m. `python launch.py --help` lists groups, keys, examples.
 
-Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the data need mending.
+Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the data need mending,
+128 + n it was stopped by signal n and goes on with the same command.
 """
 
 import os
@@ -12,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from forge.config import config_keys, register
-from forge.errors import USER_ERRORS, UserError, explain
+from forge.errors import USER_ERRORS, Failure, UserError, explain
 
 register()
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -28,14 +29,17 @@ def main(cfg: DictConfig) -> float:
 
     try:
         return run(cfg, HydraConfig.get().runtime.output_dir)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, Failure) as error:
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
             stop(error)  # here, before Hydra adds a line of its own
         raise
 
 
 def stop(error: Exception) -> None:
-    """Print the one line of a user's mistake and leave with exit code 2."""
+    """Print one line and leave: exit code 1 for a run that failed, 2 for a user's mistake."""
+    if isinstance(error, Failure):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):
         error = UserError(f"run directory: {error}; name another with hydra.run.dir=DIR")
     if "Config group override must be" in str(error):  # Hydra's answer to GROUP=null
@@ -50,10 +54,16 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
         main()
-    except (*USER_ERRORS, OSError, ValueError) as error:
-        if TRACEBACKS or (in_run and not isinstance(error, USER_ERRORS)):
+    except (*USER_ERRORS, Failure, OSError, ValueError) as error:
+        if TRACEBACKS or (in_run and not isinstance(error, (*USER_ERRORS, Failure))):
             raise
         stop(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException as error:
+        if code := getattr(error, "exit_code", None):  # forge.signals.Preempted
+            sys.exit(code)
+        raise
 
 
 if __name__ == "__main__":

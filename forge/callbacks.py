@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
+from forge import checkpoints
+from forge.errors import Failure, UserError
 from forge.record import Record
 from forge.trainer import Trainer
 
@@ -90,6 +94,42 @@ class Padding(TrainerCallback):
         if not self.said and state.epoch is not None and state.epoch < 1.5:
             log.info("padding %.1f %% of the first epoch", 100 * self.trainer.padding_share)
         self.said = True
+
+
+class NanGuard(TrainerCallback):
+    """Stops a run whose loss is not a number for `patience` steps, naming what it was fed.
+
+    A step's loss is looked at when the next one begins, so that no device has to be waited for.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        if patience < 1:
+            raise UserError(f"callbacks.nan_guard.patience={patience}: at least 1")
+        self.patience, self.bad = patience, 0
+        self.trainer: Trainer | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer is None or self.trainer.last_loss is None:
+            return
+        finite = bool(torch.isfinite(self.trainer.last_loss))
+        self.bad = 0 if finite else self.bad + 1
+        if self.bad >= self.patience:
+            newest = next(iter(checkpoints.steps(Path(str(args.output_dir))).values()), None)
+            raise Failure(
+                f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, up to step "
+                f"{state.global_step} (training rows {_ids(self.trainer)}); last checkpoint: "
+                f"{newest.name if newest else 'none'}; lower trainer.learning_rate, or look at "
+                "these rows"
+            )
+
+    on_train_end = on_step_begin
+
+
+def _ids(trainer: Trainer) -> str:
+    ids = [] if trainer.last_ids is None else trainer.last_ids.tolist()
+    return ", ".join(map(str, ids)) or "unknown"
 
 
 class State(TrainerCallback):

@@ -15,6 +15,10 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2, no traceback."""
 
 
+class Failure(Exception):
+    """A run that cannot go on, through no fault of its config: one line, exit code 1."""
+
+
 def did_you_mean(name: str, known: Iterable[str], listed: bool = True) -> str:
     """`; did you mean …?` when a close match exists, else the known names if `listed`."""
     known = list(map(str, known))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -13,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from forge import checkpoints, data
 from forge import config as configs
-from forge import data
 from forge.config import Config, Precision, build, check
-from forge.errors import UserError, did_you_mean
+from forge.errors import Failure, UserError, did_you_mean
 from forge.record import RESULTS, Record, environment, read_json, record, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+    from forge.signals import Stop
     from forge.tasks import TextTask
     from forge.trainer import Trainer
 
@@ -33,10 +33,13 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
     """Train and evaluate what `cfg` says in `run_dir`; returns the headline metric.
 
     A directory that holds an unfinished run of the same config goes on from its newest
-    checkpoint; a finished one returns its result. Raises `UserError` for a user's mistake.
+    checkpoint; a finished one returns its result. Raises `UserError` for a user's mistake,
+    `Failure` when it cannot go on, `signals.Preempted` when it was asked to stop.
     """
+    from forge import signals
+
     run_dir = Path(run_dir).absolute()
-    with record(cfg, run_dir, composed) as rec:
+    with record(cfg, run_dir, composed) as rec, signals.watch() as stop:
         if rec.finished:
             headline = read_json(run_dir / RESULTS)["headline"]
             log.info("%s: this run is finished; its result is returned", run_dir)
@@ -57,13 +60,13 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             train_dataset=prepared.splits[task.train],
             eval_dataset=prepared.splits[task.evaluation[0]],
             processing_class=prepared.tokenizer,
-            data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args)),
+            data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args), "id"),
             compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
         )
         rec.note(**prepared.facts)
         with track(rec) as tracker:
-            _follow(trainer, [*callbacks, *tracker], rec)
-            train = _train(trainer, args, run_dir)
+            _follow(trainer, [*callbacks, *tracker, signals.AtStepEnd(stop)], rec)
+            train = _train(trainer, args, rec, stop)
             return evaluate(trainer, task, prepared.splits, run_dir, train)
 
 
@@ -256,7 +259,7 @@ def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from forge.callbacks import Padding, State
+    from forge.callbacks import NanGuard, Padding, State
 
     for callback in callbacks:
         if isinstance(callback, EarlyStoppingCallback) and not trainer.args.load_best_model_at_end:
@@ -266,6 +269,8 @@ def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
             )
     trainer.remove_callback(PrinterCallback)
     for callback in (State(rec), Padding(trainer), *callbacks):
+        if isinstance(callback, NanGuard):
+            callback.trainer = trainer
         trainer.add_callback(callback)
 
 
@@ -283,8 +288,10 @@ def _tracking(config: Config) -> Callable[[Record], AbstractContextManager[list[
     return track
 
 
-def _train(trainer: Trainer, args: TrainingArguments, run_dir: Path) -> dict[str, Any]:
-    """Train, from the newest checkpoint when there is one; timings and throughput."""
+def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -> dict[str, Any]:
+    """Train, from the newest good checkpoint when there is one; timings and throughput."""
+    import torch
+
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         return {}
     rows = len(trainer.train_dataset)  # type: ignore[arg-type]  # a datasets.Dataset
@@ -294,38 +301,37 @@ def _train(trainer: Trainer, args: TrainingArguments, run_dir: Path) -> dict[str
             f"trainer.dataloader_drop_last: not one whole batch of {batch} in {rows} rows; "
             "lower trainer.per_device_train_batch_size"
         )
-    checkpoint = newest_checkpoint(run_dir)
+    trainer.run_id = rec.metadata["id"]
+    checkpoint = checkpoints.newest(rec.run_dir, trainer.run_id)
     if checkpoint:
         log.info("resume  %s", checkpoint.name)
-    start = time.monotonic()
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - start
-    tokens = int(trainer.tokens)
+        checkpoints.rebase_best(checkpoint, rec.run_dir, trainer.run_id)
+    if args.save_strategy != "no":
+        checkpoints.require_space(rec.run_dir, checkpoints.size_of(trainer.model))
+    stop.training = True
+    try:
+        output = trainer.go(checkpoint)
+    except torch.OutOfMemoryError as error:
+        size = args.per_device_train_batch_size
+        raise Failure(
+            f"the device has not enough memory for batches of {size}; "
+            f"try trainer.per_device_train_batch_size={max(1, size // 2)} "
+            f"trainer.gradient_accumulation_steps={2 * args.gradient_accumulation_steps}, the same "
+            "optimizer step, or a smaller task.max_length"
+        ) from error
+    finally:
+        stop.training = False
+    seconds = trainer.seconds
     return {
         "steps": output.global_step,
-        "resumed_from": checkpoint.name if checkpoint else None,  # what follows is from there on
-        "seconds": round(seconds, 3),
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "seconds": round(
+            seconds, 3
+        ),  # of all attempts, up to the checkpoints that were gone on from
         "examples_per_second": round(trainer.examples / seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
+        "tokens_per_second": round(int(trainer.tokens) / seconds, 1),
         "padding_share": round(trainer.padding_share, 4),
     }
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint; transformers writes trainer_state.json last."""
-    found = [path for path in run_dir.glob("checkpoint-*") if path.name[11:].isdecimal()]
-    for path in sorted(found, key=lambda p: -int(p.name[11:])):
-        files = [
-            path / name for name in ("model.safetensors", "optimizer.pt", "trainer_state.json")
-        ]
-        try:
-            whole = all(file.stat().st_size > 0 for file in files) and read_json(files[-1])
-        except (OSError, ValueError):
-            whole = False
-        if whole:
-            return path
-        log.warning("%s: not whole, left aside", path.name)
-    return None
 
 
 def evaluate(

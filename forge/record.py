@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -72,6 +73,8 @@ def record(
     in the directory or it holds a run of another config.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    from forge.signals import Preempted
+
     with _lock(run_dir), _library_logs():
         rec = Record(run_dir)
         first = not rec.metadata
@@ -92,6 +95,10 @@ def record(
         except KeyboardInterrupt:
             _end_attempt(rec, "interrupted")
             raise
+        except Preempted:
+            if not rec.finished:
+                _end_attempt(rec, "preempted")
+            raise
         except Exception as error:
             _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
             raise
@@ -103,7 +110,11 @@ def _lock(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{run_dir}: another process is at work in this run directory") from error
+        holder = (read_json(run_dir / METADATA).get("attempts") or [{}])[-1]
+        raise UserError(
+            f"{run_dir}: another process is at work in this run directory (process "
+            f"{holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')})"
+        ) from error
     try:
         yield
     finally:
@@ -117,7 +128,8 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> No
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
     attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
-    rec.note(**composed, config=_plain(cfg), attempts=attempts)
+    made = {"id": rec.metadata.get("id") or secrets.token_hex(8)}
+    rec.note(**made, **composed, config=_plain(cfg), attempts=attempts)
     rec.stand(status="running")
 
 

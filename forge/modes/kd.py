@@ -19,7 +19,8 @@ import torch
 from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import TrainerCallback
 
 from forge import data, teacher
 from forge.errors import UserError
@@ -146,7 +147,7 @@ def _stored(
     answers = teacher.combine(logits, weights).tolist()
     common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", answers)
     multiple = data.pad_multiple(prepared.args)
-    common["data_collator"] = data.Collator(prepared.tokenizer, multiple, "teacher_logits")
+    common["data_collator"] = data.Collator(prepared.tokenizer, multiple, "id", "teacher_logits")
     return lambda inputs, ask: SimpleNamespace(logits=inputs.pop("teacher_logits"), qkv={})
 
 
@@ -224,6 +225,23 @@ def _beside(prepared: Prepared, experts: list[Expert], aligned: list[str]) -> Ta
     return taught
 
 
+class OwnWeights(TrainerCallback):
+    """Does for the losses' own weights what transformers does for the model's: gradients emptied
+    before each step, averaged over the processes after it."""
+
+    def __init__(self, weights: nn.Module) -> None:
+        self.weights = weights
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.weights.zero_grad()
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, *a: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            for parameter in self.weights.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= args.world_size
+
+
 class Distiller(Trainer):
     """Blends the task loss with losses to a teacher's answers.
 
@@ -249,6 +267,7 @@ class Distiller(Trainer):
         self.batches, self.shares = 0, {}  # type: int, dict[str, float]
         super().__init__(model=model, **kwargs)
         self.losses, self.weights = losses, nn.ModuleDict(losses).to(self.args.device)
+        self.add_callback(OwnWeights(self.weights))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
@@ -256,16 +275,26 @@ class Distiller(Trainer):
             optimizer.add_param_group({"params": extra, "weight_decay": self.args.weight_decay})
         return optimizer
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and (weights := self.weights.state_dict()):
+    def save_extra(self, folder: Path) -> None:
+        super().save_extra(folder)
+        if weights := self.weights.state_dict():
             save_file(weights, folder / PROJECTIONS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.weights.state_dict():
             self.weights.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+
+    def progress(self) -> dict[str, Any]:
+        sums = {name: float(term) for name, term in self.sums.items()}
+        ours = {"sums": sums, "batches": self.batches, "shares": self.shares}
+        return super().progress() | ours
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        super().restore(progress)
+        device = self.args.device
+        self.sums = {name: torch.tensor(s, device=device) for name, s in progress["sums"].items()}
+        self.batches, self.shares = progress["batches"], progress["shares"]
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -1,0 +1,147 @@
+"""Checkpoints that can be trusted: committed last, verified before use, damaged ones set aside.
+
+transformers writes `checkpoint-N/` in place, so a kill leaves a directory that looks whole. A
+marker, written last, names the run and every file with its size and hash; a directory without a
+marker that fits is renamed, said, and never loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from forge.errors import Failure
+from forge.record import read_json, write_json
+
+log = logging.getLogger(__name__)
+MARKER = "commit.json"
+ASIDE, DOOMED = "set-aside-", ".deleting-"
+
+
+def commit(folder: Path, run_id: str) -> None:
+    """Flush every file of a checkpoint to the disk, then write its marker, atomically."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "xxh128": _hash(path)}
+    write_json(folder / MARKER, {"run": run_id, "files": files})
+    for place in (folder, folder.parent):
+        _sync_folder(place)
+    for old in sorted(folder.parent.glob(f"{ASIDE}*"))[:-1]:  # they would fill the disk
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def problem(folder: Path, run_id: str) -> str | None:
+    """Why a checkpoint cannot be trusted, or None."""
+    try:
+        marker = read_json(folder / MARKER)
+    except (OSError, ValueError):
+        return f"its {MARKER} cannot be read"
+    if not marker:
+        return "it was not written to its end"
+    if marker.get("run") != run_id:
+        return "it is another run's"
+    for name, wanted in marker.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["size"] or _hash(path) != wanted["xxh128"]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def steps(run_dir: Path) -> dict[int, Path]:
+    """The checkpoint directories by step, newest first, good or not."""
+    found = {
+        int(match[1]): path
+        for path in run_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return dict(sorted(found.items(), reverse=True))
+
+
+def newest(run_dir: Path, run_id: str) -> Path | None:
+    """The newest good checkpoint; damaged ones on the way to it are renamed and said."""
+    for doomed in run_dir.glob(f"{DOOMED}*"):
+        shutil.rmtree(doomed, ignore_errors=True)
+    found = steps(run_dir)
+    for path in found.values():
+        reason = problem(path, run_id)
+        if reason is None:
+            return path
+        log.warning("%s: %s; set aside", path.name, reason)
+        set_aside(path)
+    if found:
+        log.warning("no good checkpoint is left: training starts from the beginning")
+    return None
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a directory so that nothing takes it for a checkpoint."""
+    number = 0
+    while (target := folder.with_name(f"{ASIDE}{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(target)
+
+
+def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints over `limit`, never the newest and never the best."""
+    found = steps(run_dir)
+    kept = {next(iter(found.values()))} if found else set()
+    kept |= {path for path in found.values() if best and path.name == Path(best).name}
+    spare = [path for path in reversed(found.values()) if path not in kept]
+    for path in spare[: max(0, len(found) - max(limit or len(found), len(kept)))]:
+        doomed = path.with_name(f"{DOOMED}{path.name}")  # gone at once, whatever happens next
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def rebase_best(folder: Path, run_dir: Path, run_id: str) -> None:
+    """Say when the best checkpoint that `folder` knows of is not there to go back to."""
+    best = read_json(folder / "trainer_state.json").get("best_model_checkpoint")
+    if best and (reason := problem(run_dir / Path(best).name, run_id)):
+        log.warning("%s, the best so far: %s; a later one has to beat it", Path(best).name, reason)
+
+
+def require_space(run_dir: Path, needed: int) -> None:
+    """Raise `Failure` unless the disk has room for a checkpoint of `needed` bytes."""
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise Failure(
+            f"{run_dir}: {free / 1e9:.2f} GB free, a checkpoint takes {needed / 1e9:.2f} GB; make "
+            "room, or choose another place with hydra.run.dir=DIR"
+        )
+
+
+def size_of(model: Any) -> int:
+    """Bytes of a checkpoint: the weights, and two moments of AdamW for each that trains."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return int(weights + sum(8 * p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def is_full(run_dir: Path, error: BaseException, needed: int) -> bool:
+    """Whether writing failed for want of room; torch and safetensors say it in their own ways."""
+    return getattr(error, "errno", None) == 28 or shutil.disk_usage(run_dir).free < needed

@@ -1,0 +1,147 @@
+"""A run that was stopped goes on to the bits of one that was not."""
+
+import json
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from forge import checkpoints
+from forge.record import read_json
+from forge.signals import Preempted
+from forge.trainer import Trainer
+from tests.conftest import results
+
+STEPS = ("trainer.num_train_epochs=2", "trainer.logging_steps=5", "trainer.eval_strategy=no")
+OFTEN = ("trainer.save_strategy=steps", "trainer.save_steps=7", "+trainer.adam_beta1=0.8")
+RUN = (*STEPS, *OFTEN, "trainer.load_best_model_at_end=false")
+TIMED = ("runtime", "per_second", "flos")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send this process a signal in the middle of a training step, once."""
+
+    def arrange(step, number=signal.SIGTERM):
+        train, seen = Trainer.training_step, []
+
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == step - 1 and not seen:
+                seen.append(step)
+                os.kill(os.getpid(), number)
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, "training_step", training_step)
+
+    return arrange
+
+
+def state(run_dir):
+    """What must be equal to the bit: weights, optimizer, curve, results, predictions."""
+    newest = next(iter(checkpoints.steps(run_dir).values()))
+    history = [
+        {k: v for k, v in row.items() if not any(word in k for word in TIMED)}
+        for row in json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    ]
+    splits = {
+        name: {k: v for k, v in scores.items() if "second" not in k}
+        for name, scores in results(run_dir)["splits"].items()
+    }
+    return {
+        "weights": load_file(run_dir / "model" / "model.safetensors"),
+        "optimizer": torch.load(newest / "optimizer.pt", weights_only=True)["state"],
+        "history": history,
+        "results": splits,
+        "predictions": pq.read_table(run_dir / "predictions" / "validation.parquet").to_pylist(),
+    }
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+def assert_same(one, other):
+    a, b = state(one), state(other)
+    for name in a:
+        assert same(a[name], b[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ((), 3),
+        ((), 26),  # in the second epoch
+        (("trainer.train_sampling_strategy=random",), 26),
+        (("trainer.dataloader_num_workers=2",), 26),
+        (("trainer.gradient_accumulation_steps=3",), 9),
+        (("precision=bf16",), 25),
+    ],
+)
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(toy_run, stop_at, settings, step):
+    whole = toy_run(*RUN, *settings, at="whole")
+    stop_at(step)
+    with pytest.raises(Preempted):
+        toy_run(*RUN, *settings, at="stopped")
+    stopped = next(iter(checkpoints.steps(whole.with_name("stopped")))), step
+    assert stopped == (step, step)
+    assert read_json(whole.with_name("stopped") / "training_state.json")["status"] == "preempted"
+    assert_same(whole, toy_run(*RUN, *settings, at="stopped"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [("mode/loss=kl",), ("mode/loss=[kl,hidden]",), ("mode/loss=kl", "mode.cache=off")]
+)
+def test_a_stopped_distillation_too(toy_run, stop_at, settings):
+    teacher = toy_run(*RUN, "model.config.hidden_size=32", at="teacher")
+    kd = (*RUN, "mode=kd", f"teacher.path={teacher}", "mode.gate=off", *settings)
+    whole = toy_run(*kd, at="whole")
+    stop_at(24)
+    with pytest.raises(Preempted):
+        toy_run(*kd, at="stopped")
+    assert_same(whole, toy_run(*kd, at="stopped"))
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_and_found_again(toy_run, stop_at):
+    best = ("trainer.num_train_epochs=4", "trainer.save_total_limit=1")
+    whole = toy_run(*best, at="whole")
+    stop_at(41)
+    with pytest.raises(Preempted):
+        toy_run(*best, at="stopped")
+    again = toy_run(*best, at="stopped")
+    assert_same(whole, again)
+    states = [read_json(run / "training_state.json") for run in (whole, again)]
+    assert states[0]["best_checkpoint"] == states[1]["best_checkpoint"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_other_signals_ask_for_the_same(toy_run, stop_at, number):
+    stop_at(4, number)
+    with pytest.raises(Preempted) as stopped:
+        toy_run(*RUN)
+    assert stopped.value.exit_code == 128 + number
+
+
+def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):
+    from forge import data
+
+    def tokenize(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(data, "tokenize", tokenize)
+    with pytest.raises(Preempted):
+        toy_run(*RUN)
+    assert read_json(tmp_path / "run" / "training_state.json")["status"] == "preempted"
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
