@@ -6,14 +6,17 @@ Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from forge import sweep
 from forge.config import config_keys, register
 from forge.errors import USER_ERRORS, Failure, UserError, explain
+from forge.resume import of_sweep, recorded_config
 
 register()
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -27,8 +30,12 @@ def main(cfg: DictConfig) -> float:
     in_run = True
     from forge.experiment import run
 
+    run_dir = HydraConfig.get().runtime.output_dir
     try:
-        return run(cfg, HydraConfig.get().runtime.output_dir)
+        if cfg.resume:
+            resume, cfg = cfg.resume, recorded_config(cfg, Path(run_dir))
+            cfg.resume = resume
+        return run(cfg, run_dir)
     except (*USER_ERRORS, Failure) as error:
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
             stop(error)  # here, before Hydra adds a line of its own
@@ -49,18 +56,30 @@ def stop(error: Exception) -> None:
     sys.exit(2)
 
 
+def _sum_up() -> None:
+    """The tables of a sweep that ends before its end; exit code 1 when jobs failed."""
+    folder = sweep.running
+    if folder is not None and (failed := sweep.tell()):
+        way_out = f"go on with python launch.py resume={folder}"
+        print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
+
+
 def cli() -> None:
     """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
+        sys.argv[1:] = of_sweep(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
+        _sum_up()
         if TRACEBACKS or (in_run and not isinstance(error, (*USER_ERRORS, Failure))):
             raise
         stop(error)
     except KeyboardInterrupt:
+        _sum_up()
         sys.exit(130)
     except BaseException as error:
+        _sum_up()
         if code := getattr(error, "exit_code", None):  # forge.signals.Preempted
             sys.exit(code)
         raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from forge.errors import UserError
+from forge.errors import Failure, UserError
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -22,6 +23,25 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def runs(args: argparse.Namespace) -> int:
+    from forge import results
+
+    header, lines = results.listing(args.directory)
+    if args.json:
+        print(json.dumps([dict(zip(header, line, strict=True)) for line in lines], indent=2))
+    elif sys.stdout.isatty():
+        print(results.drawn(header, lines))
+    else:
+        print("\n".join("\t".join(line) for line in [header, *lines]))
+    return 0
+
+
+def verify_resume(args: argparse.Namespace) -> int:
+    from forge import verify
+
+    return verify.main(args.overrides, args.steps)
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs; each sets `run`, a function from its arguments to the exit code."""
     root = argparse.ArgumentParser("python -m forge", description="Runs start with launch.py.")
@@ -34,6 +54,18 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
     verb.set_defaults(run=report)
+
+    verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
+    verb.add_argument("directory", type=Path, nargs="?", default=Path("."))
+    verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
+    verb.set_defaults(run=runs)
+
+    verb = verbs.add_parser(
+        "verify-resume", help="prove that a config resumes to the bit: run, kill, go on, compare"
+    )
+    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=toy model=tiny")
+    verb.add_argument("--steps", type=int, default=20, help="of the run; it is killed at half")
+    verb.set_defaults(run=verify_resume)
     return root
 
 
@@ -49,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return code
 
 

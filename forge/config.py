@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from forge.errors import UserError, did_you_mean, one_line
 
+SWEEP = "sweep"  # value of `resume` in the jobs of a sweep that goes on
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -81,6 +82,7 @@ class Config:
     tracking: dict[str, Any] | None = None
     seed: int = 42
     precision: Precision = Precision.auto
+    resume: str | None = None  # a run's or sweep's directory to go on in, with its recorded config
     cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing
 
     def __post_init__(self) -> None:
@@ -97,6 +99,8 @@ def register() -> None:
         ("utc", lambda form: time.strftime(form, time.gmtime()), True),
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
+        ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
+        ("unless", lambda condition, value: value if condition is None else None, False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 

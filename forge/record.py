@@ -35,7 +35,7 @@ PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokeniz
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 routed = False  # whether the libraries' logs go where ours go
-NOT_COMPARED = ("tracking", "cache_dir")  # keys that do not change what a run computes
+NOT_COMPARED = ("tracking", "cache_dir", "resume")  # keys that do not change what a run computes
 
 
 class Record:
@@ -79,6 +79,8 @@ def record(
         rec = Record(run_dir)
         first = not rec.metadata
         try:
+            if rec.finished and _longer(rec, cfg):
+                rec.stand(status="extended")
             if not rec.finished:
                 _mask_files(run_dir)
                 _start_attempt(rec, cfg, composed or composition())
@@ -123,14 +125,24 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> None:
-    if rec.metadata:
+    if rec.metadata and not cfg.get("resume"):  # which has checked what changes
         _refuse_other_config(rec, cfg)
+    if rec.metadata:
+        composed = {key: rec.metadata[key] for key in composed}
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
     attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
     made = {"id": rec.metadata.get("id") or secrets.token_hex(8)}
-    rec.note(**made, **composed, config=_plain(cfg), attempts=attempts)
+    rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
     rec.stand(status="running")
+
+
+def _longer(rec: Record, cfg: DictConfig) -> bool:
+    """Whether a finished run is asked, by `resume=`, for more steps than it has."""
+    if not cfg.get("resume"):
+        return False
+    ours, theirs = cfg.trainer, rec.metadata["config"]["trainer"]
+    return any(ours.get(k) != theirs.get(k) for k in ("max_steps", "num_train_epochs"))
 
 
 def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
@@ -141,7 +153,7 @@ def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
 
 
 def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
-    ours, theirs = (dict(dotted_values(c)) for c in (_plain(cfg), rec.metadata["config"]))
+    ours, theirs = (dict(dotted_values(c)) for c in (plain(cfg), rec.metadata["config"]))
     differ = [
         key
         for key in sorted(ours.keys() | theirs.keys())
@@ -159,7 +171,7 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     )
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain JSON values, resolved, without secrets."""
     plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     masked_plain: dict[str, Any] = masked(plain)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forge import compare
 from forge.errors import UserError
 from forge.record import METADATA, RESULTS, STATE, read_json
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 ALPHA = "mode.alpha"
+APART = ("seed", "resume")  # overrides that do not make rows of their own
 REPEATS = 15  # of a timed forward pass; the median counts
 
 
@@ -54,6 +54,43 @@ def finished_runs(folder: Path) -> list[Run]:
     if not found:
         raise UserError(f"{folder}: no finished run in it")
     return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
+
+
+def listing(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and a line for each run at or below a directory, the last to change first.
+
+    A run whose process is gone, on this machine, is interrupted, whatever its record says.
+    """
+    runs = [read_run(file.parent) for file in folder.rglob(METADATA)]
+    if not runs:
+        raise UserError(f"{folder}: no run in it")
+    lines = []
+    for run in sorted(runs, key=lambda run: str(run.state.get("updated", "")), reverse=True):
+        headline = run.results.get("headline") or {}
+        steps = f"{run.state.get('step', 0)}/{run.state.get('max_steps', '?')}"
+        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
+        status = _status(run)
+        resume = "" if status in ("finished", "running") else f"python launch.py resume={run.path}"
+        lines.append([str(run.path), status, steps, value, _age(run.state.get("updated")), resume])
+    return ["run", "status", "step", "headline", "age", "to go on"], lines
+
+
+def _status(run: Run) -> str:
+    status = str(run.state.get("status", "not started"))
+    last = (run.metadata.get("attempts") or [{}])[-1]
+    if status != "running" or last.get("host") != socket.gethostname():
+        return status
+    return status if Path(f"/proc/{last.get('pid')}").exists() else "interrupted"
+
+
+def _age(updated: str | None) -> str:
+    if not updated:
+        return ""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @dataclass
@@ -115,7 +152,7 @@ def read_sweep(folder: Path) -> Sweep:
     keys = {
         key: {run.overrides.get(key, "") for run in runs} for run in runs for key in run.overrides
     }
-    swept = [key for key, values in keys.items() if len(values) > 1 and key != "seed"]
+    swept = [key for key, values in keys.items() if len(values) > 1 and key not in APART]
     tuned = [key for key in swept if key.startswith("trainer.")]
     shown = [key for key in swept if key not in tuned] or tuned
     grids = _grouped(runs, shown)
@@ -128,7 +165,7 @@ def read_sweep(folder: Path) -> Sweep:
             return sign * statistics.fmean(r.results["splits"][first][metric] for r in each)
 
         best = max(settings, key=lambda setting: mean(settings[setting]))
-        rows.append(Row(dict(values), settings[best], dict(best)))
+        rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
     rows.sort(key=lambda row: [_sortable(value) for value in row.values.values()])
     teachers = [run.metadata["teacher"] for run in runs if "teacher" in run.metadata]
     reference = next((r for r in rows if _number(r.values.get(ALPHA)) == 0), None)
@@ -350,23 +387,26 @@ def markdown(sweep: Sweep) -> str:
     )
 
 
-def text(sweep: Sweep) -> str:
-    """The report for a terminal."""
+def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i and cells[0][i][:1].isdigit() else "left")
+    for line in cells:
+        table.add_row(*line)
     out = io.StringIO()
-    console = Console(file=out, width=120)
-    for header, cells in (table(sweep), model_table(sweep)):
-        drawn: Table = Table(box=box.SIMPLE_HEAD)
-        for i, name in enumerate(header):
-            drawn.add_column(name, justify="right" if i else "left")
-        for line in cells:
-            drawn.add_row(*line)
-        if cells:
-            console.print(drawn)
-    return "\n".join([out.getvalue().rstrip(), "", *words(sweep)])
+    Console(file=out, width=120).print(table)
+    return out.getvalue().rstrip()
+
+
+def text(sweep: Sweep) -> str:
+    """The report for a terminal."""
+    tables = [drawn(header, cells) for header, cells in (table(sweep), model_table(sweep)) if cells]
+    return "\n".join([*tables, "", *words(sweep)])
 
 
 def plot(sweep: Sweep, path: Path) -> None:

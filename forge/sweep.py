@@ -1,14 +1,21 @@
-"""What surrounds the runs of a sweep: keys given twice before it, the table after it."""
+"""What surrounds the runs of a sweep: keys given twice before it, its tables after it."""
 
 from __future__ import annotations
 
+import csv
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from forge.errors import UserError
+from forge.errors import UserError, one_line
+from forge.record import read_json
+
+running: Path | None = None  # the sweep that this process has started and not yet summed up
+errors: dict[str, tuple[list[str], str]] = {}  # of jobs run here: overrides and error, by job
+COLUMNS = ("job", "overrides", "status", "headline", "error")
 
 
 class Sweep(Callback):
@@ -16,20 +23,70 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A key on the command line replaces what an experiment sweeps it over."""
+        global running
+        running = Path(config.hydra.sweep.dir)
+        errors.clear()
         params = config.hydra.sweeper.get("params")
-        if not params:
-            return
-        given = {word.lstrip("+").split("=", 1)[0] for word in config.hydra.overrides.task}
-        with open_dict(params):
-            for key in given & set(params):
-                del params[key]
+        if params:
+            given = {word.lstrip("+").split("=", 1)[0] for word in config.hydra.overrides.task}
+            with open_dict(params):
+                for key in given & set(params):
+                    del params[key]
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Remember why a job failed: a mistake leaves no directory to read it from."""
+        error = job_return._return_value
+        if isinstance(error, Exception):
+            told = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            words = list(config.hydra.overrides.task)
+            errors[str(config.hydra.job.num)] = (words, one_line(told))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write and print the sweep's report."""
-        from forge import results
+        """Sum up."""
+        tell()
 
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            print(results.report(folder))
-        except UserError as error:
-            print(f"report  {error}")
+
+def tell() -> int:
+    """Print a sweep's jobs and its report, write sweep.csv; how many jobs did not finish."""
+    global running
+    folder, running = running, None
+    if folder is None or not folder.is_dir():
+        return 0
+    from forge import results
+
+    lines = jobs(folder)
+    with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *lines])
+    shared = (
+        set.intersection(*(set(line[1].split()) for line in lines)) if len(lines) > 1 else set()
+    )
+    short = [
+        (line[0], " ".join(word for word in line[1].split() if word not in shared), *line[2:])
+        for line in lines
+    ]
+    if lines:
+        print(results.drawn(COLUMNS, short))
+    try:
+        print(results.report(folder))
+    except UserError as error:
+        print(f"report  {error}")
+    sys.stdout.flush()
+    return sum(line[2] != "finished" for line in lines)
+
+
+def jobs(folder: Path) -> list[tuple[str, ...]]:
+    """A line for each job of a sweep: its number, overrides, status, headline, error."""
+    names = {path.name for path in folder.iterdir() if path.name.isdecimal()} | errors.keys()
+    lines: list[tuple[str, ...]] = []
+    for name in sorted(names, key=int):
+        metadata = read_json(folder / name / "run_metadata.json")
+        state = read_json(folder / name / "training_state.json")
+        headline = read_json(folder / name / "results.json").get("headline", {})
+        overrides, error = errors.get(name, (metadata.get("overrides", []), ""))
+        status = state.get("status", "failed" if error else "not started")
+        last = (metadata.get("attempts") or [{}])[-1]
+        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
+        lines.append((name, " ".join(overrides), status, value, error or last.get("error") or ""))
+    return lines

@@ -1,0 +1,103 @@
+"""`resume=DIR`: go on in a run's or a sweep's directory, with the config that it recorded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from forge.config import SWEEP, Config, dotted_values
+from forge.errors import USER_ERRORS, UserError
+from forge.record import METADATA, NOT_COMPARED, plain, read_json
+
+log = logging.getLogger(__name__)
+# What may change without changing what the finished part of a run computed.
+FREE = (*NOT_COMPARED, "callbacks", "trainer.max_steps", "trainer.num_train_epochs")
+FREE_TRAINER = ("save_", "logging_", "dataloader_num_workers", "per_device_eval_batch_size")
+
+
+def of_sweep(arguments: list[str]) -> list[str]:
+    """The command line of a sweep that `resume=` names, to be given again; else as it is."""
+    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    folder = Path(given.get("resume", "").strip("'\""))
+    if "resume" not in given or (folder / METADATA).is_file():
+        return arguments
+    if not (folder / "multirun.yaml").is_file():
+        raise UserError(f"resume={folder}: no run and no sweep in this directory")
+    recorded = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
+    ours = [word for word in arguments if not word.startswith("resume=") and word != "-m"]
+    replaced = {word.split("=", 1)[0] for word in ours}
+    kept = [w for w in recorded.task if w.split("=", 1)[0] not in {"resume", *replaced}]
+    own = [w for w in recorded.hydra if w.split("=", 1)[0] not in ("hydra.mode", "hydra.sweep.dir")]
+    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={folder}"]
+
+
+def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The config that a run directory recorded, with this command's overrides on top.
+
+    A job of a resumed sweep that never started keeps its composition. Raises `UserError` when there
+    is no run, or for an override that would change what the finished part computed.
+    """
+    metadata = read_json(run_dir / METADATA)
+    if not metadata:
+        return cfg
+    found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
+    assert isinstance(found, DictConfig)
+    _say_changes(metadata)
+    if cfg.resume != SWEEP:
+        _apply(found, cfg, metadata)
+    return found
+
+
+def _apply(found: DictConfig, cfg: DictConfig, metadata: dict[str, Any]) -> None:
+    """Put the command line's keys onto the recorded config."""
+    words = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
+    for key in (word.split("=", 1)[0] for word in words):
+        if key == "resume":
+            continue
+        if "." not in key and key not in ("cache_dir",):
+            raise UserError(
+                f"{key}: resume= keeps what the run recorded; start a new run for another choice"
+            )
+        value, before = OmegaConf.select(cfg, key), OmegaConf.select(found, key)
+        if value == before:
+            continue
+        if not is_free(key):
+            raise UserError(
+                f"{key}={value}: the run was made with {before}, and this would change what its "
+                "finished part computed; start a new run for it"
+            )
+        OmegaConf.update(found, key, value, force_add=True)
+        log.info("resume  %s=%s (recorded: %s)", key, value, before)
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change in a run that goes on."""
+    if key.split(".")[0] in FREE or key in FREE:
+        return True
+    name = key.removeprefix("trainer.")
+    return name != key and name.startswith(FREE_TRAINER)
+
+
+def _say_changes(metadata: dict[str, Any]) -> None:
+    """Name what conf/ would compose otherwise today."""
+    from hydra import compose
+
+    try:
+        today = plain(compose("config", list(metadata.get("overrides", ()))))
+    except USER_ERRORS as error:
+        log.warning(
+            "resume  conf/ no longer composes this run (%s); its recorded config counts", error
+        )
+        return
+    ours, theirs = dict(dotted_values(metadata["config"])), dict(dotted_values(today))
+    differ = [key for key in sorted(ours.keys() & theirs.keys()) if ours[key] != theirs[key]]
+    differ = [key for key in differ if not is_free(key)]
+    if differ:
+        log.warning(
+            "resume  conf/ has changed since (%s); the recorded config counts",
+            ", ".join(differ[:5]),
+        )

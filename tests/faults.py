@@ -1,0 +1,230 @@
+"""Kill runs at points chosen by a seed, continue them, and compare with an undisturbed run.
+
+    python -m tests.faults --points 40 --seed 0
+
+Every point is a small run (labels, or distillation with an empty cache) that dies once or twice:
+by SIGKILL at a random time, by SIGKILL at a file event (a file opened for writing, renamed,
+removed, a checkpoint's tensors before and after they are written), or by SIGTERM. It is then
+continued by the same command, and must end with the weights, the curve and the results of the
+undisturbed run. One process imports everything and forks for each attempt. The exit code is 1 when
+a point fails.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+RUN = [
+    "task=toy",
+    "task.dataset.train=320",
+    "task.dataset.validation=90",
+    "model.config.hidden_size=16",
+    "model.config.intermediate_size=32",
+    "precision=fp32",
+    "trainer.num_train_epochs=2",
+    "trainer.save_strategy=steps",
+    "trainer.eval_strategy=steps",
+    "trainer.save_steps=4",
+    "trainer.eval_steps=4",
+    "trainer.logging_steps=3",
+]
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    preload()
+    rng, failed = random.Random(asked.seed), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        teacher = folder / "teacher"
+        attempt([*RUN, "model.config.hidden_size=32"], teacher, folder / "cache")
+        kd = [*RUN, "mode=kd", "mode.gate=off", f"teacher.path={teacher}"]
+        kinds = [undisturbed(folder, name, words) for name, words in (("sft", RUN), ("kd", kd))]
+        for number in range(asked.points):
+            kind = kinds[number % 3 == 2]
+            place = folder / "point"
+            kills = plan(rng, kind)
+            problem = survive(kind, place, kills)
+            failed += bool(problem)
+            print(json.dumps({"point": number, "run": kind["name"], "kills": kills,
+                              "problem": problem}), flush=True)  # fmt: skip
+            shutil.rmtree(place, ignore_errors=True)
+    sys.exit(1 if failed else 0)
+
+
+def preload() -> None:
+    """Import what a run needs, and start no thread."""
+    import datasets  # noqa: F401
+    import hydra  # noqa: F401
+    import torch
+
+    import forge.callbacks
+    import forge.experiment
+    import forge.modes.kd
+    import forge.modes.sft
+    import forge.toy  # noqa: F401
+    from forge.config import register
+
+    torch.set_num_threads(1)
+    register()
+
+
+def undisturbed(folder: Path, name: str, words: list[str]) -> dict:
+    """A kind of run: its words, what it ends with, how long it takes, how many file events."""
+    counter, started = folder / f"{name}.events", time.monotonic()
+    attempt(words, folder / name, folder / f"{name}.cache", counter=counter)
+    return {
+        "name": name,
+        "words": words,
+        "end": outcome(folder / name),
+        "seconds": time.monotonic() - started,
+        "events": int(counter.read_text()),
+    }
+
+
+def plan(rng: random.Random, kind: dict) -> list[dict]:
+    """One or two deaths."""
+    kills = []
+    for _ in range(rng.choice((1, 1, 2))):
+        how = rng.choice(("event", "event", "time", "term"))
+        if how == "event":
+            kills.append({"event": rng.randrange(1, kind["events"] + 1)})
+        else:
+            number = signal.SIGKILL if how == "time" else signal.SIGTERM
+            after = round(rng.uniform(0, kind["seconds"]), 3)
+            kills.append({"after": after, "signal": int(number)})
+    return kills
+
+
+def survive(kind: dict, place: Path, kills: list[dict]) -> str | None:
+    """What is wrong with a run that was killed and continued, or None."""
+    for kill in kills:
+        attempt(kind["words"], place / "run", place / "cache", kill=kill)
+    code = attempt(kind["words"], place / "run", place / "cache")
+    if code:
+        log = place / "run.out"
+        return f"the last attempt ended with {code}: {log.read_text()[-500:]}"
+    for name, wanted in kind["end"].items():
+        if outcome(place / "run")[name] != wanted:
+            return f"{name} differ from the undisturbed run's"
+    return None
+
+
+def attempt(
+    words: list[str],
+    run_dir: Path,
+    cache: Path,
+    kill: dict | None = None,
+    counter: Path | None = None,
+) -> int:
+    """Run in a child process, which may be killed; its exit code, negative for a signal."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = child_main([*words, f"cache_dir={cache}"], run_dir, kill or {}, counter)
+        os._exit(code)
+    if kill and "after" in kill:
+        time.sleep(kill["after"])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, kill["signal"])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def child_main(words: list[str], run_dir: Path, kill: dict, counter: Path | None) -> int:
+    """One attempt; dies at file event `kill["event"]`."""
+    import logging
+    import traceback
+
+    import torch
+    from hydra import compose, initialize_config_dir
+    from transformers import modeling_utils
+
+    from forge.config import CONF
+    from forge.experiment import run
+    from forge.signals import Preempted
+
+    out = open(run_dir.with_suffix(".out"), "w")  # noqa: SIM115  # closed with the process
+    os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, stream=out)
+    seen, inside = [0], str(run_dir.parent)
+
+    def count() -> None:
+        seen[0] += 1
+        if seen[0] == kill.get("event"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, args: tuple) -> None:
+        if event not in EVENTS or not str(args[0]).startswith(inside):
+            return
+        if event != "open" or (isinstance(args[1], str) and set(args[1]) & set("wax+")):
+            count()
+
+    for module, name in ((torch, "save"), (modeling_utils, "safe_save_file")):
+        setattr(module, name, counted(getattr(module, name), count))
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words)
+    sys.addaudithook(hook)
+    try:
+        run(cfg, run_dir)
+    except Preempted as stopped:
+        return stopped.exit_code
+    except BaseException:
+        traceback.print_exc(file=out)
+        return 1
+    finally:
+        if counter:
+            counter.write_text(str(seen[0]))
+    return 0
+
+
+def counted(write: Callable, count: Callable[[], None]) -> Callable:
+    """A writer that C++ or Rust implements: an event before it and one after it."""
+
+    def both(*args: object, **kwargs: object) -> None:
+        count()
+        write(*args, **kwargs)
+        count()
+
+    return both
+
+
+def outcome(run_dir: Path) -> dict[str, str]:
+    """Weights, curve and results, as texts that are equal when they are."""
+    import hashlib
+
+    newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    rows = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    results = json.loads((run_dir / "results.json").read_text())["splits"]
+    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+
+    def untimed(row: dict) -> dict:
+        words = ("runtime", "second", "flos")
+        return {k: v for k, v in row.items() if not any(word in k for word in words)}
+
+    return {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "curves": json.dumps([untimed(row) for row in rows]),
+        "results": json.dumps({name: untimed(scores) for name, scores in results.items()}),
+    }
+
+
+if __name__ == "__main__":
+    main()
