@@ -31,16 +31,15 @@ class Answers:
 class Difference:
     """How much higher a metric is than the reference's, with a 95 % interval.
 
-    `p_value` is McNemar's, exact, from `gained` and `lost`: examples that are answered right more,
-    or less, often than by the reference; None where answers are numbers.
+    `p_value` is McNemar's, exact (the median over the pairs when there are several): do the two
+    models of a pair differ? None where answers are numbers. The interval asks whether the two ways
+    of training do.
     """
 
     value: float
     low: float
     high: float
-    n: int
-    gained: int = 0
-    lost: int = 0
+    n: int  # examples
     p_value: float | None = None
 
     @property
@@ -62,74 +61,69 @@ def read_answers(path: Path) -> Answers:
 
 
 def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:
-    """The paired difference of two sides' mean metric over their runs.
+    """The paired difference of a metric over pairs of runs, one pair for each seed.
 
-    The interval is a percentile bootstrap (Efron and Tibshirani 1993) over the examples and, when a
-    side has several runs, over the runs too. Raises `UserError` when the examples differ.
+    For one pair the interval is a percentile bootstrap over the examples (Efron and Tibshirani
+    1993). For several, the variance of that bootstrap and the variance of the pairs' differences
+    over their number are added, and Student's t taken with Satterthwaite's degrees of freedom:
+    resampling two or three seeds would make the interval far too narrow. Raises `UserError` when
+    the examples differ.
     """
-    sides = [reference, other]
     first = reference[0]
     for run in (*reference, *other):
         if not (np.array_equal(run.id, first.id) and np.array_equal(run.label, first.label)):
             raise UserError("the predictions are over different examples; they cannot be compared")
-    if metric == "accuracy":
-        right = [np.stack([run.prediction == run.label for run in side]) for side in sides]
-        values = _resample_accuracy(right)
-        found = Difference(
-            float(right[1].mean() - right[0].mean()), *_interval(values), n=len(first.id)
-        )
-        return _mcnemar(found, right)
-    before, after = (_mean_metric(side, metric, slice(None)) for side in sides)
-    values = _resample_metric(sides, metric)
-    return Difference(after - before, *_interval(values), n=len(first.id))
+    pairs = list(zip(reference, other, strict=True))
+    values = [_metric(b, metric) - _metric(a, metric) for a, b in pairs]
+    resampled = _resample(reference, other, metric)
+    found = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
+    if np.issubdtype(first.label.dtype, np.integer):
+        found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
+    return found
 
 
-def _interval(values: NDArray[Any]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def _interval(values: list[float], resampled: NDArray[Any]) -> tuple[float, float]:
+    from scipy.stats import t
+
+    if len(values) == 1:
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        return float(low), float(high)
+    examples, pairs = resampled.var(ddof=1), np.var(values, ddof=1) / len(values)
+    if not examples + pairs:
+        return values[0], values[0]
+    freedom = (examples + pairs) ** 2 / (pairs**2 / (len(values) - 1) or np.finfo(float).tiny)
+    half = t.ppf(0.975, freedom) * (examples + pairs) ** 0.5
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def _resample_accuracy(right: list[NDArray[Any]]) -> NDArray[Any]:
-    """Differences of accuracy [resamples], from who was right, two arrays [runs, examples]."""
-    rng = np.random.default_rng(0)
-    values = np.empty(RESAMPLES["accuracy"])
-    for i in range(len(values)):
-        runs = [rng.integers(0, len(side), len(side)) for side in right]
-        mean = [side[drawn].mean(0) for side, drawn in zip(right, runs, strict=True)]
-        gains = mean[1] - mean[0]
-        values[i] = gains[rng.integers(0, len(gains), len(gains))].mean()
-    return values
-
-
-def _mean_metric(side: list[Answers], metric: str, rows: Any) -> float:
+def _metric(run: Answers, metric: str, rows: Any = slice(None)) -> float:
     from forge import metrics
 
     (module,) = metrics.load([metric])
-    scores = [
-        module.compute(predictions=run.prediction[rows], references=run.label[rows])[metric]
-        for run in side
-    ]
-    return float(np.mean(scores))
+    found = module.compute(predictions=run.prediction[rows], references=run.label[rows])
+    return float(found[metric])
 
 
-def _resample_metric(sides: list[list[Answers]], metric: str) -> NDArray[Any]:
-    rng = np.random.default_rng(0)
+def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[Any]:
+    """Mean differences over the pairs [resamples], the examples drawn with replacement."""
+    rng, count = np.random.default_rng(0), len(reference[0].id)
+    if metric == "accuracy":
+        right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
+        gains = right[1] - right[0]
+        draws = range(RESAMPLES["accuracy"])
+        return np.array([gains[rng.integers(0, count, count)].mean() for _ in draws])
     values = np.empty(RESAMPLES["other"])
-    count = len(sides[0][0].id)
     for i in range(len(values)):
         rows = rng.integers(0, count, count)
-        drawn = [[side[j] for j in rng.integers(0, len(side), len(side))] for side in sides]
-        reference, other = (_mean_metric(side, metric, rows) for side in drawn)
-        values[i] = other - reference
+        means = [np.mean([_metric(r, metric, rows) for r in side]) for side in (reference, other)]
+        values[i] = means[1] - means[0]
     return values
 
 
-def _mcnemar(found: Difference, right: list[NDArray[Any]]) -> Difference:
-    """McNemar's exact test; with several runs a sign test on how often each example was right."""
+def mcnemar(a: Answers, b: Answers) -> float:
+    """McNemar's exact test (1947): are the examples that only one model got right split evenly?"""
     from scipy.stats import binomtest
 
-    gains = right[1].mean(0) - right[0].mean(0)
-    found.gained, found.lost = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())
-    decided = found.gained + found.lost
-    found.p_value = float(binomtest(found.gained, decided).pvalue) if decided else 1.0
-    return found
+    right_a, right_b = a.prediction == a.label, b.prediction == b.label
+    gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

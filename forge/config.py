@@ -213,7 +213,8 @@ def _type_hint(function: Any, key: str) -> Any:
     hint = getattr(function, "__annotations__", {}).get(key, Any)
     holder = SimpleNamespace(__annotations__={key: hint})
     try:
-        return typing.get_type_hints(holder, getattr(function, "__globals__", {}))[key]
+        names = getattr(function, "__globals__", {})
+        return typing.get_type_hints(holder, names, include_extras=True)[key]
     except NameError:
         return Any
 
@@ -242,5 +243,7 @@ def build(node: dict[str, Any], where: str) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         if isinstance(error.__cause__, ValueError):
-            raise UserError(f"{where}: {one_line(str(error.__cause__))}") from error
+            below = re.search(r"full_key: (\S+)", str(error))
+            at = f"{where}.{below[1]}" if below else where
+            raise UserError(f"{at}: {one_line(str(error.__cause__))}") from error
         raise

@@ -197,7 +197,7 @@ def prepare(
     rows = task.load()
     source = config.model
     if config.model.init:
-        source = teacher.settle(config, task, rows, recorded)[0]
+        source = teacher.source(config, task, rows, recorded)
     texts = (text for column in task.text_columns for text in rows[task.train][column])
     tokenizer = models.load_tokenizer(source, texts)
     architecture = models.load_config(source, task, tokenizer)
@@ -206,17 +206,7 @@ def prepare(
     model = models.load(source, task, architecture)
     if config.model.init:
         model = models.shallower(model, *models.student(config.model, task, tokenizer))
-    cache = data.cache_directory(config.cache_dir)
-    splits, facts = {}, {}
-    for name, split in rows.items():
-        splits[name] = data.tokenize(
-            split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
-        )
-        lost = sum(splits[name]["truncated"])
-        facts[name] = {"n": len(split), "truncated": lost, "fingerprint": split._fingerprint}
-        facts[name]["mean_length"] = round(sum(splits[name]["length"]) / len(split), 1)  # tokens
-        if name in task.evaluation:
-            splits[name] = data.longest_first(splits[name])
+    splits, facts = _tokenize(rows, tokenizer, max_length, task, config.cache_dir)
     for name, before in recorded.get("data", {}).items():
         if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
             raise UserError(
@@ -224,7 +214,33 @@ def prepare(
                 "leave hydra.run.dir out for a new directory"
             )
     noted = {"data": facts, "max_length": max_length}
+    if start := getattr(model.config, "initialized_from", None):
+        noted["initialized_from"] = start
     return Prepared(config, task, args, rows, splits, tokenizer, model, noted, dict(recorded))
+
+
+def _tokenize(
+    rows: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    task: TextTask,
+    cache_dir: str | None,
+) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """Every split tokenised, those that are only evaluated longest first, and facts of each."""
+    cache, splits, facts = data.cache_directory(cache_dir), {}, {}
+    for name, split in rows.items():
+        read = data.tokenize(
+            split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
+        )
+        facts[name] = {
+            "n": len(split),
+            "truncated": sum(read["truncated"]),
+            "mean_length": round(sum(read["length"]) / len(split), 1),  # tokens
+            "fingerprint": split._fingerprint,
+        }
+        evaluated = name in task.evaluation and name != task.train
+        splits[name] = data.longest_first(read) if evaluated else read
+    return splits, facts
 
 
 def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: Record) -> None:

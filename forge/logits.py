@@ -94,20 +94,19 @@ def ask(expert: Expert, rows: Dataset, prepared: Prepared, half: bool) -> NDArra
     return ordered.reshape(len(rows), -1)
 
 
-def stored_logits(expert: Expert, prepared: Prepared, *splits: str) -> NDArray[Any]:
-    """The model's own logits [rows, labels] over the splits' rows, asked once and then stored.
+def stored_logits(expert: Expert, prepared: Prepared, split: str) -> NDArray[Any]:
+    """The model's own logits [rows, labels] over a split's rows, asked once and then stored.
 
     Whoever comes second waits; a damaged or foreign file is said and made anew.
     """
-    from datasets import concatenate_datasets
-
-    rows = concatenate_datasets([prepared.rows[split] for split in splits])
-    half = prepared.args.bf16 or prepared.args.fp16
+    rows, args = prepared.rows[split], prepared.args
+    half = args.bf16 or args.fp16
     text = tokenize(expert, rows, prepared)._fingerprint
-    key = data.fingerprint(expert.digest, text, half)
+    precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    key = data.fingerprint(expert.digest, text, precision)
     folder = data.cache_directory(prepared.config.cache_dir) / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
-    path, named = folder / f"{key}.safetensors", f"{len(rows):,} {' and '.join(splits)} rows"
+    path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
     with FileLock(f"{path}.lock"):
         logits = _read(path, list(rows["id"]), named)
         if logits is None:
@@ -158,18 +157,19 @@ def _spot_check(
 
 
 def _read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return None
     try:
-        stored = load_file(path)
-        if stored["ids"].tolist() == ids and len(stored["logits"]) == len(ids):
-            logits: NDArray[Any] = stored["logits"]
+        with safe_open(path, "np") as file:
+            whole = (file.metadata() or {}).get("xxh128")
+            logits: NDArray[Any] = file.get_tensor("logits")
+            same = file.get_tensor("ids").tolist() == ids and len(logits) == len(ids)
+        if same and whole == data.digest(logits.tobytes()):
             log.info("teacher: answers to %s found in the cache", named)
             return logits
-    except (SafetensorError, KeyError, ValueError):
+    except (SafetensorError, KeyError, ValueError, OSError):
         pass
     log.warning("%s: damaged or of other rows; the teacher is asked again", path)
     return None
@@ -179,9 +179,11 @@ def _write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    logits = np.ascontiguousarray(logits)
     scratch = path.with_suffix(f".{os.getpid()}")
     try:
-        save_file({"ids": np.asarray(ids), "logits": np.ascontiguousarray(logits)}, scratch)
+        whole = {"xxh128": data.digest(logits.tobytes())}
+        save_file({"ids": np.asarray(ids), "logits": logits}, scratch, whole)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)

@@ -180,6 +180,11 @@ def load(
     order = _head_order(model, task, config, where) if keep else None
     _name_labels(config, task)
     if model.path is None or model.from_scratch:
+        if model.layers is not None and not model.init:
+            raise UserError(
+                f"{where}.layers={model.layers}: random weights have no layers to choose from; set "
+                f"{where}.config.num_hidden_layers"
+            )
         with _sizes():
             built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
         log.info("weights: random (%s)", config.model_type)
@@ -228,6 +233,7 @@ def shallower(
                 "of the same family and width, or model=from_teacher"
             )
     student.load_state_dict(weights)
+    student.config.initialized_from = {"model": owner.name_or_path, "layers": chosen}
     log.info("weights: layers %s of %s", ", ".join(map(str, chosen)), owner.name_or_path)
     return student
 

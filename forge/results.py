@@ -7,7 +7,7 @@ import logging
 import socket
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from forge.errors import UserError
 from forge.record import METADATA, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
+CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
 APART = ("seed", "resume")  # overrides that do not make rows of their own
 REPEATS = 15  # of a timed forward pass; the median counts
 
@@ -100,15 +101,24 @@ class Row:
     values: dict[str, str]  # of the swept keys
     runs: list[Run]
     tuned: dict[str, str] = field(default_factory=dict)  # trainer keys, chosen on another split
-    against: compare.Difference | None = None  # to the reference row
+    reference: Row | None = None
+    against: compare.Difference | None = None  # to the reference
+    seeds: list[int] = field(default_factory=list)  # that both have
 
     @property
     def name(self) -> str:
         return ", ".join(f"{key.removeprefix('mode.')}={v}" for key, v in self.values.items())
 
-    def scores(self, split: str, metric: str) -> list[float]:
-        """The metric of each run."""
-        return [run.results["splits"][split][metric] for run in self.runs]
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """What the runs recorded of their teacher; empty without one."""
+        found = (run.metadata["teacher"] for run in self.runs if "teacher" in run.metadata)
+        return next(found, {})
+
+    def scores(self, split: str, metric: str, seeds: Sequence[int] = ()) -> list[float]:
+        """The metric of each run, or of those with the given seeds."""
+        kept = [run for run in self.runs if not seeds or run.seed in seeds]
+        return [run.results["splits"][split][metric] for run in kept]
 
 
 @dataclass
@@ -124,9 +134,10 @@ class Sweep:
     metric: str
     split: str
     chosen_on: str
-    teacher: dict[str, Any]
-    reference: Row | None
+    greater_is_better: bool
+    unfinished: int  # jobs
     models: list[dict[str, Any]] = field(default_factory=list)
+    length: int = 0  # tokens of a timed text
 
     @property
     def optimistic(self) -> bool:
@@ -155,24 +166,25 @@ def read_sweep(folder: Path) -> Sweep:
     swept = [key for key, values in keys.items() if len(values) > 1 and key not in APART]
     tuned = [key for key in swept if key.startswith("trainer.")]
     shown = [key for key in swept if key not in tuned] or tuned
-    grids = _grouped(runs, shown)
+    better = _greater_is_better(metric)
+
+    def mean(group: list[Run]) -> float:
+        value = statistics.fmean(run.results["splits"][first][metric] for run in group)
+        return value if better else -value
+
     rows = []
-    for values, group in grids.items():
+    for values, group in _grouped(runs, shown).items():
         settings = _grouped(group, [key for key in tuned if key not in shown])
-        sign = 1 if _greater_is_better(metric) else -1
-
-        def mean(each: Iterable[Run], sign: int = sign) -> float:
-            return sign * statistics.fmean(r.results["splits"][first][metric] for r in each)
-
-        best = max(settings, key=lambda setting: mean(settings[setting]))
+        most = max(len(runs) for runs in settings.values())  # a lucky seed alone does not count
+        full = {setting: runs for setting, runs in settings.items() if len(runs) == most}
+        best = max(full, key=lambda setting: mean(settings[setting]))
         rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
     rows.sort(key=lambda row: [_sortable(value) for value in row.values.values()])
-    teachers = [run.metadata["teacher"] for run in runs if "teacher" in run.metadata]
-    reference = next((r for r in rows if _number(r.values.get(ALPHA)) == 0), None)
-    sweep = Sweep(
-        folder, rows, metric, split, first, teachers[0] if teachers else {}, reference or rows[0]
-    )
-    _compare(sweep)
+    jobs = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    unfinished = len({path.name for path in jobs} - {run.path.name for run in runs})
+    sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
+    for row in rows:
+        _compare(sweep, row)
     return sweep
 
 
@@ -203,33 +215,44 @@ def _sortable(value: str) -> tuple[bool, float, str]:
 
 
 def _reference_of(sweep: Sweep, row: Row) -> Row | None:
-    """The row with the same values but for alpha=0; without alphas the first row."""
-    if ALPHA not in row.values:
-        return sweep.reference if row is not sweep.reference else None
-    control = {key: v for key, v in row.values.items() if key != ALPHA}
-    for other in sweep.rows:
-        rest = {key: v for key, v in other.values.items() if key != ALPHA}
-        if other is not row and _number(other.values[ALPHA]) == 0 and rest == control:
-            return other
-    return None
-
-
-def _compare(sweep: Sweep) -> None:
-    """Each row's paired difference to its reference, over the seeds that both have."""
-    for row in sweep.rows:
-        reference = _reference_of(sweep, row)
-        if reference is None:
+    """The row with the same values but for a control's; without controls the first row."""
+    for key, control in CONTROLS.items():
+        if key not in row.values:
             continue
-        seeds = {run.seed for run in row.runs} & {run.seed for run in reference.runs}
-        both = [
-            [
-                compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet")
-                for run in sorted(side.runs, key=lambda run: run.seed)
-                if run.seed in seeds or not seeds
-            ]
-            for side in (reference, row)
+        wanted = {**row.values, key: control}
+        for other in sweep.rows:
+            if {k: _plain(v) for k, v in other.values.items()} == {
+                k: _plain(v) for k, v in wanted.items()
+            }:
+                return other if other is not row else None
+        return None
+    return sweep.rows[0] if row is not sweep.rows[0] else None
+
+
+def _plain(value: str) -> float | str:
+    """0, 0.0 and 0e0 are the same value."""
+    number = _number(value)
+    return value if number is None else number
+
+
+def _compare(sweep: Sweep, row: Row) -> None:
+    """A row's paired difference to its reference, over the seeds that both have."""
+    reference = _reference_of(sweep, row)
+    if reference is None:
+        return
+    row.reference = reference
+    row.seeds = sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs})
+    if not row.seeds:
+        return
+    sides = [
+        [
+            compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet")
+            for seed in row.seeds
+            for run in [next(run for run in side.runs if run.seed == seed)]
         ]
-        row.against = compare.difference(both[0], both[1], sweep.metric)
+        for side in (reference, row)
+    ]
+    row.against = compare.difference(sides[0], sides[1], sweep.metric)
 
 
 def measure_models(sweep: Sweep) -> None:
@@ -238,45 +261,50 @@ def measure_models(sweep: Sweep) -> None:
     Latency is the median of `REPEATS` forward passes in milliseconds, batches of 1 and 32 texts of
     the split's mean length; the models take turns, since machines drift.
     """
-    folders = {row.runs[0].path / "model": row.runs[0] for row in sweep.rows}
-    folders |= {Path(path): sweep.rows[0].runs[0] for path in sweep.teacher.get("paths", ())}
-    timed: dict[str, tuple[dict[str, Any], Any]] = {}
-    length = 0
-    for folder, run in folders.items():
-        if not (folder / "config.json").is_file():
-            continue  # a teacher of another machine, or of the Hub
-        facts, model = _load(folder)
-        is_teacher = str(folder) in sweep.teacher.get("paths", ())
-        facts["name"] = f"teacher, {facts['name']}" if is_teacher else facts["name"]
-        timed.setdefault(facts["name"], (facts, model))
-        length = round(run.metadata["data"][sweep.split].get("mean_length", 32))
+    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
+    for row in sweep.rows:
+        facts, model = _load(str(row.runs[0].path / "model"))
+        timed.setdefault((facts["name"], facts["weights"]), (facts, model))
+    for path in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
+        try:
+            facts, model = _load(path)
+        except (OSError, ValueError):  # of another machine
+            continue
+        facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
+        timed[path,] = (facts, model)
+    data = sweep.rows[0].runs[0].metadata.get("data", {}).get(sweep.split, {})
+    sweep.length = round(data.get("mean_length", 32))
     for batch in (1, 32):
-        for name, milliseconds in _latency(timed, batch, length).items():
-            timed[name][0][f"ms_{batch}"] = milliseconds
+        for key, milliseconds in _latency(timed, batch, sweep.length).items():
+            timed[key][0][f"ms_{batch}"] = milliseconds
     sweep.models = [facts for facts, _ in timed.values()]
-    teachers = [facts for facts in sweep.models if facts["name"].startswith("teacher")]
+    teachers = [facts["ms_32"] for facts in sweep.models if "teacher" in facts]
     for facts in sweep.models:
-        facts["speed_up"] = sum(t["ms_32"] for t in teachers) / facts["ms_32"] if teachers else None
+        alone = (
+            len(teachers) == 1
+            or len({tuple(r.teacher.get("paths", ())) for r in sweep.rows if r.teacher}) == 1
+        )
+        facts["speed_up"] = sum(teachers) / facts["ms_32"] if teachers and alone else None
 
 
-def _load(folder: Path) -> tuple[dict[str, Any], Any]:
+def _load(path: str) -> tuple[dict[str, Any], Any]:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
     config = model.config
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     weights = sum(p.numel() for p in model.parameters())
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     name = f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
-    return {"name": name, "weights": weights, "megabytes": size / 1e6}, model
+    return {"name": name, "weights": weights, "megabytes": (size or 4 * weights) / 1e6}, model
 
 
 def _latency(
-    timed: dict[str, tuple[dict[str, Any], Any]], batch: int, length: int
-) -> dict[str, float]:
+    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]], batch: int, length: int
+) -> dict[tuple[Any, ...], float]:
     import torch
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    seconds: dict[tuple[Any, ...], list[float]] = {name: [] for name in timed}
     with torch.no_grad():
         for _ in range(REPEATS + 2):
             for name, (_, model) in timed.items():
@@ -289,17 +317,17 @@ def _latency(
 
 
 def _percent(metric: str) -> bool:
-    return metric not in ("mse", "mae")
+    return metric.startswith(("accuracy", "f1", "precision", "recall"))
 
 
-def _show(value: float, metric: str, digits: int = 2, sign: bool = False) -> str:
-    scaled = 100 * value if _percent(metric) else value
+def _show(value: float, metric: str, sign: bool = False) -> str:
+    scaled, digits = (100 * value, 2) if _percent(metric) else (value, 4)
     return f"{scaled:+.{digits}f}" if sign else f"{scaled:.{digits}f}"
 
 
 def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the main table."""
-    metric, teacher = sweep.metric, sweep.teacher.get("splits", {}).get(sweep.split, {})
+    metric = sweep.metric
     tuned = sorted({key for row in sweep.rows for key in row.tuned})
     unit = ", %" if _percent(metric) else ""
     header = [*sweep.rows[0].values, *tuned, f"{metric}{unit}", "std", "seeds"]
@@ -307,31 +335,33 @@ def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     cells = []
     for row in sweep.rows:
         scores = row.scores(sweep.split, metric)
-        mean, found = statistics.fmean(scores), row.against
-        spread = statistics.stdev(scores) if len(scores) > 1 else None
+        spread = _show(statistics.stdev(scores), metric) if len(scores) > 1 else ""
         line = [*row.values.values(), *(row.tuned.get(key, "") for key in tuned)]
-        line += [
-            _show(mean, metric),
-            "" if spread is None else _show(spread, metric),
-            str(len(scores)),
-        ]
-        if found is None:
-            line += ["", "", "", ""]
-        else:
-            p = "" if found.p_value is None else f"{found.p_value:.2g}"
-            gap = teacher.get(metric, mean) - (mean - found.value)
-            closed = f"{found.value / gap:.0%}" if teacher and gap > 0 else ""
-            line += [
-                _show(found.value, metric, sign=True),
-                f"{_show(found.low, metric, sign=True)} .. {_show(found.high, metric, sign=True)}",
-                p,
-                closed,
-            ]
-        cells.append(line)
-    if teacher:
-        blank = [""] * (len(sweep.rows[0].values) + len(tuned) - 1)
-        cells.append(["teacher", *blank, _show(teacher[metric], metric), *[""] * 6])
+        line += [_show(statistics.fmean(scores), metric), spread, str(len(scores))]
+        cells.append(line + _difference_cells(sweep, row))
+    blank = [""] * (len(sweep.rows[0].values) + len(tuned) - 1)
+    taught = {tuple(row.teacher["paths"]): row.teacher for row in sweep.rows if row.teacher}
+    for paths, teacher in taught.items():
+        name = "teacher" if len(taught) == 1 else f"teacher {' + '.join(paths)}"
+        score = teacher.get("splits", {}).get(sweep.split, {}).get(metric)
+        cells.append([name, *blank, "" if score is None else _show(score, metric), *[""] * 6])
     return header, cells
+
+
+def _difference_cells(sweep: Sweep, row: Row) -> list[str]:
+    """Difference, interval, p and the share of the gap to the teacher that it closes."""
+    found, reference, metric = row.against, row.reference, sweep.metric
+    if found is None or reference is None:
+        return ["", "", "", ""]
+    p = "" if found.p_value is None else f"{found.p_value:.2g}"
+    interval = f"{_show(found.low, metric, sign=True)} .. {_show(found.high, metric, sign=True)}"
+    closed = ""
+    best = row.teacher.get("splits", {}).get(sweep.split, {}).get(metric)
+    if best is not None:
+        gap = best - statistics.fmean(reference.scores(sweep.split, metric, row.seeds))
+        if gap and (gap > 0) == sweep.greater_is_better:
+            closed = f"{found.value / gap:.0%}"
+    return [_show(found.value, metric, sign=True), interval, p, closed]
 
 
 def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
@@ -353,26 +383,43 @@ def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 def words(sweep: Sweep) -> list[str]:
     """What the table says, and how to read it."""
-    found = [row for row in sweep.rows if row.against]
-    lines = [
-        f"{row.name}: {row.against.verdict} ({_show(row.against.value, sweep.metric, sign=True)}, "
-        f"n = {row.against.n:,})"
-        for row in found
-        if row.against
-    ]
+    lines = [_verdict(sweep, row) for row in sweep.rows if row.reference]
+    if sweep.unfinished:
+        lines.append(f"{sweep.unfinished} jobs have not finished; they are not in the table.")
+    rows = {run.metadata.get("trained_on") for row in sweep.rows for run in row.runs} - {None}
+    if len(rows) > 1:
+        lines.append(
+            "Rows learnt from different numbers of texts: unlabelled ones count at alpha=1."
+        )
     judged = f"Judged on {sweep.split}; "
-    if sweep.split != sweep.chosen_on:
+    if not sweep.optimistic:
+        judged += "no checkpoint and no setting was chosen, the last weights count."
+    elif sweep.split != sweep.chosen_on:
         judged += f"checkpoints and tuned settings were chosen on {sweep.chosen_on}."
-    elif sweep.optimistic:
-        judged += "it also chose checkpoints or settings, so the numbers are optimistic."
     else:
-        judged += "it chose nothing, the last checkpoint counts."
-    if found:
+        judged += "it also chose checkpoints or settings, so the numbers are optimistic."
+    if any(row.against for row in sweep.rows):
         judged += (
-            " Differences are to the control on the same examples; intervals are bootstrapped over "
-            "examples and seeds; one test for each row, not corrected for their number."
+            " Differences are over the seeds that both rows have, on the same examples. The "
+            "interval asks whether the two ways of training differ (bootstrap over examples, "
+            "variance over seeds, Student's t), McNemar whether the two models of a seed do (the "
+            "median p). One test for each row, not corrected for their number."
         )
     return [*lines, judged]
+
+
+def _verdict(sweep: Sweep, row: Row) -> str:
+    assert row.reference
+    if row.against is None:
+        return f"{row.name}: not compared, for it has no seed in common with {row.reference.name}"
+    verdict = row.against.verdict
+    if verdict != "no difference shown":
+        verdict += ", better" if (verdict == "higher") == sweep.greater_is_better else ", worse"
+    seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
+    return (
+        f"{row.name} against {row.reference.name}: {verdict} "
+        f"({_show(row.against.value, sweep.metric, sign=True)}, {seeds}, n = {row.against.n:,})"
+    )
 
 
 def markdown(sweep: Sweep) -> str:
@@ -435,8 +482,13 @@ def plot(sweep: Sweep, path: Path) -> None:
             capsize=4,
             label=label or "student",
         )
-    if teacher := sweep.teacher.get("splits", {}).get(sweep.split):
-        plane.axhline(scale * teacher[sweep.metric], linestyle="--", color="grey", label="teacher")
+    best = {
+        row.teacher["splits"].get(sweep.split, {}).get(sweep.metric)
+        for row in sweep.rows
+        if row.teacher
+    }
+    for score in best - {None}:
+        plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
     plane.set(xlabel=axis, ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}")
     plane.legend()
     figure.savefig(path, dpi=150)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shlex
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import permutations
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SFT = {"_target_": "forge.modes.sft.trainer", "_partial_": True}
+CALLBACKS = {  # of a teacher's training, whatever the student's are
+    "console": {"_target_": "forge.callbacks.Console"},
+    "nan_guard": {"_target_": "forge.callbacks.NanGuard"},
+}
 RUNS = ("outputs", "multirun")  # where finished runs are looked for
 MOST_PERMUTED = 6  # labels; 720 orders to try
 
@@ -48,8 +53,30 @@ def settle(
         found = [model if model.path == path else Model(path=path) for model, path in pairs]
     else:
         found = [_settle(config, model, task, rows) for model in wanted]
-    config.teacher.path = [m.path for m in found] if len(found) > 1 else found[0].path
+    paths = [model.path for model in found]
+    trained: dict[str, Any] = {"path": paths if len(paths) > 1 else paths[0], "new_head": False}
+    if found != wanted:  # what described an untrained model does not describe a run
+        trained |= {"from_scratch": False, "tokenizer": None, "from_pretrained": {}}
+    config.teacher = replace(config.teacher, **trained)
     return found
+
+
+def source(
+    config: Config, task: TextTask, rows: dict[str, Dataset], recorded: dict[str, Any]
+) -> Model:
+    """The teacher that `model.init=teacher` starts from; its labels have to be named."""
+    found = settle(config, task, rows, recorded)
+    if len(found) > 1:
+        raise UserError(f"model.init=teacher: {len(found)} teachers are named; it takes one")
+    tokenizer = models.load_tokenizer(found[0], (), "teacher")
+    labels = models.load_config(found[0], task, tokenizer, "teacher").id2label or {}
+    if task.num_labels > 1 and models.unnamed(labels.values()):
+        raise UserError(
+            f"model.init=teacher: the labels of {found[0].path} are unnamed (LABEL_0 …), so its "
+            "head cannot be put into the task's order; write their names into id2label of its "
+            "config.json"
+        )
+    return found[0]
 
 
 def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Dataset]) -> Model:
@@ -70,8 +97,8 @@ def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Datase
         return Model(path=str(run))
     if not config.teacher.train:
         raise UserError(
-            f"teacher.path={model.path}: no head trained for this task and no finished run of it "
-            f"under {' or '.join(RUNS)}; train one with {_command(model)}"
+            f"teacher {path}: no head trained for this task and no finished run of it under "
+            f"{' or '.join(RUNS)}; train one with {_command(model)}"
         )
     log.info(
         "teacher %s: no head trained for this task and no finished run under %s; it is trained "
@@ -92,36 +119,59 @@ def _best_run(model: Model, task: TextTask, rows: dict[str, Dataset]) -> tuple[P
     asked = {split: rows[split]._fingerprint for split in (task.train, task.evaluation[0])}
     scores: dict[Path, float] = {}
     for file in (f for root in RUNS for f in Path(root).absolute().rglob(METADATA)):
-        ran, state = read_json(file), read_json(file.with_name(STATE))
+        try:
+            ran, state, results = (
+                read_json(file.with_name(name)) for name in (METADATA, STATE, RESULTS)
+            )
+        except ValueError:  # not a whole record
+            continue
         had = {split: facts.get("fingerprint") for split, facts in ran.get("data", {}).items()}
-        config = ran.get("config", {})
+        config, headline = ran.get("config", {}), results.get("headline", {})
         if (
             state.get("status") == "finished"
             and state.get("epoch", 0) >= 1
             and config.get("mode", {}).get("_target_") == SFT["_target_"]
-            and config.get("model") == asdict(model)
+            and _identity(config.get("model", {})) == _identity(asdict(model))
             and asked.items() <= had.items()
-            and (headline := read_json(file.with_name(RESULTS)).get("headline"))
-            and headline["metric"] == task.headline
+            and headline.get("metric") == task.headline
+            and (file.parent / "model" / "config.json").is_file()
         ):
-            scores[file.parent] = headline["value"] * (1 if task.greater_is_better else -1)
+            scores[file.parent] = headline["value"]
     if not scores:
         return None
-    best = max(sorted(scores), key=lambda path: scores[path])
-    return best, abs(scores[best])
+    sign = 1 if task.greater_is_better else -1
+    best = max(sorted(scores), key=lambda path: sign * scores[path])
+    return best, scores[best]
+
+
+def _identity(model: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two model nodes the same model: the sizes count only where there is no path."""
+    path = model.get("path")
+    if path and Path(path).is_dir():
+        path = str(Path(path).resolve())
+    keys = ("tokenizer", "from_scratch", "from_pretrained", "layers", "init")
+    sizes = None if path else model.get("config")
+    return (path, sizes, *(model.get(key) or None for key in keys))
 
 
 def _command(model: Model) -> str:
     """How to train this teacher by hand, in the words of this run's command line."""
-    words = [w for w in composition()["overrides"] if w.startswith(("task=", "task."))]
-    given = [w for w in composition()["overrides"] if w.startswith(("model@teacher=", "teacher."))]
-    for word in given:
-        word = word.replace("model@teacher=", "model=").replace("teacher.", "model.", 1)
-        if not word.startswith(("model.train", "model.weights")):
-            words.append(word)
-    if not given:
-        words.append(f"model.path={model.path}" if model.path else "model=small")
-    return " ".join(["python launch.py mode=sft", *words])
+    composed = composition()
+    choices, words = composed["choices"], [w.lstrip("+") for w in composed["overrides"]]
+    apart = ("teacher.path=", "teacher.train=", "teacher.weights=", "teacher.trainer.")
+    renamed = [f"task={choices.get('task', 'TASK')}", *(w for w in words if w.startswith("task."))]
+    if model.path:
+        renamed.append(f"model.path={model.path}")
+    else:
+        renamed.append(f"model={choices.get('model@teacher', 'MODEL')}")
+    for word in words:
+        if word.startswith("teacher.") and not word.startswith(apart):
+            renamed.append(word.replace("teacher.", "model.", 1))
+        elif word.startswith("teacher.trainer."):
+            renamed.append(word.removeprefix("teacher."))
+        elif word.startswith("precision="):
+            renamed.append(word)
+    return shlex.join(["python", "launch.py", "mode=sft", *renamed])
 
 
 def _train(config: Config, model: Model, rows: dict[str, Dataset]) -> Path:
@@ -131,7 +181,8 @@ def _train(config: Config, model: Model, rows: dict[str, Dataset]) -> Path:
     from forge.experiment import run
 
     changed: dict[str, Any] = {"model": model, "mode": SFT, "trainer": config.teacher.trainer}
-    cfg = OmegaConf.structured(replace(config, **changed, teacher=Teacher()))
+    changed |= {"seed": int(config.teacher.trainer.get("seed", 42)), "callbacks": CALLBACKS}
+    cfg = OmegaConf.structured(replace(config, **changed, teacher=Teacher(), resume=None))
     what = [model, config.teacher.trainer, config.task, config.precision.value]
     content = [(name, split._fingerprint) for name, split in rows.items()]
     choices = composition()["choices"]
@@ -145,6 +196,8 @@ def _train(config: Config, model: Model, rows: dict[str, Dataset]) -> Path:
     run_dir = Path(RUNS[0], choices["task"], choices["model"], "sft", folder).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir.with_suffix(".lock")):
+        if read_json(run_dir / STATE).get("status") == "finished":  # while we waited
+            return run_dir
         lines = logging.FileHandler(run_dir / "output.log", encoding="utf-8")
         lines.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
         logging.getLogger().addHandler(lines)

@@ -30,7 +30,8 @@ def sweep(tmp_path):
             config = {"seed": seed, "trainer": {"load_best_model_at_end": best}}
             metadata = {"overrides": overrides, "config": config, "data": {}}
             if teacher and "mode.alpha=0" not in overrides:
-                metadata["teacher"] = {"paths": [], "splits": {"test": {"accuracy": teacher}}}
+                scores = {split: {"accuracy": teacher} for split in ("validation", "test")}
+                metadata["teacher"] = {"paths": [], "splits": scores}
             splits = {}
             for name, right in (("validation", validation), ("test", test)):
                 if right is None:
@@ -74,6 +75,7 @@ def test_rows_differ_from_their_control_on_the_split_that_chose_nothing(sweep):
     closed = cells[1][header.index("gap closed")]
     assert closed == f"{expected / (0.9 - mean):.0%}"
     assert "chosen on validation" in words(found)[-1]
+    assert "alpha=0.5 against alpha=0: higher, better" in words(found)[0]
 
 
 def test_a_grid_of_trainer_settings_is_tuned_for_each_row_on_the_first_split(sweep):
@@ -106,8 +108,43 @@ def test_each_model_has_its_own_control(sweep):
         "model=small, alpha=1": "higher",
         "model=tiny, alpha=1": "no difference shown",
     }
-    assert "it chose nothing" in words(found)[-1]
+    assert "no checkpoint and no setting was chosen" in words(found)[-1]
     assert "higher" in text(found)
+
+
+def test_jobs_that_are_missing_are_said_and_only_common_seeds_are_compared(sweep):
+    runs = [(["mode.alpha=0", f"seed={s}"], right(0.5, s), None) for s in (1, 2, 3)]
+    folder = sweep(*runs, (["mode.alpha=0.5", "seed=3"], right(0.7, 3), None), teacher=0.9)
+    (folder / "7").mkdir()
+    found = read_sweep(folder)
+    row = found.rows[1]
+    expected = np.mean(right(0.7, 3)) - np.mean(right(0.5, 3))
+    assert row.against.value == pytest.approx(expected) and row.seeds == [3]
+    assert any("1 jobs have not finished" in line for line in words(found))
+
+
+def test_a_lucky_seed_alone_is_not_chosen(sweep):
+    runs = [
+        (["mode.alpha=0", "trainer.learning_rate=1e-4", f"seed={s}"], right(0.5, s), None)
+        for s in (1, 2)
+    ]
+    lucky = (["mode.alpha=0", "trainer.learning_rate=2e-4", "seed=1"], right(0.9, 1), None)
+    other = (["mode.alpha=1", "trainer.learning_rate=1e-4", "seed=1"], right(0.5, 1), None)
+    row = read_sweep(sweep(*runs, lucky, other)).rows[0]
+    assert row.tuned == {"trainer.learning_rate": "1e-4"}
+
+
+def test_sft_is_the_control_of_a_sweep_over_modes(sweep):
+    runs = [([f"mode={m}"], right(r, 1), None) for m, r in (("kd", 0.8), ("sft", 0.5))]
+    found = read_sweep(sweep(*runs))
+    assert [row.name for row in found.rows if row.against] == ["mode=kd"]
+
+
+def test_every_table_has_a_column_for_names(sweep):
+    runs = [(["mode=kd", f"seed={s}"], right(0.5, s), right(0.5, s)) for s in (1, 2)]
+    header, cells = table(read_sweep(sweep(*runs, teacher=0.9)))
+    assert {len(line) for line in cells} == {len(header)}
+    assert [line[0] for line in cells] == ["all", "teacher"]
 
 
 def test_a_folder_without_finished_runs_is_refused(tmp_path):
@@ -129,7 +166,7 @@ def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "alpha=1: " in done.stdout and "speed-up" in done.stdout
+    assert "alpha=1 against alpha=0: " in done.stdout and "speed-up" in done.stdout
     assert sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*")) == list("0123")
     assert (tmp_path / "sweep" / "report.png").read_bytes().startswith(b"\x89PNG")
     told = (tmp_path / "sweep" / "report.md").read_text()
@@ -140,4 +177,4 @@ def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert again.returncode == 0 and "alpha=1: " in again.stdout
+    assert again.returncode == 0 and "alpha=1 against alpha=0: " in again.stdout

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
 from datasets import concatenate_datasets
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
@@ -38,34 +40,33 @@ PROJECTIONS = "losses.safetensors"  # a checkpoint's file of the losses' own wei
 def trainer(
     *,
     prepared: Prepared,
-    alpha: float,
+    alpha: Annotated[float, Field(ge=0, le=1)],
     loss: dict[str, Loss],
     gate: bool = True,
     cache: bool = True,
     **common: Any,
 ) -> Trainer:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
-    if not 0 <= alpha <= 1:
-        raise UserError(f"mode.alpha={alpha}: a share between 0 (labels only) and 1 (teacher only)")
     train = _training_splits(prepared, alpha, loss)
     if alpha == 0:
-        log.info("loss    1 * task loss (mode.alpha=0: as mode=sft; the teacher is not loaded)")
+        log.info("loss    1 * task loss (mode.alpha=0: as mode=sft, no teacher)")
         return Trainer(**common)
     loss = _fitting_losses(prepared, loss)
     config, task, facts = prepared.config, prepared.task, prepared.facts
     weights = teacher.shares(config.teacher)
     named = teacher.settle(config, task, prepared.rows, prepared.recorded)
     experts = [teacher.load(model, prepared) for model in named]
+    aligned = [name for name, term in loss.items() if term.same_tokens]
+    if aligned:
+        _check_positions(prepared, experts, aligned)
     facts["teacher"] = teacher.measure(experts, prepared, gate)
     _announce(alpha, loss, common["args"].label_smoothing_factor)
     common["train_dataset"] = concatenate_datasets([prepared.splits[split] for split in train])
-    aligned = [name for name, term in loss.items() if term.same_tokens]
-    if aligned:
-        taught: Taught = _beside(prepared, experts, aligned)
-    elif cache:
+    facts["trained_on"] = len(common["train_dataset"])  # rows
+    if cache and not aligned:
         taught = _stored(prepared, experts, weights, train, common)
     else:
-        taught = _live(prepared, experts, weights, train, common)
+        taught = _live(prepared, experts, weights, train, common, aligned)
     set_seed(common["args"].seed)  # for the losses' projections, whatever came before
     for term in loss.values():
         term.bind(prepared.model.config, experts[0].model.config)
@@ -142,13 +143,18 @@ def _stored(
     splits: list[str],
     common: dict[str, Any],
 ) -> Taught:
-    """Answers given once: a column of the training rows."""
-    logits = [stored_logits(e, prepared, *splits)[:, e.order] for e in experts]
-    answers = teacher.combine(logits, weights).tolist()
-    common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", answers)
+    """Answers given once: a column of the training rows, matched by their ids."""
+    logits = [
+        np.concatenate([stored_logits(e, prepared, split) for split in splits])[:, e.order]
+        for e in experts
+    ]
+    ids = [row for split in splits for row in prepared.rows[split]["id"]]
+    answers = dict(zip(ids, teacher.combine(logits, weights).tolist(), strict=True))
+    column = [answers[row] for row in common["train_dataset"]["id"]]
+    common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", column)
     multiple = data.pad_multiple(prepared.args)
     common["data_collator"] = data.Collator(prepared.tokenizer, multiple, "id", "teacher_logits")
-    return lambda inputs, ask: SimpleNamespace(logits=inputs.pop("teacher_logits"), qkv={})
+    return lambda inputs, watch: SimpleNamespace(logits=inputs.pop("teacher_logits"), qkv={})
 
 
 def _live(
@@ -157,29 +163,62 @@ def _live(
     weights: list[float],
     splits: list[str],
     common: dict[str, Any],
+    aligned: list[str],
 ) -> Taught:
     """Answers given in every step, to the text as each teacher's own tokenizer reads it."""
-    rows = concatenate_datasets([prepared.rows[split] for split in splits])
-    parts, pads = [common["train_dataset"]], {}
+    rows, train = concatenate_datasets([prepared.rows[s] for s in splits]), common["train_dataset"]
+    parts, pads = [train], {}
     for i, expert in enumerate(experts):
         names = expert.tokenizer.model_input_names
-        read = tokenize(expert, rows, prepared).select_columns(list(names))
+        read = tokenize(expert, rows, prepared)
+        if list(read["id"]) != list(train["id"]):
+            raise AssertionError("rows of student and teacher are in different orders")
+        if aligned and any(
+            a != b for a, b in zip(read["input_ids"], train["input_ids"], strict=True)
+        ):
+            raise UserError(_other_tokens(aligned))
+        read = read.select_columns(list(names))
         parts.append(read.rename_columns({name: f"teacher_{i}_{name}" for name in names}))
         pads[f"teacher_{i}_"] = data.Collator(expert.tokenizer, data.pad_multiple(prepared.args))
         expert.to(prepared.args.device)
     common["train_dataset"] = concatenate_datasets(parts, axis=1)
     common["data_collator"] = Beside(common["data_collator"], pads)
 
-    def taught(inputs: dict[str, Any], ask: Any) -> SimpleNamespace:
+    def taught(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
         given = [inputs.pop(prefix) for prefix in pads]
-        with torch.no_grad():
-            logits = [
-                expert.model.eval()(**batch).logits[:, expert.order]
-                for expert, batch in zip(experts, given, strict=True)
-            ]
-        return SimpleNamespace(logits=teacher.combine(logits, weights), qkv={})
+        if len(experts) == 1:
+            return _answers(experts[0], given[0], watch)
+        answers = [_answers(e, b, watch).logits for e, b in zip(experts, given, strict=True)]
+        return SimpleNamespace(logits=teacher.combine(answers, weights), qkv={})
 
     return taught
+
+
+def _answers(expert: Expert, batch: dict[str, Any], watch: Any) -> SimpleNamespace:
+    """A teacher's outputs for a batch of its own, with what the losses ask for."""
+    with ExitStack() as stack, torch.no_grad():
+        watched = watch(expert.model.eval(), "teacher_layer", stack)
+        outputs = dict(expert.model(**batch, **watched.asked))
+    outputs.pop("loss", None)
+    outputs["logits"] = outputs["logits"][:, expert.order]
+    return SimpleNamespace(**outputs, qkv=watched.qkv)
+
+
+def _check_positions(prepared: Prepared, experts: list[Expert], aligned: list[str]) -> None:
+    """Losses that compare positions need one teacher, with the student's vocabulary."""
+    if len(experts) > 1:
+        names = ", ".join(aligned)
+        raise UserError(f"mode/loss={names}: it takes one teacher; {len(experts)} are named")
+    if experts[0].tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
+        raise UserError(_other_tokens(aligned))
+
+
+def _other_tokens(aligned: list[str]) -> str:
+    return (
+        f"mode/loss={', '.join(aligned)}: it compares positions, but student and teacher read the "
+        "text as different tokens (vocabulary, casing or max_length); use a loss of logits (kl, "
+        "mse, dkd, dist) or a student with the teacher's tokenizer"
+    )
 
 
 class Beside:
@@ -198,31 +237,6 @@ class Beside:
             if theirs[0]:  # evaluation rows have none
                 batch[prefix] = dict(pad(theirs))
         return batch
-
-
-def _beside(prepared: Prepared, experts: list[Expert], aligned: list[str]) -> Taught:
-    """Hidden states and attention of the one teacher, to the very tokens of the student."""
-    expert, names = experts[0], ", ".join(aligned)
-    if len(experts) > 1:
-        raise UserError(f"mode/loss={names}: it takes one teacher; {len(experts)} are named")
-    if expert.tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
-        raise UserError(
-            f"mode/loss={names}: it compares positions, but student and teacher have different "
-            "vocabularies; use a loss of logits (kl, mse, dkd, dist) or a student with the "
-            "teacher's tokenizer"
-        )
-    expert.to(prepared.args.device)
-
-    def taught(inputs: dict[str, Any], ask: Any) -> SimpleNamespace:
-        batch = {k: inputs[k] for k in expert.tokenizer.model_input_names if k in inputs}
-        with ExitStack() as stack, torch.no_grad():
-            watched = ask(expert.model.eval(), "teacher_layer", stack)
-            outputs = expert.model(**batch, **watched.asked)
-        answers = {k: v for k, v in outputs.items() if k != "loss"}
-        answers["logits"] = answers["logits"][:, expert.order]
-        return SimpleNamespace(**answers, qkv=watched.qkv)
-
-    return taught
 
 
 class OwnWeights(TrainerCallback):
@@ -246,7 +260,8 @@ class Distiller(Trainer):
     """Blends the task loss with losses to a teacher's answers.
 
     `taught(inputs, watch)` gives those for a batch and takes them out of it. Logged steps carry
-    the mean of each term; now and then also each term's share of the gradient norm.
+    the mean of each weighted term, which add up to the loss; now and then also each term's share
+    of the gradient norm.
     """
 
     loss_is_scaled_for_ga = False
