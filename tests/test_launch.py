@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,12 @@ def test_a_sweep_writes_one_directory_per_run_and_survives_a_failing_one(tmp_pat
     assert runs == ["0", "1"]
     assert "output.log" in {path.name for path in (sweep / "0").iterdir()}
     assert not (sweep / "2").exists()
+    table = (sweep / "sweep.csv").read_text().splitlines()
+    assert table[0] == "job,overrides,status,headline,error" and len(table) == 5
+    assert sum(",finished,accuracy" in line for line in table) == 2
+    assert sum(",failed,,task.max_length=4000" in line for line in table) == 2
+    assert "2 jobs of the sweep did not finish; go on with python launch.py resume=" in done.stderr
+    assert "report  " in done.stdout
 
 
 @pytest.mark.slow
@@ -159,3 +166,83 @@ def test_a_run_is_logged_named_and_free_of_secrets(tmp_path):
     for path in run_dir.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".yaml", ".log"):
             assert "hf_aaaa" not in path.read_text(), path
+
+
+@pytest.mark.slow
+def test_a_job_is_the_same_alone_and_third_in_a_sweep_that_goes_on(tmp_path):
+    from tests.conftest import SMALL, TOY
+
+    run = (*TOY, *SMALL, "trainer.max_steps=6")
+    assert launch(tmp_path, *run, "seed=3", "hydra.run.dir=alone").returncode == 0
+    swept = ("-m", *run, "seed=1,2,3", "hydra.sweep.dir=sweep")
+    assert launch(tmp_path, *swept).returncode == 0
+    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("alone", "sweep/2")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for path in (tmp_path / "sweep" / "2", tmp_path / "sweep" / "report.png"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = launch(tmp_path, "resume=sweep")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("this run is finished; its result is returned") == 2
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (tmp_path / "sweep" / "report.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
+    from tests.conftest import SMALL, TOY
+
+    run = (*TOY, *SMALL, "trainer.max_steps=6", "hydra.run.dir=run")
+    assert launch(tmp_path, *run).returncode == 0
+    before = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
+    done = launch(tmp_path, "resume=run", "trainer.max_steps=9")
+    assert done.returncode == 0, done.stderr
+    assert "resume  trainer.max_steps=9 (recorded: 6)" in done.stdout
+    assert "resume  checkpoint-6" in done.stdout and "trained 9 steps" in done.stdout
+    assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == before
+    again = launch(tmp_path, "resume=run")
+    assert "this run is finished" in again.stdout and "conf/ has changed" not in again.stdout
+    for override, message in (
+        ("trainer.learning_rate=1", "would change what its finished part computed"),
+        ("model=small", "model: resume= keeps what the run recorded"),
+    ):
+        refused = launch(tmp_path, "resume=run", override)
+        assert refused.returncode == 2 and message in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    missing = launch(tmp_path, "resume=nowhere")
+    assert missing.returncode == 2 and "no run and no sweep" in missing.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_with_its_exit_code_and_the_same_command_goes_on(tmp_path):
+    import signal
+    import time
+
+    from tests.conftest import SMALL, TOY
+
+    run = (*TOY, *SMALL, "trainer.num_train_epochs=400", "hydra.run.dir=run")
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen([sys.executable, str(LAUNCH), *run], cwd=tmp_path, stdout=out)
+        while not list(tmp_path.glob("run/checkpoint-*/commit.json")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert "finishing the step" in (tmp_path / "out").read_text()
+    listed = subprocess.run(
+        [sys.executable, "-m", "forge", "runs", str(tmp_path)],
+        cwd=LAUNCH.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert "preempted" in listed.stdout and f"resume={tmp_path / 'run'}" in listed.stdout
+
+
+@pytest.mark.slow
+def test_a_search_looks_for_the_best_headline(tmp_path):
+    from tests.conftest import SMALL, TOY
+
+    few = ("trainer.max_steps=2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep")
+    done = launch(tmp_path, "experiment=search", *TOY, *SMALL, *few)
+    assert done.returncode == 0, done.stderr
+    assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
