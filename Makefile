@@ -37,6 +37,7 @@ format: $(READY)  ## let ruff rewrite the sources
 bench: $(READY)  ## measure side by side: plain transformers.Trainer, labels, a stored and a live teacher
 	$(BIN)/python -m tests.benchmarks.throughput
 	$(BIN)/python -m tests.benchmarks.distillation
+	$(BIN)/python -m tests.benchmarks.checkpointing
 
 clean:  ## remove the venv and caches; outputs/ and multirun/ are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -113,18 +113,34 @@ class NanGuard(TrainerCallback):
     ) -> None:
         if self.trainer is None or self.trainer.last_loss is None:
             return
-        finite = bool(torch.isfinite(self.trainer.last_loss))
-        self.bad = 0 if finite else self.bad + 1
-        if self.bad >= self.patience:
-            newest = next(iter(checkpoints.steps(Path(str(args.output_dir))).values()), None)
-            raise Failure(
-                f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, up to step "
-                f"{state.global_step} (training rows {_ids(self.trainer)}); last checkpoint: "
-                f"{newest.name if newest else 'none'}; lower trainer.learning_rate, or look at "
-                "these rows"
-            )
+        if bool(torch.isfinite(self.trainer.last_loss)):
+            self.bad = 0
+            return
+        self.bad += 1
+        if self.bad < self.patience:
+            return
+        found = checkpoints.steps(Path(str(args.output_dir)))
+        first = state.global_step - self.bad + 1
+        for step in [step for step in found if step >= first - 1]:  # whose update spoilt the next
+            checkpoints.set_aside(found.pop(step))
+        newest = next(iter(found.values()), None)
+        raise Failure(
+            f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, from step {first} "
+            f"on (training rows of the last: {_ids(self.trainer)}); the last checkpoint before: "
+            f"{newest.name if newest else 'none'}; lower trainer.learning_rate, or look at these "
+            "rows"
+        )
 
     on_train_end = on_step_begin
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """No checkpoint of a spoilt step: it would push out a good one."""
+        if control.should_save and self.trainer is not None and self.trainer.last_loss is not None:
+            control.should_save = bool(torch.isfinite(self.trainer.last_loss))
+
+    on_epoch_end = on_step_end
 
 
 def _ids(trainer: Trainer) -> str:

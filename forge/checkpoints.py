@@ -11,8 +11,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from forge.errors import Failure
 from forge.record import read_json, write_json
@@ -142,6 +147,19 @@ def size_of(model: Any) -> int:
     return int(weights + sum(8 * p.numel() for p in model.parameters() if p.requires_grad))
 
 
-def is_full(run_dir: Path, error: BaseException, needed: int) -> bool:
-    """Whether writing failed for want of room; torch and safetensors say it in their own ways."""
-    return getattr(error, "errno", None) == 28 or shutil.disk_usage(run_dir).free < needed
+@contextmanager
+def room(run_dir: Path, needed: int, half_written: Path) -> Iterator[None]:
+    """Turn a full disk into one line, without what was half-written inside the block."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors say it in their own ways
+        if getattr(error, "errno", None) != ENOSPC and shutil.disk_usage(run_dir).free >= needed:
+            raise
+        shutil.rmtree(half_written, ignore_errors=True)
+        older = next(iter(steps(run_dir).values()), None)
+        raise Failure(
+            f"{run_dir}: the disk is full; "
+            + (f"{older.name} is whole, " if older else "")
+            + "make room and give the same command to go on"
+        ) from error

@@ -67,7 +67,8 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
         with track(rec) as tracker:
             _follow(trainer, [*callbacks, *tracker, signals.AtStepEnd(stop)], rec)
             train = _train(trainer, args, rec, stop)
-            return evaluate(trainer, task, prepared.splits, run_dir, train)
+            with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
+                return evaluate(trainer, task, prepared.splits, run_dir, train)
 
 
 GROUPS = ("task", "model", "mode", "trainer", "experiment")

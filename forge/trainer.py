@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch.utils.data import SequentialSampler
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from forge import checkpoints
-from forge.errors import Failure
 from forge.record import read_json, write_json
 
 PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
@@ -91,25 +88,15 @@ class Trainer(transformers.Trainer):
         run_dir = Path(str(self.args.output_dir))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        needed = checkpoints.size_of(self.model)
         try:
-            if self.is_world_process_zero() and folder.exists():
-                checkpoints.set_aside(folder)
-            super()._save_checkpoint(model, trial)
-            if self.is_world_process_zero():
-                self.save_extra(folder)
-                checkpoints.commit(folder, self.run_id)
-                checkpoints.rotate(run_dir, limit, self.state.best_model_checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not checkpoints.is_full(run_dir, error, needed):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            older = next(iter(checkpoints.steps(run_dir).values()), None)
-            raise Failure(
-                f"{run_dir}: the disk is full; "
-                + (f"{older.name} is whole, " if older else "")
-                + "make room and give the same command to go on"
-            ) from error
+            with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
+                if self.is_world_process_zero() and folder.exists():
+                    checkpoints.set_aside(folder)
+                super()._save_checkpoint(model, trial)
+                if self.is_world_process_zero():
+                    self.save_extra(folder)
+                    checkpoints.commit(folder, self.run_id)
+                    checkpoints.rotate(run_dir, limit, self.state.best_model_checkpoint)
         finally:
             self.args.save_total_limit = limit
 

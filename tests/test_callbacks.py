@@ -1,7 +1,9 @@
 """The console is readable; the state file follows training."""
 
+import json
 import logging
 
+import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from forge.callbacks import Console
@@ -31,3 +33,27 @@ def test_an_evaluation_names_its_metrics_only(caplog, tmp_path):
 def test_the_end_is_left_to_the_table(caplog, tmp_path):
     assert lines(caplog, tmp_path, {"train_runtime": 1.0}) == []
     assert lines(caplog, tmp_path, {"test_loss": 1.0}) == []
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(toy_run, monkeypatch, tmp_path):
+    from forge.errors import Failure
+    from forge.trainer import Trainer
+
+    compute, rows = Trainer.compute_loss, []
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = compute(self, model, inputs, *args, **kwargs)
+        if model.training and self.state.global_step >= 3:
+            rows.append(self.last_ids.tolist())
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+    every = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.eval_strategy=no")
+    with pytest.raises(Failure, match=r"the loss was nan for 3 steps.*checkpoint-2; lower") as told:
+        toy_run(*every, "trainer.load_best_model_at_end=false", "trainer.max_steps=9")
+    assert ", ".join(map(str, rows[-1])) in str(told.value)
+    state = json.loads((tmp_path / "run" / "training_state.json").read_text())
+    assert state["status"] == "failed"
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -69,3 +70,20 @@ def test_libraries_log_to_our_handlers_during_a_run_only(tmp_path):
     assert "from a library" in said
     assert "from a warning" in said
     assert "after" not in said
+
+
+def test_a_second_process_is_told_who_is_at_work(composed, tmp_path):
+    cfg = composed("task=toy")
+    with (
+        record(cfg, tmp_path / "run"),
+        pytest.raises(UserError, match=rf"another process .* \(process {os.getpid()} on "),
+        record(cfg, tmp_path / "run"),
+    ):
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(composed, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # kill -9 leaves the file, and the kernel the lock
+    with record(composed("task=toy"), tmp_path / "run") as rec:
+        assert rec.state["status"] == "running"
