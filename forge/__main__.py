@@ -17,9 +17,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    from forge import results
+    from forge import report as reports
 
-    print(results.report(args.directory))
+    print(reports.report(args.directory))
     return 0
 
 

@@ -54,7 +54,7 @@ def tell() -> int:
     folder, running = running, None
     if folder is None or not folder.is_dir():
         return 0
-    from forge import results
+    from forge import report, results
 
     lines = jobs(folder)
     with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
@@ -69,7 +69,7 @@ def tell() -> int:
     if lines:
         print(results.drawn(COLUMNS, short))
     try:
-        print(results.report(folder))
+        print(report.report(folder))
     except UserError as error:
         print(f"report  {error}")
     sys.stdout.flush()

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from forge.errors import UserError
-from forge.results import read_sweep, table, text, words
+from forge.report import table, text, words
+from forge.results import read_sweep
 from tests.conftest import TOY
 
 ROOT = Path(__file__).resolve().parent.parent
