@@ -37,7 +37,7 @@ class ShuffledLengthGroups(LengthGroupedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """The order follows from seed and epoch alone, so that a resumed epoch has the same."""
-        self.generator.manual_seed(self.seed + epoch)
+        self.generator.manual_seed(1_000_003 * self.seed + epoch)  # no two seeds share an epoch
 
     def __iter__(self) -> Iterator[int]:
         pool = max(1, min(len(self.lengths) // (2 * self.batch_size), self.POOL))

@@ -70,6 +70,7 @@ def test_other_metrics_are_computed_anew_in_every_resample():
     assert 0 < found.p_value < 0.05
 
 
+@pytest.mark.slow
 def test_noise_of_the_seeds_is_seldom_taken_for_a_difference(monkeypatch):
     monkeypatch.setitem(RESAMPLES, "accuracy", 200)
     rng, wrong = np.random.default_rng(11), 0

@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from forge.errors import UserError
-from forge.experiment import newest_checkpoint
 from forge.record import read_json
 from tests.conftest import SMALL, results
 
@@ -191,20 +190,6 @@ def test_early_stopping_without_evaluation_is_refused(toy_run):
 def test_a_run_of_no_steps_is_not_finished(toy_run):
     with pytest.raises(UserError, match="not one whole batch of 32 in 8 rows"):
         toy_run("task.max_rows=8", "+trainer.dataloader_drop_last=true")
-
-
-@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt", "all"])
-def test_a_checkpoint_that_is_not_whole_is_left_aside(tmp_path, damage, caplog):
-    for step in (4, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
-            (tmp_path / f"checkpoint-{step}" / name).write_text('{"a": 1}')
-    assert newest_checkpoint(tmp_path).name == "checkpoint-8"
-    for path in (tmp_path / "checkpoint-8").iterdir():
-        if damage in (path.name, "all"):
-            path.write_text("")
-    assert newest_checkpoint(tmp_path).name == "checkpoint-4"
-    assert "checkpoint-8: not whole" in caplog.text
 
 
 @pytest.mark.slow

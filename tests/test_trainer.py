@@ -26,8 +26,7 @@ def losses(run_dir):
 
 def test_length_groups_come_in_random_order_and_hold_every_row_once():
     lengths = [i % 50 for i in range(1000)]
-    torch.manual_seed(0)
-    sampler = ShuffledLengthGroups(20, lengths=lengths)
+    sampler = ShuffledLengthGroups(20, lengths=lengths, seed=0)
     rows = list(sampler)
     assert sorted(rows) == list(range(1000))
     batches = [[lengths[i] for i in rows[k : k + 20]] for k in range(0, 1000, 20)]
@@ -37,6 +36,18 @@ def test_length_groups_come_in_random_order_and_hold_every_row_once():
     falls = sum(a > b for a, b in itertools.pairwise(means[1:]))
     assert 15 < falls < 33  # in order of length nearly all of the 48 would
     assert list(sampler) != rows
+
+
+def test_the_order_follows_from_seed_and_epoch_alone():
+    orders = {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        sampler = ShuffledLengthGroups(4, lengths=list(range(40)), seed=seed)
+        torch.rand(seed + epoch)  # the global generator has no say
+        sampler.set_epoch(epoch)
+        orders[seed, epoch] = list(sampler)
+        sampler.set_epoch(epoch)
+        assert list(sampler) == orders[seed, epoch]
+    assert len(set(map(tuple, orders.values()))) == 3
 
 
 def test_the_loss_curve_is_that_of_a_plain_trainer_script(composed, toy_run, tmp_path):
