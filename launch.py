@@ -6,6 +6,7 @@ Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the
 
 import os
 import sys
+from errno import ENOSPC
 from pathlib import Path
 
 import hydra
@@ -39,6 +40,11 @@ def main(cfg: DictConfig) -> float:
     except (*USER_ERRORS, Failure) as error:
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
             stop(error)  # here, before Hydra adds a line of its own
+        raise
+    except OSError as error:
+        if error.errno == ENOSPC:
+            full = Failure(f"{run_dir}: the disk is full; make room and give the same command")
+            raise full from error
         raise
 
 

@@ -17,6 +17,7 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from forge.errors import Failure
@@ -25,6 +26,7 @@ from forge.record import read_json, write_json
 log = logging.getLogger(__name__)
 MARKER = "commit.json"
 ASIDE, DOOMED = "set-aside-", ".deleting-"
+EXTRA = "preempted-"  # a checkpoint off the schedule: to go on from, never the best
 
 
 def commit(folder: Path, run_id: str) -> None:
@@ -82,26 +84,40 @@ def steps(run_dir: Path) -> dict[int, Path]:
     """The checkpoint directories by step, newest first, good or not."""
     found = {
         int(match[1]): path
-        for path in run_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+        for path in sorted(run_dir.glob("*-*"), reverse=True)  # checkpoint-N before preempted-N
+        if (match := re.fullmatch(rf"(?:checkpoint-|{EXTRA})(\d+)", path.name))
     }
     return dict(sorted(found.items(), reverse=True))
 
 
-def newest(run_dir: Path, run_id: str) -> Path | None:
-    """The newest good checkpoint; damaged ones on the way to it are renamed and said."""
+def newest(run_dir: Path, run_id: str, expected: str | None = None) -> Path | None:
+    """The newest good checkpoint; every damaged one is renamed and said.
+
+    `expected` is the one that training_state.json names.
+    """
     for doomed in run_dir.glob(f"{DOOMED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
-    found = steps(run_dir)
-    for path in found.values():
-        reason = problem(path, run_id)
-        if reason is None:
-            return path
-        log.warning("%s: %s; set aside", path.name, reason)
-        set_aside(path)
-    if found:
-        log.warning("no good checkpoint is left: training starts from the beginning")
-    return None
+    good = []
+    for path in steps(run_dir).values():
+        if reason := problem(path, run_id):
+            log.warning("%s: %s; set aside", path.name, reason)
+            set_aside(path)
+        else:
+            good.append(path)
+    if expected and not good:
+        log.warning(
+            "%s is gone and no good checkpoint is left: training starts from the beginning",
+            expected,
+        )
+    return good[0] if good else None
+
+
+def keep_apart(folder: Path) -> None:
+    """Rename a checkpoint off the schedule, so that it is never taken for the best."""
+    target = folder.with_name(folder.name.replace("checkpoint-", EXTRA))
+    if target.exists():
+        set_aside(target)
+    folder.rename(target)
 
 
 def set_aside(folder: Path) -> None:
@@ -114,21 +130,15 @@ def set_aside(folder: Path) -> None:
 
 def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints over `limit`, never the newest and never the best."""
-    found = steps(run_dir)
-    kept = {next(iter(found.values()))} if found else set()
-    kept |= {path for path in found.values() if best and path.name == Path(best).name}
-    spare = [path for path in reversed(found.values()) if path not in kept]
-    for path in spare[: max(0, len(found) - max(limit or len(found), len(kept)))]:
+    found = list(steps(run_dir).values())
+    extra = [path for path in found[1:] if path.name.startswith(EXTRA)]
+    found = [path for path in found if path not in extra]
+    kept = {*found[:1], *(path for path in found if best and path.name == Path(best).name)}
+    spare = [path for path in reversed(found) if path not in kept]
+    for path in [*extra, *spare[: max(0, len(found) - max(limit or len(found), len(kept)))]]:
         doomed = path.with_name(f"{DOOMED}{path.name}")  # gone at once, whatever happens next
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def rebase_best(folder: Path, run_dir: Path, run_id: str) -> None:
-    """Say when the best checkpoint that `folder` knows of is not there to go back to."""
-    best = read_json(folder / "trainer_state.json").get("best_model_checkpoint")
-    if best and (reason := problem(run_dir / Path(best).name, run_id)):
-        log.warning("%s, the best so far: %s; a later one has to beat it", Path(best).name, reason)
 
 
 def require_space(run_dir: Path, needed: int) -> None:
@@ -154,6 +164,8 @@ def room(run_dir: Path, needed: int, half_written: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors say it in their own ways
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         if getattr(error, "errno", None) != ENOSPC and shutil.disk_usage(run_dir).free >= needed:
             raise
         shutil.rmtree(half_written, ignore_errors=True)

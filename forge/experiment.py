@@ -81,7 +81,8 @@ SET_BY_FORGE = {
     "report_to": "tracking=wandb",
     "disable_tqdm": "callbacks.console=null",
     "remove_unused_columns": "task.text=[…]",
-    "resume_from_checkpoint": "hydra.run.dir=DIR",
+    "resume_from_checkpoint": "resume=DIR",
+    "save_only_model": "trainer.save_strategy=no",
     "prediction_loss_only": "task.metrics=[…]",
     "batch_eval_metrics": "task.metrics=[…]",
     "eval_do_concat_batches": "task.metrics=[…]",
@@ -319,15 +320,16 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
             "lower trainer.per_device_train_batch_size"
         )
     trainer.run_id = rec.metadata["id"]
-    checkpoint = checkpoints.newest(rec.run_dir, trainer.run_id)
+    expected = rec.state.get("latest_checkpoint")
+    checkpoint = checkpoints.newest(rec.run_dir, trainer.run_id, expected)
     if checkpoint:
         log.info("resume  %s", checkpoint.name)
-        checkpoints.rebase_best(checkpoint, rec.run_dir, trainer.run_id)
     if args.save_strategy != "no":
         checkpoints.require_space(rec.run_dir, checkpoints.size_of(trainer.model))
     stop.training = True
+    trainer.off_schedule = lambda: stop.extra
     try:
-        output = trainer.go(checkpoint)
+        step = trainer.go(checkpoint)
     except torch.OutOfMemoryError as error:
         size = args.per_device_train_batch_size
         raise Failure(
@@ -338,9 +340,10 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
         ) from error
     finally:
         stop.training = False
+    stop.leave()  # a signal after the last step: the evaluation is for the next attempt
     seconds = trainer.seconds
     return {
-        "steps": output.global_step,
+        "steps": step,
         "resumed_from": checkpoint.name if checkpoint else None,
         "seconds": round(
             seconds, 3

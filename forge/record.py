@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -102,7 +102,8 @@ def record(
                 _end_attempt(rec, "preempted")
             raise
         except Exception as error:
-            _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk is why it failed
+                _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
             raise
 
 
@@ -142,7 +143,8 @@ def _longer(rec: Record, cfg: DictConfig) -> bool:
     if not cfg.get("resume"):
         return False
     ours, theirs = cfg.trainer, rec.metadata["config"]["trainer"]
-    return any(ours.get(k) != theirs.get(k) for k in ("max_steps", "num_train_epochs"))
+    longer = ours.max_steps > rec.state.get("step", 0) and ours.max_steps != theirs["max_steps"]
+    return bool(longer or ours.num_train_epochs > theirs["num_train_epochs"])
 
 
 def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
@@ -314,8 +316,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace the file atomically: a reader sees the old content or the new, never half of it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge.config import SWEEP, Config, dotted_values
 from forge.errors import USER_ERRORS, UserError
-from forge.record import METADATA, NOT_COMPARED, plain, read_json
+from forge.record import METADATA, NOT_COMPARED, STATE, plain, read_json
 
 log = logging.getLogger(__name__)
 # What may change without changing what the finished part of a run computed.
@@ -23,7 +23,7 @@ def of_sweep(arguments: list[str]) -> list[str]:
     """The command line of a sweep that `resume=` names, to be given again; else as it is."""
     given = dict(word.split("=", 1) for word in arguments if "=" in word)
     folder = Path(given.get("resume", "").strip("'\""))
-    if "resume" not in given or (folder / METADATA).is_file():
+    if given.get("resume", "null") == "null" or (folder / METADATA).is_file():
         return arguments
     if not (folder / "multirun.yaml").is_file():
         raise UserError(f"resume={folder}: no run and no sweep in this directory")
@@ -41,37 +41,42 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     A job of a resumed sweep that never started keeps its composition. Raises `UserError` when there
     is no run, or for an override that would change what the finished part computed.
     """
+    if cfg.resume != SWEEP and run_dir.resolve() != Path(cfg.resume).resolve():
+        raise UserError(
+            f"resume={cfg.resume}: the run goes on in its own directory; leave out -m, launcher= "
+            "and hydra.run.dir="
+        )
     metadata = read_json(run_dir / METADATA)
     if not metadata:
         return cfg
     found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
     assert isinstance(found, DictConfig)
     _say_changes(metadata)
-    if cfg.resume != SWEEP:
-        _apply(found, cfg, metadata)
+    _apply(found, cfg, read_json(run_dir / STATE).get("step", 0))
     return found
 
 
-def _apply(found: DictConfig, cfg: DictConfig, metadata: dict[str, Any]) -> None:
-    """Put the command line's keys onto the recorded config."""
-    words = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
+def _apply(found: DictConfig, cfg: DictConfig, done: int) -> None:
+    """Put the command line's keys onto the recorded config; `done` steps lie behind."""
+    words = [word.lstrip("+~") for word in HydraConfig.get().overrides.task]
     for key in (word.split("=", 1)[0] for word in words):
-        if key == "resume":
-            continue
-        if "." not in key and key not in ("cache_dir",):
-            raise UserError(
-                f"{key}: resume= keeps what the run recorded; start a new run for another choice"
-            )
         value, before = OmegaConf.select(cfg, key), OmegaConf.select(found, key)
-        if value == before:
-            continue
+        if key == "resume" or value == before or (cfg.resume == SWEEP and "." not in key):
+            continue  # a sweep's choices are those of its first command
         if not is_free(key):
             raise UserError(
-                f"{key}={value}: the run was made with {before}, and this would change what its "
-                "finished part computed; start a new run for it"
+                f"{key}: the run was made with another ({_short(before)}), and a change would "
+                "touch what its finished part computed; start a new run for it"
             )
-        OmegaConf.update(found, key, value, force_add=True)
-        log.info("resume  %s=%s (recorded: %s)", key, value, before)
+        if key == "trainer.max_steps" and 0 < value < done:
+            raise UserError(f"{key}={value}: {done} steps are done; a run can only be extended")
+        OmegaConf.update(found, key, value, merge=False, force_add=True)
+        log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def is_free(key: str) -> bool:

@@ -8,16 +8,21 @@ attempt would need, and the run stops where it is.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from forge import checkpoints
 
 log = logging.getLogger(__name__)
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -38,9 +43,15 @@ class Stop:
         self.number: int | None = None
         self.since = 0.0
         self.training = False
+        self.pid = os.getpid()
+        self.extra = False  # the checkpoint to come is for this alone
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """The signal handler."""
+        """The signal handler; a loader's worker, which inherits it, leaves such things to us."""
+        if os.getpid() != self.pid:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.number is not None:
@@ -79,27 +90,45 @@ def watch() -> Iterator[Stop]:
 class AtStepEnd(TrainerCallback):
     """Saves and leaves after the step, or the evaluation, in which a signal came.
 
-    The last step of an epoch leaves after the epoch's own evaluation, so that no result is lost.
+    At the last step of an epoch saving waits for the epoch's own evaluation, with or without a
+    signal: a run that goes on from there would leave it out.
     """
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
+        self.postponed = False  # a save at an epoch's last step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stop.number is not None and state.epoch and state.epoch % 1:
-            control.should_save = True
+        epoch_ends = not (state.epoch or 0) % 1
+        if epoch_ends and control.should_save and args.eval_strategy == IntervalStrategy.EPOCH:
+            control.should_save, self.postponed = False, True  # after the epoch's evaluation
+        if self.stop.number is not None and not epoch_ends:
+            self._save(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.postponed:
+            control.should_save, self.postponed = True, False
+        if self.stop.number is not None:
+            self._save(control)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.stop.number is not None:
-            control.should_save = True
+            self._save(control)
 
-    on_epoch_end = on_evaluate
+    def _save(self, control: TrainerControl) -> None:
+        self.stop.extra = self.stop.extra or not control.should_save
+        control.should_save = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self.stop.extra:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            checkpoints.keep_apart(folder)
         self.stop.leave()

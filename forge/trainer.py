@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from forge import checkpoints
 from forge.record import read_json, write_json
 
+log = logging.getLogger(__name__)
 PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
 
 
@@ -50,13 +53,31 @@ class ShuffledLengthGroups(LengthGroupedSampler):
 
 
 class Restore(TrainerCallback):
-    """Gives a trainer its sums back once transformers has reset them."""
+    """Gives a trainer back what transformers forgets: sums, patience, where the best one is."""
 
-    def __init__(self, trainer: Trainer, progress: dict[str, Any]) -> None:
-        self.trainer, self.progress = trainer, progress
+    def __init__(self, trainer: Trainer, checkpoint: Path) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.restore(self.progress)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.restore(read_json(self.checkpoint / PROGRESS))
+        self.best(state)
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                saved: Any = state.stateful_callbacks
+                vars(callback).update(saved["EarlyStoppingCallback"]["attributes"])
+
+    def best(self, state: TrainerState) -> None:
+        """Point at the best checkpoint where it is now; forget one that is gone, and say so."""
+        recorded = read_json(self.checkpoint / "trainer_state.json").get("best_model_checkpoint")
+        if not recorded:
+            return
+        place = self.checkpoint.parent / Path(recorded).name
+        state.best_model_checkpoint = str(place)
+        if reason := checkpoints.problem(place, self.trainer.run_id):
+            log.warning("%s, the best so far: %s; the best of the rest counts", place.name, reason)
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
 
 
 class Trainer(transformers.Trainer):
@@ -67,6 +88,8 @@ class Trainer(transformers.Trainer):
     """
 
     run_id = ""  # whose checkpoints these are
+    off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # is the save to come so?
+    limit: int | None = None  # of checkpoints; ours to keep, since transformers' ends with the last
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,18 +110,18 @@ class Trainer(transformers.Trainer):
         """As transformers does, then committed; older ones go only after that."""
         run_dir = Path(str(self.args.output_dir))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
-                if self.is_world_process_zero() and folder.exists():
-                    checkpoints.set_aside(folder)
-                super()._save_checkpoint(model, trial)
-                if self.is_world_process_zero():
-                    self.save_extra(folder)
-                    checkpoints.commit(folder, self.run_id)
-                    checkpoints.rotate(run_dir, limit, self.state.best_model_checkpoint)
-        finally:
-            self.args.save_total_limit = limit
+        with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
+            if self.is_world_process_zero() and folder.exists():
+                checkpoints.set_aside(folder)
+            best = self.state.best_model_checkpoint
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                if self.off_schedule():  # an undisturbed run has no such checkpoint to be the best
+                    self.state.best_model_checkpoint = best
+                    self.state.save_to_json(str(folder / "trainer_state.json"))
+                self.save_extra(folder)
+                checkpoints.commit(folder, self.run_id)
+                checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
 
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""
@@ -122,12 +145,39 @@ class Trainer(transformers.Trainer):
         self.examples, self.cells, self.tokens = progress["counts"]
         self.before = progress["seconds"]
 
-    def go(self, checkpoint: Path | None) -> Any:
-        """Train; from a checkpoint also with the sums that it holds."""
+    def go(self, checkpoint: Path | None) -> int:
+        """Train, from a checkpoint also with what it holds beside transformers' files; the step."""
         self.started = time.monotonic()
-        if checkpoint:
-            self.add_callback(Restore(self, read_json(checkpoint / PROGRESS)))
-        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if checkpoint and self._is_over(checkpoint):
+                return self.state.global_step
+            if checkpoint:
+                self.add_callback(Restore(self, checkpoint))
+            found = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return int(found.global_step)
+        finally:
+            self.args.save_total_limit = self.limit
+
+    def _is_over(self, checkpoint: Path) -> bool:
+        """Whether the checkpoint is at `max_steps`; then its weights, or the best, are loaded.
+
+        transformers would train one more step in an epoch that `max_steps` cuts short.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        Restore(self, checkpoint).best(state)
+        self._tr_loss = torch.tensor(0.0, device=self.args.device)
+        self.restore(read_json(checkpoint / PROGRESS))
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
+        assert self.model is not None
+        self._move_model_to_device(self.model, self.args.device)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return True
 
     @property
     def seconds(self) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,9 +24,14 @@ def main(overrides: list[str], steps: int) -> int:
     if steps < 4:
         raise UserError(f"--steps={steps}: at least 4, for there must be a middle to be killed in")
     half = steps // 2
-    saved = ("trainer.save_strategy=steps", f"trainer.save_steps={half}")
-    judged = ("trainer.eval_strategy=no", "trainer.load_best_model_at_end=false")
-    words = [*overrides, f"trainer.max_steps={steps}", "trainer.logging_steps=1", *saved, *judged]
+    plan: dict[str, Any] = {
+        "max_steps": steps,
+        "logging_steps": 1,
+        "save_steps": half,
+        "eval_steps": half,
+    }
+    plan |= {"save_strategy": "steps", "eval_strategy": "steps"}
+    words = [*overrides, *(f"trainer.{key}={value}" for key, value in plan.items())]
     with tempfile.TemporaryDirectory() as scratch:
         whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
         print(f"run     {steps} steps, undisturbed", flush=True)
@@ -47,26 +50,29 @@ def main(overrides: list[str], steps: int) -> int:
     return 0
 
 
-def _start(words: list[str], run_dir: Path) -> subprocess.Popen[str]:
+def _start(words: list[str], run_dir: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A run, and the file that it prints to."""
     command = [sys.executable, str(LAUNCH), *words, f"hydra.run.dir={run_dir}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out = run_dir.with_suffix(".out")
+    with open(out, "wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), out
 
 
 def _finish(words: list[str], run_dir: Path) -> None:
-    process = _start(words, run_dir)
-    out, _ = process.communicate()
-    if process.returncode:
-        raise Failure(f"the run ended with {process.returncode}: {out.strip().splitlines()[-1]}")
+    process, out = _start(words, run_dir)
+    if code := process.wait():
+        last = out.read_text().strip().rpartition("\n")[2]
+        raise Failure(f"the run ended with {code}: {last}")
 
 
 def _kill(words: list[str], run_dir: Path, step: int) -> None:
     """Start, and SIGKILL once the checkpoint of `step` is committed."""
-    process = _start(words, run_dir)
+    process, _ = _start(words, run_dir)
     marker = run_dir / f"checkpoint-{step}" / checkpoints.MARKER
     while process.poll() is None and not marker.is_file():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()  # nothing, when it has ended
+    process.wait()
     if read_json(run_dir / STATE).get("status") == "finished":
         raise Failure("the run was too quick to be killed in its middle; give more --steps")
 

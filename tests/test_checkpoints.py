@@ -61,8 +61,23 @@ def test_a_damaged_one_is_set_aside_and_said(run_dir, caplog, reason, damage):
 def test_with_none_left_it_is_said(run_dir, caplog):
     for path in checkpoints.steps(run_dir).values():
         flip(path / "model.safetensors")
-    assert checkpoints.newest(run_dir, "run") is None
+    assert checkpoints.newest(run_dir, "run", "checkpoint-10") is None
     assert "training starts from the beginning" in caplog.text
+
+
+def test_that_all_are_gone_is_said(tmp_path, caplog):
+    assert checkpoints.newest(tmp_path, "run", "checkpoint-10") is None
+    assert "checkpoint-10 is gone" in caplog.text
+
+
+def test_one_off_the_schedule_is_gone_on_from_and_then_deleted(run_dir):
+    checkpoints.keep_apart(run_dir / "checkpoint-10")
+    assert checkpoints.newest(run_dir, "run").name == "preempted-10"
+    checkpoints.rotate(run_dir, 9, None)
+    assert list(checkpoints.steps(run_dir)) == [10, 4, 2]
+    (run_dir / "preempted-10").rename(run_dir / "preempted-3")
+    checkpoints.rotate(run_dir, 9, None)
+    assert list(checkpoints.steps(run_dir)) == [4, 2]
 
 
 def test_rotation_keeps_the_newest_and_the_best(run_dir):

@@ -203,7 +203,9 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     assert "this run is finished" in again.stdout and "conf/ has changed" not in again.stdout
     for override, message in (
         ("trainer.learning_rate=1", "would change what its finished part computed"),
-        ("model=small", "model: resume= keeps what the run recorded"),
+        ("model=small", "model: the run was made with another"),
+        ("trainer.max_steps=2", "9 steps are done; a run can only be extended"),
+        ("hydra.run.dir=other", "the run goes on in its own directory"),
     ):
         refused = launch(tmp_path, "resume=run", override)
         assert refused.returncode == 2 and message in refused.stderr

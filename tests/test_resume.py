@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pyarrow.parquet as pq
@@ -122,6 +123,95 @@ def test_the_best_checkpoint_is_kept_and_found_again(toy_run, stop_at):
     assert_same(whole, again)
     states = [read_json(run / "training_state.json") for run in (whole, again)]
     assert states[0]["best_checkpoint"] == states[1]["best_checkpoint"]
+
+
+TIED = ("trainer.eval_strategy=steps", "trainer.save_strategy=steps", "trainer.learning_rate=1e-7")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_off_the_schedule_is_never_the_best(toy_run, stop_at):
+    plan = (*TIED, "trainer.num_train_epochs=2", "trainer.eval_steps=5", "trainer.save_steps=10")
+    whole = toy_run(*plan, at="whole")
+    stop_at(5)
+    with pytest.raises(Preempted):
+        toy_run(*plan, at="stopped")
+    assert [p.name for p in whole.with_name("stopped").glob("*-5")] == ["preempted-5"]
+    assert_same(whole, toy_run(*plan, at="stopped"))
+    assert not list(whole.with_name("stopped").glob("preempted-*"))
+
+
+@pytest.mark.slow
+def test_early_stopping_remembers_its_patience(toy_run, stop_at):
+    stopping = ("callbacks=early_stopping", "callbacks.early_stopping.early_stopping_patience=3")
+    often = ("trainer.eval_steps=6", "trainer.save_steps=6", "trainer.num_train_epochs=8")
+    whole = toy_run(*TIED, *stopping, *often, at="whole")
+    stop_at(20)
+    with pytest.raises(Preempted):
+        toy_run(*TIED, *stopping, *often, at="stopped")
+    again = toy_run(*TIED, *stopping, *often, at="stopped")
+    steps = [results(run)["train"]["steps"] for run in (whole, again)]
+    assert steps[0] == steps[1]
+    assert_same(whole, again)
+
+
+@pytest.fixture
+def dies_in_predict(monkeypatch):
+    """The last evaluation dies, once: training is over, results are not written."""
+
+    def die(self, *args, **kwargs):
+        raise RuntimeError("the power went off")
+
+    def arrange():
+        monkeypatch.setattr(Trainer, "predict", die, raising=False)
+        return monkeypatch.undo
+
+    return arrange
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ("trainer.max_steps=25", "trainer.lr_scheduler_type=constant", *RUN),  # cuts an epoch
+        ("trainer.max_steps=25", "trainer.eval_strategy=steps", "trainer.save_strategy=steps",
+         "trainer.eval_steps=5", "trainer.save_steps=5"),
+        ("trainer.num_train_epochs=2", "trainer.save_total_limit=1"),
+    ],
+)  # fmt: skip
+def test_a_run_whose_training_is_over_is_only_judged(toy_run, dies_in_predict, plan):
+    whole = toy_run(*plan, at="whole")
+    alive = dies_in_predict()
+    with pytest.raises(RuntimeError, match="power"):
+        toy_run(*plan, at="died")
+    alive()
+    again = toy_run(*plan, at="died")
+    assert_same(whole, again)
+    steps = [results(run)["train"]["steps"] for run in (whole, again)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["flip", "delete"])
+def test_a_best_checkpoint_that_is_lost_is_said_and_never_loaded(
+    toy_run, stop_at, caplog, tmp_path, harm
+):
+    plan = (*TIED, "trainer.eval_steps=6", "trainer.save_steps=6", "trainer.num_train_epochs=2")
+    stop_at(27)
+    with pytest.raises(Preempted):
+        toy_run(*plan)
+    best = tmp_path / "run" / read_json(tmp_path / "run" / "training_state.json")["best_checkpoint"]
+    file = best / "model.safetensors"
+    if harm == "delete":
+        shutil.rmtree(best)
+    else:
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 64
+        file.write_bytes(content)
+    run_dir = toy_run(*plan)
+    assert f"{best.name}, the best so far" in caplog.text
+    named = read_json(run_dir / "training_state.json")["best_checkpoint"]
+    kept = load_file(run_dir / named / "model.safetensors")
+    assert same(kept, load_file(run_dir / "model" / "model.safetensors"))
 
 
 @pytest.mark.slow
