@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +123,15 @@ class Trainer(transformers.Trainer):
                 self.save_extra(folder)
                 checkpoints.commit(folder, self.run_id)
                 checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers', leaving Python's random numbers as they were: a library draws one the
+        first time that a process evaluates, which a resumed process does again."""
+        state = random.getstate()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            random.setstate(state)
 
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""

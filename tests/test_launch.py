@@ -202,7 +202,7 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     again = launch(tmp_path, "resume=run")
     assert "this run is finished" in again.stdout and "conf/ has changed" not in again.stdout
     for override, message in (
-        ("trainer.learning_rate=1", "would change what its finished part computed"),
+        ("trainer.learning_rate=1", "a change would touch what its finished part computed"),
         ("model=small", "model: the run was made with another"),
         ("trainer.max_steps=2", "9 steps are done; a run can only be extended"),
         ("hydra.run.dir=other", "the run goes on in its own directory"),
