@@ -14,9 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from forge import sweep
+from forge import cluster, sweep
 from forge.config import config_keys, register
 from forge.errors import USER_ERRORS, Failure, UserError, explain
+from forge.record import RESULTS, read_json
 from forge.resume import of_sweep, recorded_config
 
 register()
@@ -29,13 +30,16 @@ def main(cfg: DictConfig) -> float:
     """Hydra's task function: returns the headline metric, which sweepers optimise."""
     global in_run
     in_run = True
-    from forge.experiment import run
 
     run_dir = HydraConfig.get().runtime.output_dir
     try:
+        if (processes := (cfg.launcher or {}).get("processes", 1)) > 1 and cluster.ranks() == 1:
+            return launch_ranks(processes, Path(run_dir))
         if cfg.resume:
             resume, cfg = cfg.resume, recorded_config(cfg, Path(run_dir))
             cfg.resume = resume
+        from forge.experiment import run
+
         return run(cfg, run_dir)
     except (*USER_ERRORS, Failure) as error:
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
@@ -48,17 +52,38 @@ def main(cfg: DictConfig) -> float:
         raise
 
 
+def launch_ranks(processes: int, run_dir: Path) -> float:
+    """This run in several processes; its headline."""
+    hydra = HydraConfig.get()
+    extra = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    words = [f"--config-dir={folder}" for folder in extra] + list(hydra.overrides.task)
+    words += [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null", "hydra.mode=RUN"]
+    os.environ["HYDRA_FULL_ERROR"] = str(int(TRACEBACKS))  # as the user has it
+    try:
+        cluster.launch(processes, words, Path(__file__).absolute())
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    return float(read_json(run_dir / RESULTS)["headline"]["value"])
+
+
+def say(line: str) -> None:
+    """Print why it ends; a rank that `launch_ranks` started leaves that to who started it."""
+    cluster.report_error(line)
+    if cluster.PARENT not in os.environ:
+        print(f"error{f' (rank {r})' if (r := cluster.rank()) else ''}: {line}", file=sys.stderr)
+
+
 def stop(error: Exception) -> None:
-    """Print one line and leave: exit code 1 for a run that failed, 2 for a user's mistake."""
+    """Say it in one line and leave: exit code 1 for a run that failed, 2 for a user's mistake."""
     if isinstance(error, Failure):
-        print(f"error: {error}", file=sys.stderr)
+        say(str(error))
         sys.exit(1)
     if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):
         error = UserError(f"run directory: {error}; name another with hydra.run.dir=DIR")
     if "Config group override must be" in str(error):  # Hydra's answer to GROUP=null
         error = UserError("null is no option of a group: leave GROUP= out, or drop it with ~GROUP")
     line = str(error) if isinstance(error, UserError) else explain(error, config_keys(sys.argv[1:]))
-    print(f"error: {line}", file=sys.stderr)
+    say(line)
     sys.exit(2)
 
 
@@ -74,6 +99,7 @@ def cli() -> None:
     """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
+        cluster.set_up()
         sys.argv[1:] = of_sweep(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:

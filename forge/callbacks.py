@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-from forge import checkpoints
+from forge import checkpoints, cluster
 from forge.errors import Failure, UserError
 from forge.record import Record
 from forge.trainer import Trainer
@@ -113,7 +113,7 @@ class NanGuard(TrainerCallback):
     ) -> None:
         if self.trainer is None or self.trainer.last_loss is None:
             return
-        if bool(torch.isfinite(self.trainer.last_loss)):
+        if not self._spoilt(args):
             self.bad = 0
             return
         self.bad += 1
@@ -121,8 +121,11 @@ class NanGuard(TrainerCallback):
             return
         found = checkpoints.steps(Path(str(args.output_dir)))
         first = state.global_step - self.bad + 1
+        cluster.meet()
         for step in [step for step in found if step >= first - 1]:  # whose update spoilt the next
-            checkpoints.set_aside(found.pop(step))
+            spoilt = found.pop(step)
+            if state.is_world_process_zero:
+                checkpoints.set_aside(spoilt)
         newest = next(iter(found.values()), None)
         raise Failure(
             f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, from step {first} "
@@ -138,9 +141,15 @@ class NanGuard(TrainerCallback):
     ) -> None:
         """No checkpoint of a spoilt step: it would push out a good one."""
         if control.should_save and self.trainer is not None and self.trainer.last_loss is not None:
-            control.should_save = bool(torch.isfinite(self.trainer.last_loss))
+            control.should_save = not self._spoilt(args)
 
     on_epoch_end = on_step_end
+
+    def _spoilt(self, args: TrainingArguments) -> bool:
+        """Whether the last loss of any rank is no number."""
+        assert self.trainer is not None and self.trainer.last_loss is not None
+        spoilt = not bool(torch.isfinite(self.trainer.last_loss))
+        return bool(cluster.largest(int(spoilt), args.device))
 
 
 def _ids(trainer: Trainer) -> str:

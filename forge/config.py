@@ -21,6 +21,7 @@ from typing import Any
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from forge import cluster
 from forge.errors import UserError, did_you_mean, one_line
 
 SWEEP = "sweep"  # value of `resume` in the jobs of a sweep that goes on
@@ -82,6 +83,7 @@ class Config:
     tracking: dict[str, Any] | None = None
     seed: int = 42
     precision: Precision = Precision.auto
+    launcher: dict[str, Any] | None = None  # where runs run; null: here, one after the other
     resume: str | None = None  # a run's or sweep's directory to go on in, with its recorded config
     cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing
 
@@ -96,7 +98,8 @@ def register() -> None:
 
     ConfigStore.instance().store(name="schema", node=Config)
     for name, resolver, use_cache in (
-        ("utc", lambda form: time.strftime(form, time.gmtime()), True),
+        ("utc", lambda form: time.strftime(form, time.gmtime(cluster.started())), True),
+        ("first_rank", lambda value, others=None: others if cluster.rank() else value, False),
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
         ("either", lambda first, second: second if first in (None, SWEEP) else first, False),

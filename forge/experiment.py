@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from forge import checkpoints, data
+from forge import checkpoints, cluster, data
 from forge import config as configs
 from forge.config import Config, Precision, build, check
 from forge.errors import Failure, UserError, did_you_mean
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
         )
         rec.note(**prepared.facts)
         with track(rec) as tracker:
-            _follow(trainer, [*callbacks, *tracker, signals.AtStepEnd(stop)], rec)
+            _follow(trainer, [signals.AtStepEnd(stop), *callbacks, *tracker], rec)
             train = _train(trainer, args, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
                 return evaluate(trainer, task, prepared.splits, run_dir, train)
@@ -196,19 +196,21 @@ def prepare(
 
     from forge import models, teacher
 
-    rows = task.load()
+    rows = cluster.in_turn(task.load)
     source = config.model
     if config.model.init:
         source = teacher.source(config, task, rows, recorded)
     texts = (text for column in task.text_columns for text in rows[task.train][column])
-    tokenizer = models.load_tokenizer(source, texts)
+    tokenizer = cluster.in_turn(lambda: models.load_tokenizer(source, texts))
     architecture = models.load_config(source, task, tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
-    model = models.load(source, task, architecture)
+    model = cluster.in_turn(lambda: models.load(source, task, architecture))
     if config.model.init:
         model = models.shallower(model, *models.student(config.model, task, tokenizer))
-    splits, facts = _tokenize(rows, tokenizer, max_length, task, config.cache_dir)
+    splits, facts = cluster.in_turn(
+        lambda: _tokenize(rows, tokenizer, max_length, task, config.cache_dir)
+    )
     for name, before in recorded.get("data", {}).items():
         if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
             raise UserError(
@@ -262,7 +264,8 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
         choices["model"] = prepared.config.model.path
     log.info("run     %s", ", ".join(f"{k}={choices[k]}" for k in GROUPS if choices.get(k)))
     log.info("model   %s, %.1fM weights", model.config.model_type, weights / 1e6)
-    log.info("device  %s (%s), precision %s", args.device.type, env["device"], precision)
+    several = f", {cluster.ranks()} processes" if cluster.ranks() > 1 else ""
+    log.info("device  %s (%s)%s, precision %s", args.device.type, env["device"], several, precision)
     for name, split in facts["data"].items():
         cut = (
             f", {split['truncated']:,} cut at {facts['max_length']} tokens"
@@ -297,6 +300,8 @@ def _tracking(config: Config) -> Callable[[Record], AbstractContextManager[list[
     if config.tracking is None:
         return lambda rec: nullcontext([])
     start = build(config.tracking, "tracking")
+    if cluster.rank():
+        return lambda rec: nullcontext([])
 
     @contextmanager
     def track(rec: Record) -> Iterator[list[Any]]:
@@ -321,7 +326,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
         )
     trainer.run_id = rec.metadata["id"]
     expected = rec.state.get("latest_checkpoint")
-    checkpoint = checkpoints.newest(rec.run_dir, trainer.run_id, expected)
+    checkpoint = cluster.together(lambda: checkpoints.newest(rec.run_dir, trainer.run_id, expected))
     if checkpoint:
         log.info("resume  %s", checkpoint.name)
     if args.save_strategy != "no":
@@ -340,17 +345,17 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
         ) from error
     finally:
         stop.training = False
-    stop.leave()  # a signal after the last step: the evaluation is for the next attempt
-    seconds = trainer.seconds
+    stop.leave(args.device)  # a signal after the last step: the evaluation is for the next attempt
+    seconds, (examples, tokens, cells) = trainer.seconds, trainer.totals()
     return {
         "steps": step,
         "resumed_from": checkpoint.name if checkpoint else None,
         "seconds": round(
             seconds, 3
         ),  # of all attempts, up to the checkpoints that were gone on from
-        "examples_per_second": round(trainer.examples / seconds, 2),
-        "tokens_per_second": round(int(trainer.tokens) / seconds, 1),
-        "padding_share": round(trainer.padding_share, 4),
+        "examples_per_second": round(examples / seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "padding_share": round(1 - tokens / cells if cells else 0.0, 4),
     }
 
 
@@ -373,12 +378,15 @@ def evaluate(
             "seconds": round(metrics["runtime"], 3),
             "examples_per_second": round(metrics["samples_per_second"], 2),
         }
-        _write_predictions(run_dir / "predictions" / f"{name}.parquet", splits[name], task, logits)
+        if not cluster.rank():
+            file = run_dir / "predictions" / f"{name}.parquet"
+            _write_predictions(file, splits[name], task, logits)
     split = task.evaluation[0]
     value = results["splits"][split][task.headline]
     results["headline"] = {"metric": task.headline, "split": split, "value": value}
     trainer.save_model(str(run_dir / "model"))
-    write_json(run_dir / RESULTS, results)
+    if not cluster.rank():
+        write_json(run_dir / RESULTS, results)
     log.info("%s", _table(results, task))
     return float(value)
 

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from forge import cluster
 from forge.config import dotted_values
 from forge.errors import USER_ERRORS, UserError
 
@@ -35,11 +36,16 @@ PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokeniz
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 routed = False  # whether the libraries' logs go where ours go
-NOT_COMPARED = ("tracking", "cache_dir", "resume")  # keys that do not change what a run computes
+NOT_COMPARED = (
+    "tracking",
+    "cache_dir",
+    "launcher",
+    "resume",
+)  # keys that do not change what a run computes
 
 
 class Record:
-    """The two JSON files of a run directory; every write replaces a file whole."""
+    """The two JSON files of a run directory; every write, by rank 0, replaces a file whole."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -49,12 +55,14 @@ class Record:
     def note(self, **facts: Any) -> None:
         """Add facts about what ran to run_metadata.json."""
         self.metadata |= facts
-        write_json(self.run_dir / METADATA, self.metadata)
+        if not cluster.rank():
+            write_json(self.run_dir / METADATA, self.metadata)
 
     def stand(self, **facts: Any) -> None:
         """Update where the run stands in training_state.json."""
         self.state |= facts | {"updated": now()}
-        write_json(self.run_dir / STATE, self.state)
+        if not cluster.rank():
+            write_json(self.run_dir / STATE, self.state)
 
     @property
     def finished(self) -> bool:
@@ -70,23 +78,20 @@ def record(
 
     `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake in a
     first attempt leaves no run directory behind. Raises `UserError` when another process is at work
-    in the directory or it holds a run of another config.
+    in the directory or it holds a run of another config. Of several ranks the first does all this.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     from forge.signals import Preempted
 
-    with _lock(run_dir), _library_logs():
+    with ExitStack() as locked, _library_logs():
+        cluster.together(lambda: locked.enter_context(_lock(run_dir)) and None)
         rec = Record(run_dir)
         first = not rec.metadata
         try:
-            if rec.finished and _longer(rec, cfg):
-                rec.stand(status="extended")
-            if not rec.finished:
-                _mask_files(run_dir)
-                _start_attempt(rec, cfg, composed or composition())
-            else:
-                _refuse_other_config(rec, cfg)
+            begun = cluster.together(lambda: _begin(rec, cfg, composed or composition()))
+            rec.metadata, rec.state = begun
             yield rec
+            cluster.meet()
             _end_attempt(rec, "finished")
         except USER_ERRORS as error:
             if first:
@@ -125,6 +130,18 @@ def _lock(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def _begin(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Start another attempt, unless the run is finished as it is; the two files' content."""
+    if rec.finished and _longer(rec, cfg):
+        rec.stand(status="extended")
+    if rec.finished:
+        _refuse_other_config(rec, cfg)
+    else:
+        _mask_files(rec.run_dir)
+        _start_attempt(rec, cfg, composed)
+    return rec.metadata, rec.state
+
+
 def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> None:
     if rec.metadata and not cfg.get("resume"):  # which has checked what changes
         _refuse_other_config(rec, cfg)
@@ -133,7 +150,12 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> No
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
     attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
-    made = {"id": rec.metadata.get("id") or secrets.token_hex(8)}
+    made = {"id": rec.metadata.get("id") or secrets.token_hex(8), "processes": cluster.ranks()}
+    if (before := rec.metadata.get("processes", cluster.ranks())) != cluster.ranks():
+        raise UserError(
+            f"{rec.run_dir}: this run was begun in {before} processes, not in {cluster.ranks()}; "
+            "its batches would be others"
+        )
     rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
     rec.stand(status="running")
 
@@ -293,6 +315,8 @@ class Readable(logging.Filter):
 
 def _remove(run_dir: Path) -> None:
     """Remove what a first attempt wrote, and the folders that are empty then."""
+    if cluster.rank():
+        return
     shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
     for name in ("output.log", METADATA, STATE, ".lock"):
         (run_dir / name).unlink(missing_ok=True)

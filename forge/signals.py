@@ -1,8 +1,10 @@
 """What a run does when it is told to stop: finish the step, write a checkpoint, leave.
 
 SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C ask; a second Ctrl-C stops at once. While training
-the request waits for the end of a step; at any other time nothing is half-done that a later
-attempt would need, and the run stops where it is.
+the request waits for the end of a step, the same one in all ranks; at any other time nothing is
+half-done that a later attempt would need, and the run stops where it is. SLURM's SIGTERM comes
+before a kill, and a job that left by itself would not run again: there the checkpoint is written
+and the run goes on.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from forge import checkpoints
+from forge import checkpoints, cluster
 
 log = logging.getLogger(__name__)
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+LAST = 60  # seconds that a loader's worker outlives a SIGTERM to all processes of a job
 
 
 class Preempted(BaseException):
@@ -49,8 +52,9 @@ class Stop:
     def ask(self, number: int, frame: FrameType | None = None) -> None:
         """The signal handler; a loader's worker, which inherits it, leaves such things to us."""
         if os.getpid() != self.pid:
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
+            if number == signal.SIGTERM:  # perhaps of the whole job: the step needs its batch
+                signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+                signal.alarm(LAST)
             return
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -58,18 +62,38 @@ class Stop:
             return
         self.number, self.since = number, time.monotonic()
         name = signal.Signals(number).name
-        if not self.training:
+        if self.training:
+            log.warning("%s: finishing the step and writing a checkpoint", name)
+        elif goes_on(number):
+            self.number = None
+            log.warning("%s: going on until SLURM ends this process", name)
+        else:
             log.warning("%s: stopping here", name)
             raise Preempted(number)
-        log.warning("%s: finishing the step and writing a checkpoint", name)
 
-    def leave(self) -> None:
-        """Raise `Preempted` if somebody asked."""
-        if self.number is not None:
-            log.warning(
-                "checkpoint written, %.1f s after the signal", time.monotonic() - self.since
-            )
+    def agreed(self, device: Any) -> bool:
+        """Whether any rank was asked, which all learn at the same point of training."""
+        number = cluster.largest(self.number or 0, device)
+        if number and self.number is None:
+            self.number, self.since = number, time.monotonic()
+        return bool(number)
+
+    def leave(self, device: Any) -> None:
+        """Raise `Preempted` if somebody asked, unless SLURM is to end this process."""
+        if not self.agreed(device):
+            return
+        assert self.number is not None
+        cluster.meet()
+        log.warning("checkpoint written, %.1f s after the signal", time.monotonic() - self.since)
+        if not goes_on(self.number):
             raise Preempted(self.number)
+        log.warning("going on until SLURM ends this process")
+        self.number = None
+
+
+def goes_on(number: int) -> bool:
+    """Whether a signal only announces a kill, after which SLURM starts the job again."""
+    return number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
 
 
 @contextmanager
@@ -98,13 +122,16 @@ class AtStepEnd(TrainerCallback):
         self.stop = stop
         self.postponed = False  # a save at an epoch's last step
 
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.stop.extra = False
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         epoch_ends = not (state.epoch or 0) % 1
         if epoch_ends and control.should_save and args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_save, self.postponed = False, True  # after the epoch's evaluation
-        if self.stop.number is not None and not epoch_ends:
+        if self.stop.agreed(args.device) and not epoch_ends:
             self._save(control)
 
     def on_epoch_end(
@@ -112,13 +139,13 @@ class AtStepEnd(TrainerCallback):
     ) -> None:
         if self.postponed:
             control.should_save, self.postponed = True, False
-        if self.stop.number is not None:
+        if self.stop.agreed(args.device):
             self._save(control)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stop.number is not None:
+        if self.stop.agreed(args.device):
             self._save(control)
 
     def _save(self, control: TrainerControl) -> None:
@@ -128,7 +155,7 @@ class AtStepEnd(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stop.extra:
+        if self.stop.extra and state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             checkpoints.keep_apart(folder)
-        self.stop.leave()
+        self.stop.leave(args.device)

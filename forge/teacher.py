@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import shlex
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import permutations
 from pathlib import Path
@@ -16,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from forge import data, models
+from forge import cluster, data, models
 from forge.config import Config, Model, Teacher
 from forge.errors import UserError
 from forge.logits import Expert, stored_logits
@@ -91,7 +94,7 @@ def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Datase
             "teacher.path=null: name a run or a model, or choose e.g. model@teacher=bert"
         )
     path = model.path or config_name(model)
-    if found := _best_run(model, task, rows):
+    if found := cluster.together(lambda: _best_run(model, task, rows)):
         run, value = found
         log.info("teacher %s: %s %.4f, found in %s", path, task.headline, value, run)
         return Model(path=str(run))
@@ -195,22 +198,33 @@ def _train(config: Config, model: Model, rows: dict[str, Dataset]) -> Path:
     folder = f"teacher-{data.fingerprint(what, content)[:8]}"
     run_dir = Path(RUNS[0], choices["task"], choices["model"], "sft", folder).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_dir.with_suffix(".lock")):
-        if read_json(run_dir / STATE).get("status") == "finished":  # while we waited
-            return run_dir
-        lines = logging.FileHandler(run_dir / "output.log", encoding="utf-8")
-        lines.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-        logging.getLogger().addHandler(lines)
-        try:
+    lock = FileLock(run_dir.with_suffix(".lock"))
+    try:
+        cluster.together(lambda: lock.acquire() and None)
+        if cluster.together(lambda: read_json(run_dir / STATE)).get("status") == "finished":
+            return run_dir  # while we waited
+        with _logged_to(run_dir / "output.log"):
             run(cfg, run_dir, {"choices": choices, "overrides": []})
-        finally:
-            logging.getLogger().removeHandler(lines)
-            lines.close()
+    finally:
+        lock.release()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     log.info("teacher trained; back to the student")
     return run_dir
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """What is logged goes there too."""
+    lines = logging.FileHandler(os.devnull if cluster.rank() else path, encoding="utf-8")
+    lines.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    logging.getLogger().addHandler(lines)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(lines)
+        lines.close()
 
 
 def load(model: Model, prepared: Prepared) -> Expert:
@@ -219,7 +233,8 @@ def load(model: Model, prepared: Prepared) -> Expert:
     tokenizer = models.load_tokenizer(model, (), "teacher")
     config = models.load_config(model, task, tokenizer, "teacher")
     unnamed = task.num_labels > 1 and models.unnamed((config.id2label or {}).values())
-    loaded = models.load(model, task, config, "teacher").eval().requires_grad_(False)
+    loaded = cluster.in_turn(lambda: models.load(model, task, config, "teacher"))
+    loaded.eval().requires_grad_(False)
     return Expert(loaded, tokenizer, list(range(task.num_labels)), unnamed)
 
 

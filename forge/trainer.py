@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +12,23 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from forge import checkpoints
+from forge import checkpoints, cluster
 from forge.record import read_json, write_json
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
+
+
+def progress_file(checkpoint: Path) -> Path:
+    """The file of this rank's sums; as with transformers' rng_state, ranks have one each."""
+    name, suffix = PROGRESS.split(".")
+    return checkpoint / (f"{name}_{cluster.rank()}.{suffix}" if cluster.ranks() > 1 else PROGRESS)
 
 
 class ShuffledLengthGroups(LengthGroupedSampler):
@@ -62,12 +70,30 @@ class Restore(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.restore(read_json(self.checkpoint / PROGRESS))
+        self.trainer.restore(read_json(progress_file(self.checkpoint)))
         self.best(state)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 saved: Any = state.stateful_callbacks
                 vars(callback).update(saved["EarlyStoppingCallback"]["attributes"])
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the sampler its epoch: with several ranks accelerate's wrappers of batches to skip
+        and of a rank's share hide it (accelerate 1.15), and the first epoch's
+        order would come again."""
+        sampler = train_dataloader.batch_sampler
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        if hasattr(sampler.sampler, "set_epoch"):
+            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+            sampler.sampler.set_epoch(state.global_step // steps)
 
     def best(self, state: TrainerState) -> None:
         """Point at the best checkpoint where it is now; forget one that is gone, and say so."""
@@ -114,15 +140,19 @@ class Trainer(transformers.Trainer):
         with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
             if self.is_world_process_zero() and folder.exists():
                 checkpoints.set_aside(folder)
+            cluster.meet()
             best = self.state.best_model_checkpoint
             super()._save_checkpoint(model, trial)
+            if self.off_schedule():  # an undisturbed run has no such checkpoint to be the best
+                self.state.best_model_checkpoint = best
+            self.save_extra(folder)
+            cluster.meet()
             if self.is_world_process_zero():
-                if self.off_schedule():  # an undisturbed run has no such checkpoint to be the best
-                    self.state.best_model_checkpoint = best
+                if self.off_schedule():
                     self.state.save_to_json(str(folder / "trainer_state.json"))
-                self.save_extra(folder)
                 checkpoints.commit(folder, self.run_id)
                 checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
+            cluster.meet()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', leaving Python's random numbers as they were: a library draws one the
@@ -133,9 +163,29 @@ class Trainer(transformers.Trainer):
         finally:
             random.setstate(state)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with a loss that counts every row once.
+
+        With several ranks its last batch repeats rows, which it takes out of all but the loss.
+        """
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        if cluster.ranks() > 1:
+            for key in [key for key in output.metrics if key.endswith("_loss")]:
+                output.metrics[key] = self._mean_loss(output.predictions, output.label_ids)
+        return output
+
+    def _mean_loss(self, predictions: Any, labels: Any) -> float:
+        """Of a classifier or regression, over rows."""
+        logits = predictions[0] if isinstance(predictions, tuple) else predictions
+        scores, wanted = torch.as_tensor(logits).float(), torch.as_tensor(labels)
+        if self.model.config.problem_type == "regression":  # type: ignore[union-attr]
+            return float(functional.mse_loss(scores.squeeze(-1), wanted))
+        smoothing = self.args.label_smoothing_factor
+        return float(functional.cross_entropy(scores, wanted, label_smoothing=smoothing))
+
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""
-        write_json(folder / PROGRESS, self.progress())
+        write_json(progress_file(folder), self.progress())
 
     def progress(self) -> dict[str, Any]:
         """Sums since the last log, and counts since the run began."""
@@ -181,7 +231,7 @@ class Trainer(transformers.Trainer):
         self.state = state
         Restore(self, checkpoint).best(state)
         self._tr_loss = torch.tensor(0.0, device=self.args.device)
-        self.restore(read_json(checkpoint / PROGRESS))
+        self.restore(read_json(progress_file(checkpoint)))
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
             self._load_best_model()
         assert self.model is not None
@@ -209,9 +259,15 @@ class Trainer(transformers.Trainer):
         self.last_ids = prepared.pop("id", None)
         return prepared
 
+    def totals(self) -> tuple[float, float, float]:
+        """Examples, tokens, and tokens with padding that all ranks have trained on."""
+        counts = (self.examples, int(self.tokens), self.cells)
+        examples, tokens, cells = (cluster.total(n, self.args.device) for n in counts)
+        return examples, tokens, cells
+
     @property
     def padding_share(self) -> float:
-        """Share of the cells that held padding, so far."""
+        """Share of this rank's cells that held padding, so far."""
         return 1 - int(self.tokens) / self.cells if self.cells else 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

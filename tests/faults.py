@@ -2,12 +2,11 @@
 
     python -m tests.faults --points 40 --seed 0
 
-Every point is a small run (labels, or distillation with an empty cache) that dies once or twice:
-by SIGKILL at a random time, by SIGKILL at a file event (a file opened for writing, renamed,
-removed, a checkpoint's tensors before and after they are written), or by SIGTERM. It is then
-continued by the same command, and must end with the weights, the curve and the results of the
-undisturbed run. One process imports everything and forks for each attempt. The exit code is 1 when
-a point fails.
+Every point is a small run of one of the KINDS that dies once or twice: by SIGKILL at a random time,
+by SIGKILL at a file event (a file opened for writing, renamed, removed, a checkpoint's tensors
+before and after they are written), or by SIGTERM. It is then continued by the same command, and
+must end with the weights, the curve and the results of the undisturbed run. One process imports
+everything and forks for each rank of each attempt. The exit code is 1 when a point fails.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -39,6 +39,23 @@ RUN = [
     "trainer.eval_steps=4",
     "trainer.logging_steps=3",
 ]
+KD = [*RUN, "mode=kd", "mode.gate=off"]
+KINDS = {  # words, and in how many processes
+    "sft": (RUN, 1),
+    "kd": (KD, 1),
+    "cut": (
+        [*RUN, "trainer.max_steps=17", "trainer.lr_scheduler_type=constant",
+         "trainer.gradient_accumulation_steps=2", "trainer.train_sampling_strategy=random",
+         "trainer.per_device_train_batch_size=8"],
+        1,
+    ),
+    "live": ([*KD, "mode/loss=hidden"], 1),
+    "workers": ([*RUN, "trainer.dataloader_num_workers=2", "precision=bf16"], 1),
+    "sft in 2": ([*RUN, "trainer.gradient_accumulation_steps=2",
+                  "trainer.per_device_train_batch_size=8"], 2),
+    "kd in 2": ([*KD, "trainer.train_sampling_strategy=random"], 2),
+    "live in 2": ([*KD, "mode/loss=[kl,hidden]"], 2),
+}  # fmt: skip
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
@@ -46,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     asked = parser.parse_args()
     preload()
     rng, failed = random.Random(asked.seed), 0
@@ -53,10 +71,9 @@ def main() -> None:
         folder = Path(scratch)
         teacher = folder / "teacher"
         attempt([*RUN, "model.config.hidden_size=32"], teacher, folder / "cache")
-        kd = [*RUN, "mode=kd", "mode.gate=off", f"teacher.path={teacher}"]
-        kinds = [undisturbed(folder, name, words) for name, words in (("sft", RUN), ("kd", kd))]
+        kinds = [undisturbed(folder, name, teacher) for name in asked.kinds]
         for number in range(asked.points):
-            kind = kinds[number % 3 == 2]
+            kind = kinds[number % len(kinds)]
             place = folder / "point"
             kills = plan(rng, kind)
             problem = survive(kind, place, kills)
@@ -84,13 +101,16 @@ def preload() -> None:
     register()
 
 
-def undisturbed(folder: Path, name: str, words: list[str]) -> dict:
+def undisturbed(folder: Path, name: str, teacher: Path) -> dict:
     """A kind of run: its words, what it ends with, how long it takes, how many file events."""
     counter, started = folder / f"{name}.events", time.monotonic()
-    attempt(words, folder / name, folder / f"{name}.cache", counter=counter)
+    words, ranks = KINDS[name]
+    words = [*words, f"teacher.path={teacher}"]
+    attempt(words, folder / name, folder / f"{name}.cache", ranks, counter=counter)
     return {
         "name": name,
         "words": words,
+        "ranks": ranks,
         "end": outcome(folder / name),
         "seconds": time.monotonic() - started,
         "events": int(counter.read_text()),
@@ -113,9 +133,10 @@ def plan(rng: random.Random, kind: dict) -> list[dict]:
 
 def survive(kind: dict, place: Path, kills: list[dict]) -> str | None:
     """What is wrong with a run that was killed and continued, or None."""
+    run = (kind["words"], place / "run", place / "cache", kind["ranks"])
     for kill in kills:
-        attempt(kind["words"], place / "run", place / "cache", kill=kill)
-    code = attempt(kind["words"], place / "run", place / "cache")
+        attempt(*run, kill=kill)
+    code = attempt(*run)
     if code:
         log = place / "run.out"
         return f"the last attempt ended with {code}: {log.read_text()[-500:]}"
@@ -129,25 +150,55 @@ def attempt(
     words: list[str],
     run_dir: Path,
     cache: Path,
+    ranks: int = 1,
     kill: dict | None = None,
     counter: Path | None = None,
 ) -> int:
-    """Run in a child process, which may be killed; its exit code, negative for a signal."""
+    """Run in child processes, which may be killed; rank 0's exit code, negative for a signal.
+
+    A kill at a file event is rank 0's; the launcher's part, to end the others then, is played here.
+    """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            code = child_main([*words, f"cache_dir={cache}"], run_dir, kill or {}, counter)
-        os._exit(code)
+    children = []
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for rank in range(ranks):
+        if (child := os.fork()) == 0:
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank),
+                               "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                               "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
+            code = 1
+            with contextlib.suppress(BaseException):
+                mine = {} if rank else (kill or {})
+                code = child_main([*words, f"cache_dir={cache}"], run_dir, rank, mine, counter)
+            os._exit(code)
+        children.append(child)
     if kill and "after" in kill:
         time.sleep(kill["after"])
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, kill["signal"])
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, kill["signal"])
+    return outlived(children)
 
 
-def child_main(words: list[str], run_dir: Path, kill: dict, counter: Path | None) -> int:
+def outlived(children: list[int]) -> int:
+    """Wait for the ranks, and end the others when one has failed; rank 0's exit code."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        for child in [child for child in children if child not in codes]:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                if codes[child] < 0 or codes[child] == 1:
+                    for other in [c for c in children if c not in codes]:
+                        os.kill(other, signal.SIGKILL)
+        time.sleep(0.01)
+    return codes[children[0]]
+
+
+def child_main(words: list[str], run_dir: Path, rank: int, kill: dict, counter: Path | None) -> int:
     """One attempt; dies at file event `kill["event"]`."""
     import logging
     import traceback
@@ -160,7 +211,8 @@ def child_main(words: list[str], run_dir: Path, kill: dict, counter: Path | None
     from forge.experiment import run
     from forge.signals import Preempted
 
-    out = open(run_dir.with_suffix(".out"), "w")  # noqa: SIM115  # closed with the process
+    suffix = f".{rank}.out" if rank else ".out"
+    out = open(run_dir.with_suffix(suffix), "w")  # noqa: SIM115  # closed with the process
     os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
     logging.basicConfig(level=logging.INFO, stream=out)
     seen, inside = [0], str(run_dir.parent)
@@ -190,7 +242,7 @@ def child_main(words: list[str], run_dir: Path, kill: dict, counter: Path | None
         traceback.print_exc(file=out)
         return 1
     finally:
-        if counter:
+        if counter and not rank:
             counter.write_text(str(seen[0]))
     return 0
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerCallback
 
-from forge import data, teacher
+from forge import cluster, data, teacher
 from forge.errors import UserError
 from forge.experiment import Prepared
 from forge.logits import Expert, stored_logits, tokenize
@@ -292,7 +292,8 @@ class Distiller(Trainer):
 
     def save_extra(self, folder: Path) -> None:
         super().save_extra(folder)
-        if weights := self.weights.state_dict():
+        weights = self.weights.state_dict()  # the same in all ranks
+        if weights and not cluster.rank():
             save_file(weights, folder / PROJECTIONS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -376,7 +377,9 @@ class Distiller(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self.batches:
-            logs |= {f"loss_{name}": float(s) / self.batches for name, s in self.sums.items()}
+            for name, term in self.sums.items():
+                everyone = cluster.total(float(term), self.args.device)
+                logs[f"loss_{name}"] = everyone / (self.batches * cluster.ranks())
             logs |= {name: share for name, share in self.shares.items() if name != "step"}
             self.sums, self.batches = {}, 0
             self.shares = {"step": self.shares["step"]} if "step" in self.shares else {}

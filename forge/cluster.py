@@ -1,0 +1,217 @@
+"""What a run must know of its ranks: several processes that train one model together.
+
+torch's launchers start them (`launcher=ddp`, torchrun) or srun does. What they have to agree on
+goes through torch's store, asked again and again from Python: an hour of waiting is no time-out
+there, and a signal is heard. Collectives are left to training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forge.errors import USER_ERRORS, Failure, UserError
+
+T = TypeVar("T")
+PARENT = "FORGE_PARENT"  # environment of a rank that `launch` started: the process that did
+GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
+turns = itertools.count()
+
+
+def rank() -> int:
+    """This process' number; 0 writes records, logs and results."""
+    return int(os.environ.get("RANK", 0))
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def set_up() -> None:
+    """Take over the ranks that srun has started; die with the process that started this one.
+
+    Raises `UserError` where SLURM gave room for several ranks and only one was started.
+    """
+    if parent := os.environ.get(PARENT):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(parent):
+            os.kill(os.getpid(), signal.SIGKILL)
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks == 1 or "RANK" in os.environ:
+        return
+    if "SLURM_STEP_ID" not in os.environ:
+        raise UserError(
+            f"SLURM_NTASKS={tasks}, but this is one process: start it with srun, or with --ntasks=1"
+        )
+    from submitit.helpers import TorchDistributedEnvironment
+
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+@cache
+def _store() -> Any:
+    """The store that all ranks share."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(iter(rendezvous("env://")))[0]
+
+
+def together(decide: Callable[[], T], key: str = "") -> T:
+    """What rank 0 decides, known to all; its exception is raised by all.
+
+    Every rank calls it as often and in the same order, unless a `key` names the decision.
+    """
+    if ranks() == 1:
+        return decide()
+    name = f"forge/{key or next(turns)}"
+    if rank():
+        _wait(lambda: _store().check([name]))
+        value, error = pickle.loads(_store().get(name))
+    else:
+        value, error = _try(decide)
+        told = type(error)(str(error)) if isinstance(error, UserError | Failure) else error
+        if error and told is error:
+            told = UserError(str(error)) if isinstance(error, USER_ERRORS) else Failure(str(error))
+        _store().set(name, pickle.dumps((value, told)))
+    if error:
+        raise error
+    found: T = value
+    return found
+
+
+def _try(decide: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return decide(), None
+    except BaseException as error:
+        return None, error
+
+
+def in_turn(do: Callable[[], T]) -> T:
+    """What `do` returns: rank 0 does it first, so that the others find it cached."""
+    if ranks() == 1:
+        return do()
+    mine: list[T] = []
+    together(lambda: mine.append(do()))
+    return mine[0] if mine else do()
+
+
+def meet() -> None:
+    """Wait until every rank is here."""
+    if ranks() == 1:
+        return
+    name = f"forge/{next(turns)}"
+    _store().add(name, 1)
+    _wait(lambda: _store().add(name, 0) >= ranks())
+
+
+def _wait(over: Callable[[], bool]) -> None:
+    import torch
+
+    try:
+        while not over():
+            time.sleep(0.01)
+    except torch.distributed.DistError as error:
+        raise Failure("another rank of this run has ended") from error
+
+
+def largest(value: int, device: Any) -> int:
+    """The largest of all ranks' values, in training."""
+    import torch
+
+    if ranks() == 1:
+        return value
+    seen = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+    return int(seen)
+
+
+def total(value: float, device: Any) -> float:
+    """The sum of all ranks' values, in training."""
+    import torch
+
+    if ranks() == 1:
+        return value
+    seen = torch.tensor(value, device=device, dtype=torch.float64)
+    torch.distributed.all_reduce(seen)
+    return float(seen)
+
+
+def started() -> float:
+    """Now, seconds since 1970; with several ranks the moment at which rank 0 first asked."""
+    return time.time() if ranks() == 1 else _agreed_start()
+
+
+@cache
+def _agreed_start() -> float:
+    return together(time.time, "started")
+
+
+def report_error(line: str) -> None:
+    """Leave the line of a rank's error where torch's launcher looks for it."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": line}))
+
+
+def launch(processes: int, words: list[str], script: Path) -> None:
+    """Run `script` with these arguments in several processes, and wait for them.
+
+    Raises what the first of them to fail reports, and `Preempted` when a signal ended them.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from forge.signals import Preempted
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ[PARENT] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="forge",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
+        shutdown_timeout=GRACE,
+    )
+    handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}
+    logging.disable(logging.CRITICAL)  # the agent's own words; the ranks say what matters
+    try:
+        elastic_launch(config, sys.executable)(str(script), *words)
+    except SignalException as stopped:
+        raise Preempted(stopped.sigval) from None
+    except ChildFailedError as failed:
+        raise _reason(*failed.get_first_failure()) from None
+    finally:
+        logging.disable(logging.NOTSET)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        del os.environ[PARENT]
+
+
+def _reason(rank: int, failure: Any) -> BaseException:
+    """What a rank's exit code and message mean, as an exception."""
+    from forge.signals import Preempted
+
+    if 128 < failure.exitcode < 128 + signal.NSIG:
+        return Preempted(failure.exitcode - 128)
+    reported = failure.error_file_data.get("message")
+    if reported and failure.exitcode == 2:
+        return UserError(reported)
+    return Failure(
+        reported or f"rank {rank} ended with {failure.exitcode}; its last words are above"
+    )

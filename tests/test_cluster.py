@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from forge import cluster
+from forge.errors import UserError
+from forge.record import read_json
+from tests.conftest import results
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "task=toy",
+    "task.dataset.train=320",
+    "task.dataset.validation=99",
+    "trainer.per_device_eval_batch_size=16",
+    "model.config.hidden_size=16",
+    "model.config.intermediate_size=32",
+    "precision=fp32",
+    "trainer.max_steps=12",
+    "trainer.logging_steps=1",
+    "trainer.save_strategy=steps",
+    "trainer.save_steps=4",
+    "trainer.eval_strategy=steps",
+    "trainer.eval_steps=4",
+]
+ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def start(run_dir, *words, script=("launch.py",)):
+    command = [sys.executable, *script, *TINY, f"hydra.run.dir={run_dir}", *words]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(run_dir, *words, **kwargs):
+    process = start(run_dir, *words, **kwargs)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run of two processes that `launcher=ddp` starts."""
+    run_dir = tmp_path_factory.mktemp("ddp") / "whole"
+    code, out, err = finish(run_dir, "launcher=ddp")
+    assert code == 0, err
+    return run_dir, out
+
+
+def curve(run_dir):
+    state = read_json(run_dir / "checkpoint-12" / "trainer_state.json")
+    return [row["loss"] for row in state["log_history"] if "loss" in row]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(whole):
+    run_dir, out = whole
+    metadata = read_json(run_dir / "run_metadata.json")
+    assert metadata["processes"] == 2 and len(metadata["attempts"]) == 1
+    assert "launcher=ddp" in metadata["overrides"] and (run_dir / ".hydra").is_dir()
+    assert out.count("step 12/12 | epoch") == 2  # the training line and the evaluation's, once
+    assert (run_dir / "output.log").read_text().count("step 12/12 | epoch") == 2
+    assert results(run_dir)["train"]["steps"] == 12
+
+
+@pytest.mark.slow
+def test_every_row_is_judged_once(whole):
+    run_dir, _ = whole
+    told = pq.read_table(run_dir / "predictions" / "validation.parquet").to_pydict()
+    assert sorted(told["id"]) == list(range(99)) == told["id"]
+    loss = torch.nn.functional.cross_entropy(
+        torch.tensor(told["logits"]), torch.tensor(told["label"])
+    )
+    scores = results(run_dir)["splits"]["validation"]
+    assert scores["n"] == 99
+    assert scores["loss"] == pytest.approx(float(loss), abs=1e-6)
+    right = [a == b for a, b in zip(told["label"], told["prediction"], strict=True)]
+    assert scores["accuracy"] == pytest.approx(sum(right) / 99)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_run_and_so_does_a_resumed_one(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "launch.py")
+    process = start(run_dir, "launcher=ddp")
+    while process.poll() is None and not (run_dir / "checkpoint-4" / "commit.json").is_file():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)  # which its ranks hold open
+    state = read_json(run_dir / "training_state.json")
+    assert (state["status"], state["step"] < 12) == ("running", True)  # none outlives its starter
+    code, _, err = finish(run_dir, script=torchrun)
+    assert code == 0, err
+    assert curve(run_dir) == curve(whole[0])
+    weights = [run / "model" / "model.safetensors" for run in (run_dir, whole[0])]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_all_ranks_and_other_numbers_of_them_are_refused(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    words = ("trainer.max_steps=4000", "trainer.save_steps=2000", "trainer.eval_steps=2000")
+    process = start(run_dir, "launcher=ddp", *words)
+    state = run_dir / "training_state.json"
+    while process.poll() is None and not read_json(state).get("step"):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert read_json(state)["status"] == "preempted"
+    (saved,) = run_dir.glob("preempted-*")
+    assert "checkpoint written" in out and (saved / "progress_1.json").is_file()
+    code, _, err = finish(run_dir, *words)
+    assert code == 2
+    assert "was begun in 2 processes, not in 1" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_in_several_processes_is_one_line_and_leaves_nothing(tmp_path):
+    code, out, err = finish(tmp_path / "run", "launcher=ddp", "task.text=[premise,nothing]")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert err.startswith("error: column nothing") and "Traceback" not in out
+    assert not (tmp_path / "run").exists()
+
+
+def in_ranks(work, count=2):
+    """What `work()` returns in each of several forked processes, which share a store."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pipes = []
+    for rank in range(count):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            try:
+                told = work()
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}"
+            cluster.meet()  # rank 0 keeps the store
+            os.write(write, json.dumps(told).encode())
+            os._exit(0)
+        os.close(write)
+        pipes.append(read)
+    told = [json.loads(os.read(pipe, 1 << 16)) for pipe in pipes]
+    for _ in pipes:
+        os.wait()
+    return told
+
+
+def test_rank_0_decides_for_all():
+    assert in_ranks(lambda: [cluster.together(lambda: cluster.rank() + 7) for _ in "ab"]) == [
+        [7, 7],
+        [7, 7],
+    ]
+
+
+def test_a_mistake_that_rank_0_finds_is_raised_by_all():
+    def refuse():
+        raise UserError("no such thing")
+
+    assert in_ranks(lambda: cluster.together(refuse)) == ["UserError: no such thing"] * 2
+    assert in_ranks(lambda: cluster.together(lambda: 1 / 0)) == [
+        "ZeroDivisionError: division by zero",
+        "Failure: division by zero",
+    ]
+
+
+def test_rank_0_goes_first(tmp_path):
+    def make():
+        time.sleep(0 if cluster.rank() else 0.3)
+        found = sorted(path.name for path in tmp_path.iterdir())
+        (tmp_path / str(cluster.rank())).touch()
+        return found
+
+    assert in_ranks(lambda: cluster.in_turn(make)) == [[], ["0"]]
+
+
+def test_ranks_that_slurm_has_not_started_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    with pytest.raises(UserError, match="SLURM_NTASKS=2, but this is one process"):
+        cluster.set_up()
