@@ -35,6 +35,7 @@ METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl")
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+MASK = "***"
 routed = False  # whether the libraries' logs go where ours go
 NOT_COMPARED = (
     "tracking",
@@ -118,7 +119,9 @@ def _lock(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        holder = (read_json(run_dir / METADATA).get("attempts") or [{}])[-1]
+        metadata = read_json(run_dir / METADATA)
+        holder = (metadata.get("attempts") or [{}])[-1]
+        _give_back_files(run_dir, metadata)
         raise UserError(
             f"{run_dir}: another process is at work in this run directory (process "
             f"{holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')})"
@@ -185,14 +188,19 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     ]
     if not differ:
         return
-    for name in ("config", "overrides"):
-        if (file := rec.run_dir / ".hydra" / f"{name}.yaml").is_file():  # Hydra has overwritten it
-            OmegaConf.save(OmegaConf.create(rec.metadata[name]), file)
+    _give_back_files(rec.run_dir, rec.metadata)
     shown = ", ".join(f"{k}={ours.get(k)} (recorded: {theirs.get(k)})" for k in differ[:5])
     raise UserError(
         f"{rec.run_dir}: this directory holds a run of another config: {shown}; "
         "leave hydra.run.dir out for a new directory, or give the recorded values"
     )
+
+
+def _give_back_files(run_dir: Path, metadata: dict[str, Any]) -> None:
+    """Hydra's files as the run that the directory holds had them; another command's lie there."""
+    for name in ("config", "overrides"):
+        if name in metadata and (file := run_dir / ".hydra" / f"{name}.yaml").is_file():
+            OmegaConf.save(OmegaConf.create(metadata[name]), file)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -232,10 +240,10 @@ def masked(value: Any, key: str = "") -> Any:
     if value and isinstance(value, str):
         name, equals, _ = value.partition("=")
         if SECRET_KEY.search(key):
-            return "***"
+            return MASK
         if equals and SECRET_KEY.search(name):
-            return f"{name}=***"
-        return SECRET_VALUE.sub("***", value)
+            return f"{name}={MASK}"
+        return SECRET_VALUE.sub(MASK, value)
     return value
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge.config import SWEEP, Config, dotted_values
 from forge.errors import USER_ERRORS, UserError
-from forge.record import METADATA, NOT_COMPARED, STATE, plain, read_json
+from forge.record import MASK, METADATA, NOT_COMPARED, STATE, plain, read_json
 
 log = logging.getLogger(__name__)
 # What may change without changing what the finished part of a run computed.
@@ -26,13 +26,25 @@ def of_sweep(arguments: list[str]) -> list[str]:
     if given.get("resume", "null") == "null" or (folder / METADATA).is_file():
         return arguments
     if not (folder / "multirun.yaml").is_file():
-        raise UserError(f"resume={folder}: no run and no sweep in this directory")
+        run = f"; its run is resume={folder.parent}" if (folder.parent / METADATA).is_file() else ""
+        raise UserError(f"resume={folder}: no run and no sweep in this directory{run}")
     recorded = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
     ours = [word for word in arguments if not word.startswith("resume=") and word != "-m"]
     replaced = {word.split("=", 1)[0] for word in ours}
     kept = [w for w in recorded.task if w.split("=", 1)[0] not in {"resume", *replaced}]
     own = [w for w in recorded.hydra if w.split("=", 1)[0] not in ("hydra.mode", "hydra.sweep.dir")]
-    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={folder}"]
+    swept = {w.split("=", 1)[0] for w in recorded.task if _sweeps(w)} & replaced
+    if swept:
+        key = sorted(swept)[0]
+        raise UserError(f"{key}: the sweep in {folder} is over it; start a new sweep for others")
+    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir='{folder}'"]
+
+
+def _sweeps(word: str) -> bool:
+    """Whether an override names several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return bool(OverridesParser.create().parse_override(word).is_sweep_override())
 
 
 def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
@@ -51,6 +63,9 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
         return cfg
     found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
     assert isinstance(found, DictConfig)
+    for key, value in dotted_values(metadata["config"]):
+        if MASK in str(value):  # secrets are not recorded
+            OmegaConf.update(found, key, OmegaConf.select(cfg, key))
     _say_changes(metadata)
     _apply(found, cfg, read_json(run_dir / STATE).get("step", 0))
     return found

@@ -83,9 +83,14 @@ def _differences(one: Path, other: Path) -> Iterator[str]:
     from safetensors.torch import load_file
 
     folders = [next(iter(checkpoints.steps(run_dir).values())) for run_dir in (one, other)]
-    weights = [load_file(run_dir / "model" / "model.safetensors") for run_dir in (one, other)]
-    yield from _unequal("weights", *weights)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    for name, places in {
+        "weights": [one / "model", other / "model"],
+        "last weights": folders,
+    }.items():
+        weights = [load_file(place / "model.safetensors") for place in places]
+        yield from _unequal(name, *weights)
+    random_states = sorted(path.name for path in folders[0].glob("rng_state*.pth"))  # of each rank
+    for name in ("optimizer.pt", "scheduler.pt", *random_states):
         with torch.serialization.safe_globals(_numpy_globals()):
             states = [torch.load(folder / name, weights_only=True) for folder in folders]
         yield from _unequal(name, *states)

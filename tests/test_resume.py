@@ -8,10 +8,13 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from forge import checkpoints
+from forge.errors import UserError
 from forge.record import read_json
+from forge.resume import of_sweep
 from forge.signals import Preempted
 from forge.trainer import Trainer
 from tests.conftest import results
@@ -221,6 +224,37 @@ def test_other_signals_ask_for_the_same(toy_run, stop_at, number):
     with pytest.raises(Preempted) as stopped:
         toy_run(*RUN)
     assert stopped.value.exit_code == 128 + number
+
+
+@pytest.mark.slow
+def test_before_slurms_kill_a_checkpoint_is_written_and_the_run_goes_on(
+    toy_run, stop_at, monkeypatch, caplog
+):
+    whole = toy_run(*RUN, at="whole")
+    stop_at(9)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert_same(whole, toy_run(*RUN))
+    written = caplog.text.index("checkpoint written")
+    assert "going on until SLURM ends this process" in caplog.text[written:]
+
+
+def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
+    recorded = {"hydra": {"overrides": {"task": ["seed=1,2", "model=tiny"], "hydra": []}}}
+    folder = tmp_path / "a sweep, named so"
+    folder.mkdir()
+    OmegaConf.save(OmegaConf.create(recorded), folder / "multirun.yaml")
+    words = of_sweep([f"resume='{folder}'", "trainer.max_steps=9"])
+    assert words == ["-m", "seed=1,2", "model=tiny", "trainer.max_steps=9", "resume=sweep",
+                     f"hydra.sweep.dir='{folder}'"]  # fmt: skip
+    with pytest.raises(UserError, match=r"seed: the sweep in .* is over it"):
+        of_sweep([f"resume={folder}", "seed=3"])
+
+
+def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
+    (tmp_path / "run_metadata.json").write_text("{}")
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(UserError, match=rf"its run is resume={tmp_path}$"):
+        of_sweep([f"resume={tmp_path / 'checkpoint-5'}"])
 
 
 def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):
