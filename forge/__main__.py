@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from forge.errors import Failure, UserError
+from forge.errors import USER_ERRORS, Failure, UserError, explain
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -36,6 +36,12 @@ def runs(args: argparse.Namespace) -> int:
     return 0
 
 
+def prefetch(args: argparse.Namespace) -> int:
+    from forge import prefetch
+
+    return prefetch.main(args.overrides)
+
+
 def verify_resume(args: argparse.Namespace) -> int:
     from forge import verify
 
@@ -61,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=runs)
 
     verb = verbs.add_parser(
+        "prefetch",
+        help="download and tokenise what a run or sweep needs, for nodes without network",
+    )
+    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=mnli mode=kd")
+    verb.set_defaults(run=prefetch)
+
+    verb = verbs.add_parser(
         "verify-resume", help="prove that a config resumes to the bit: run, kill, go on, compare"
     )
     verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=toy model=tiny")
@@ -78,8 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         code: int = args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except USER_ERRORS as error:
+        line = str(error) if isinstance(error, UserError) else explain(error)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except Failure as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,86 @@
+"""`python -m forge prefetch`: what a run or a sweep needs, downloaded and tokenised beforehand.
+
+Compute nodes without a network then find everything in the caches of the home directory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from forge import config as configs
+from forge.config import CONF, Config, Model, build
+
+
+def main(overrides: list[str]) -> int:
+    """Fetch for every job that these words of a command line make; each thing once."""
+    import datasets
+
+    from forge.experiment import check_all, prepare, training_arguments
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    seen: set[str] = set()
+    for config in _composed(overrides):
+        wanted = [config.model, *(_teachers(config))]
+        new = [model for model in wanted if _unseen([config.task, asdict(model)], seen)]
+        if not new:
+            continue
+        check_all(config)
+        task = build(config.task, "task")
+        with tempfile.TemporaryDirectory() as scratch:
+            args = training_arguments(config, task, Path(scratch))
+            for model in new:
+                facts = prepare(
+                    replace(config, model=replace(model, init=None)), task, args, {}
+                ).facts
+                rows = ", ".join(f"{n} {split['n']:,}" for n, split in facts["data"].items())
+                name = model.path or f"{model.config.get('model_type')} of random weights"
+                print(f"here    {name}, tokenised rows: {rows}", flush=True)
+    return 0
+
+
+def _unseen(what: Any, seen: set[str]) -> bool:
+    key = json.dumps(what, sort_keys=True, default=str)
+    return key not in seen and not seen.add(key)  # type: ignore[func-returns-value]
+
+
+def _teachers(config: Config) -> list[Model]:
+    """The models that teach; none but at mode=kd with a share for them."""
+    teaches = str(config.mode.get("_target_")).startswith("forge.modes.kd.")
+    return config.teacher.models() if teaches and config.mode.get("alpha") else []
+
+
+def _composed(overrides: list[str]) -> Iterator[Config]:
+    """The config of each job, a sweep's values multiplied out as Hydra does."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    configs.register()
+    words = [word for word in overrides if word not in ("-m", "--multirun")]
+    started = GlobalHydra.instance().is_initialized()
+    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(words)
+        plain = [
+            word for word, told in zip(words, parsed, strict=True) if not told.is_sweep_override()
+        ]
+        found = compose("config", plain, return_hydra_config=True)
+        given = {told.get_key_element() for told in parsed}
+        params = found.hydra.sweeper.get("params") or {}
+        words += [f"{key}={value}" for key, value in params.items() if key not in given]
+        choices = [
+            [f"{told.get_key_element()}={value}" for value in told.sweep_string_iterator()]
+            if told.is_sweep_override()
+            else [told.input_line or ""]
+            for told in OverridesParser.create().parse_overrides(words)
+        ]
+        for job in itertools.product(*choices):
+            yield configs.to_config(compose("config", list(job)))
