@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from forge import cluster, data, models
-from forge.config import Config, Model, Teacher
+from forge.config import Config, Model, Teacher, build, to_config
 from forge.errors import UserError
 from forge.logits import Expert, stored_logits
 from forge.record import METADATA, RESULTS, STATE, composition, read_json
@@ -82,7 +82,40 @@ def source(
     return found[0]
 
 
+def untrained(config: Config) -> list[Model]:
+    """The teachers of a run that are to be fine-tuned before it; none at alpha=0 or mode=sft."""
+    if not (config.mode.get("alpha") or config.model.init):
+        return []
+    task: TextTask = build(config.task, "task")
+    rows = task.load()
+    return [m for m in config.teacher.models() if _trained(config, m, task, rows) is None]
+
+
+def train_first(cfg: DictConfig) -> float:
+    """Fine-tune the teachers that a composed run needs, as a job of its own; 0."""
+    config = to_config(cfg)
+    task: TextTask = build(config.task, "task")
+    settle(config, task, cluster.in_turn(task.load), {})
+    return 0.0
+
+
 def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Dataset]) -> Model:
+    """The teacher that a node names, fine-tuned now where there is none."""
+    if found := _trained(config, model, task, rows):
+        return found
+    log.info(
+        "teacher %s: no head trained for this task and no finished run under %s; it is trained "
+        "first (name one with teacher.path=RUN_DIRECTORY, or stop with teacher.train=false)",
+        model.path or config_name(model),
+        " or ".join(RUNS),
+    )
+    return Model(path=str(_train(config, model, rows)))
+
+
+def _trained(
+    config: Config, model: Model, task: TextTask, rows: dict[str, Dataset]
+) -> Model | None:
+    """The teacher if it has a head, or the best run that gave its model one; None for neither."""
     if model.init:
         raise UserError("teacher.init: a teacher is not made from itself; set teacher.path=")
     if model.path and not (model.new_head or model.from_scratch):
@@ -103,13 +136,7 @@ def _settle(config: Config, model: Model, task: TextTask, rows: dict[str, Datase
             f"teacher {path}: no head trained for this task and no finished run of it under "
             f"{' or '.join(RUNS)}; train one with {_command(model)}"
         )
-    log.info(
-        "teacher %s: no head trained for this task and no finished run under %s; it is trained "
-        "first (name one with teacher.path=RUN_DIRECTORY, or stop with teacher.train=false)",
-        path,
-        " or ".join(RUNS),
-    )
-    return Model(path=str(_train(config, model, rows)))
+    return None
 
 
 def config_name(model: Model) -> str:

@@ -32,10 +32,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge import data
+from forge import data, teacher
+from forge.config import to_config
 from forge.errors import UserError
 from forge.record import read_json
-from tests.conftest import SMALL, results
+from tests.conftest import SMALL, TOY, results
 
 FEW = ("trainer.max_steps=6", "trainer.logging_steps=1")
 NO_DROPOUT = (  # of the student
@@ -326,6 +327,17 @@ def test_a_missing_teacher_is_trained_once_in_a_run_of_its_own(easy, caplog, tmp
 
 
 @pytest.mark.slow
+def test_a_job_before_the_students_trains_their_teacher(composed, caplog):
+    words = (*TOY, *SMALL, *TEACHER, "teacher.trainer.num_train_epochs=1")
+    caplog.set_level(logging.INFO)
+    cfg, control = composed(*words), composed(*words, "mode.alpha=0")
+    assert [len(teacher.untrained(to_config(c))) for c in (cfg, control)] == [1, 0]
+    teacher.train_first(cfg)
+    assert "it is trained first" in caplog.text
+    assert teacher.untrained(to_config(cfg)) == []
+
+
+@pytest.mark.slow
 def test_the_best_finished_run_of_the_teacher_is_found(easy, caplog):
     caplog.set_level(logging.INFO)
     model = ("model.config.hidden_size=32", "model.config.num_attention_heads=2")
@@ -606,7 +618,6 @@ def test_random_weights_have_no_layers_to_choose_from(easy):
 
 
 def test_the_command_for_a_teacher_by_hand(monkeypatch):
-    from forge import teacher
     from forge.config import Model
 
     composed = {
