@@ -96,6 +96,7 @@ ReturnToService=2
 MailProg=/bin/true
 KillWait=5
 MinJobAge=600
+MaxArraySize=25
 SlurmdTimeout=10
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
