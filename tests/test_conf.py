@@ -69,7 +69,7 @@ def test_tracking_fits_its_signature(composed):
         check(node, "tracking")
 
 
-@pytest.mark.parametrize("launcher", options("launcher"))
+@pytest.mark.parametrize("launcher", ["slurm", "background"])
 def test_launchers_imply_a_sweep(launcher):
     from hydra import compose
 

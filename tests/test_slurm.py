@@ -135,7 +135,7 @@ def test_the_cluster_signals_requeues_and_keeps_accounts(slurm, tmp_path, monkey
 
 
 def test_a_disturbed_sweep_ends_as_if_nothing_had_happened(slurm, tmp_path, undisturbed):
-    """USR2 with and without loader workers, scontrol requeue, the driver killed."""
+    """USR2 with and without loader workers, scontrol requeue, TERM, the driver killed."""
     sweep = tmp_path / "sweep"
     words = (*RUN, *SLURM, "seed=1,2", "trainer.dataloader_num_workers=0,2",
              "+callbacks.pause={_target_:tests.test_slurm.Pause}",
@@ -155,6 +155,9 @@ def test_a_disturbed_sweep_ends_as_if_nothing_had_happened(slurm, tmp_path, undi
                 ask("scancel", "--signal=USR2", job)
                 log = sweep / str(number) / "output.log"
                 wait_for(lambda log=log: "SIGUSR2: finishing the step" in log.read_text())
+            if number == 3:  # SLURM announces a kill, which does not come
+                ask("scancel", "--signal=TERM", job)
+                wait_for(lambda: "SIGTERM: finishing" in (sweep / "3" / "output.log").read_text())
             (sweep / str(number) / "go").touch()
         driver.kill()
     assert driver.wait() == -signal.SIGKILL
