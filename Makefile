@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo doctor test test-fast lint format bench clean
+.PHONY: help setup demo doctor test test-fast lint format bench slurm-up slurm-down clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,13 @@ bench: $(READY)  ## measure side by side: plain transformers.Trainer, labels, a 
 	$(BIN)/python -m tests.benchmarks.throughput
 	$(BIN)/python -m tests.benchmarks.distillation
 	$(BIN)/python -m tests.benchmarks.checkpointing
+
+slurm-up:  ## start a SLURM of two nodes here, to play with (root, Debian)
+	@tests/slurm_cluster.sh start
+	@echo "for this shell:  eval \"\$$(tests/slurm_cluster.sh env)\""
+
+slurm-down:  ## stop it and remove what it wrote
+	@tests/slurm_cluster.sh stop
 
 clean:  ## remove the venv and caches; outputs/ and multirun/ are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

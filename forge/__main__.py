@@ -24,8 +24,10 @@ def report(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
-    from forge import results
+    from forge import jobs, results
 
+    if args.watch:
+        return jobs.watch(args.directory)
     header, lines = results.listing(args.directory)
     if args.json:
         print(json.dumps([dict(zip(header, line, strict=True)) for line in lines], indent=2))
@@ -64,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
     verb.add_argument("directory", type=Path, nargs="?", default=Path("."))
     verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
+    verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
 
     verb = verbs.add_parser(

@@ -37,6 +37,7 @@ SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 MASK = "***"
 routed = False  # whether the libraries' logs go where ours go
+submitted: dict[str, Any] | None = None  # commit and dirtiness when this run was submitted
 NOT_COMPARED = (
     "tracking",
     "cache_dir",
@@ -152,7 +153,7 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> No
         composed = {key: rec.metadata[key] for key in composed}
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
-    attempts = [*rec.metadata.get("attempts", ()), attempt | _git()]
+    attempts = [*rec.metadata.get("attempts", ()), attempt | _code()]
     made = {"id": rec.metadata.get("id") or secrets.token_hex(8), "processes": cluster.ranks()}
     if (before := rec.metadata.get("processes", cluster.ranks())) != cluster.ranks():
         raise UserError(
@@ -161,6 +162,22 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> No
         )
     rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
     rec.stand(status="running")
+
+
+def reached(cfg: DictConfig, run_dir: Path) -> float | None:
+    """The headline of a directory's run that is finished as `cfg` asks; None for any other.
+
+    Raises `UserError` for a run of another config.
+    """
+    rec = Record(run_dir)
+    if not rec.metadata:
+        return None
+    asked = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    if not asked.get("resume"):
+        _refuse_other_config(rec, asked)
+    if not rec.finished or _longer(rec, asked):
+        return None
+    return float(read_json(run_dir / RESULTS)["headline"]["value"])
 
 
 def _longer(rec: Record, cfg: DictConfig) -> bool:
@@ -247,17 +264,33 @@ def masked(value: Any, key: str = "") -> Any:
     return value
 
 
-def _git() -> dict[str, Any]:
+def _code() -> dict[str, Any]:
+    """The commit now and, of a job, when it was submitted; says so when they differ."""
+    found = git()
+    if submitted is None:
+        return found
+    if submitted != found:
+        then, today = _version(submitted), _version(found)
+        log.warning("the code has changed since the submission: %s then, %s now", then, today)
+    return found | {"submitted": submitted}
+
+
+def git() -> dict[str, Any]:
     """Commit of this checkout and whether files differ from it; nothing outside a checkout."""
     here = Path(__file__).resolve().parent.parent
 
-    def git(*words: str) -> str:
+    def ask(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    if not shutil.which("git") or not (commit := git("rev-parse", "HEAD")):
+    if not shutil.which("git") or not (commit := ask("rev-parse", "HEAD")):
         return {}
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+
+
+def _version(git: dict[str, Any]) -> str:
+    changed = " with changes" if git.get("dirty") else ""
+    return f"{git['commit'][:10]}{changed}" if git else "no commit"
 
 
 def environment() -> dict[str, Any]:

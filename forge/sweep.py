@@ -59,13 +59,8 @@ def tell() -> int:
     lines = jobs(folder)
     with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *lines])
-    shared = (
-        set.intersection(*(set(line[1].split()) for line in lines)) if len(lines) > 1 else set()
-    )
-    short = [
-        (line[0], " ".join(word for word in line[1].split() if word not in shared), *line[2:])
-        for line in lines
-    ]
+    words = differing([line[1] for line in lines])
+    short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
     if lines:
         print(results.drawn(COLUMNS, short))
     try:
@@ -74,6 +69,13 @@ def tell() -> int:
         print(f"report  {error}")
     sys.stdout.flush()
     return sum(line[2] != "finished" for line in lines)
+
+
+def differing(overrides: list[str]) -> list[str]:
+    """Each job's overrides without those that all of several jobs share."""
+    words = [line.split() for line in overrides]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    return [" ".join(word for word in line if word not in shared) for line in words]
 
 
 def jobs(folder: Path) -> list[tuple[str, ...]]:
@@ -85,7 +87,9 @@ def jobs(folder: Path) -> list[tuple[str, ...]]:
         state = read_json(folder / name / "training_state.json")
         headline = read_json(folder / name / "results.json").get("headline", {})
         overrides, error = errors.get(name, (metadata.get("overrides", []), ""))
-        status = state.get("status", "failed" if error else "not started")
+        status = state.get("status", "not started")
+        if error and status != "finished":  # killed, it could not say so itself
+            status = "failed"
         last = (metadata.get("attempts") or [{}])[-1]
         value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
         lines.append((name, " ".join(overrides), status, value, error or last.get("error") or ""))

@@ -248,3 +248,28 @@ def test_a_search_looks_for_the_best_headline(tmp_path):
     done = launch(tmp_path, "experiment=search", *TOY, *SMALL, *few)
     assert done.returncode == 0, done.stderr
     assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path):
+    import signal
+
+    from tests.conftest import SMALL, TOY
+
+    words = (*TOY, *SMALL, "trainer.max_steps=4", "seed=1,2", "launcher=background")
+    driver = subprocess.Popen(
+        [sys.executable, str(LAUNCH), *words, "hydra.sweep.dir=sweep"], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    first = driver.stdout.readline()
+    assert "2 jobs submitted" in first and "runs --watch sweep" in first
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    rest, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "the jobs go on; come back" in rest, errors
+    watched = subprocess.run(
+        [sys.executable, "-m", "forge", "runs", "--watch", str(tmp_path / "sweep")],
+        cwd=LAUNCH.parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert watched.returncode == 0, watched.stderr
+    table = (tmp_path / "sweep" / "sweep.csv").read_text()
+    assert table.count(",finished,accuracy") == 2

@@ -1,0 +1,332 @@
+"""Submit the runs of a sweep: configs frozen, truthful exit codes, requeued runs that go on.
+
+submitit carries each run to SLURM (or to a process of this machine); Hydra's launcher for it is
+in hydra_plugins/. What is submitted is a `Run`: the composed config and nothing that is read again.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from forge import cluster, jobs, record, sweep
+from forge.config import register
+from forge.errors import Failure, UserError, did_you_mean
+
+BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
+COMMON = ("name", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")
+OURS = ("cluster", "wait", "time", "max_num_timeout", "python", *COMMON)
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Shared:
+    """What all runs of a sweep take with them."""
+
+    context: HydraContext
+    task_function: TaskFunction
+    singletons: Any = field(default_factory=Singleton.get_state)
+    git: dict[str, Any] = field(default_factory=record.git)
+
+
+class Run:
+    """A run as it travels: pickled at submission, called in the job."""
+
+    def __init__(self, config: DictConfig, shared: Shared) -> None:
+        self.config, self.shared = config, shared
+
+    def __call__(self) -> float:
+        """The headline; a run that fails raises, and then SLURM calls its job FAILED."""
+        import submitit
+
+        Singleton.set_state(copy.deepcopy(self.shared.singletons))
+        setup_globals()
+        register()
+        record.submitted = self.shared.git
+        here = submitit.JobEnvironment()
+        if here.name() == "local":
+            os.setsid()  # the terminal's Ctrl-C is not meant for us
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)  # submitit's handlers are up
+        try:
+            cluster.set_up()
+            return self._run(here.job_id)
+        except BaseException as stopped:
+            self._leave(stopped)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # the rest is bookkeeping
+
+    def _run(self, job_id: str) -> float:
+        config = copy.deepcopy(self.config)
+        with open_dict(config):
+            config.hydra.job.id = job_id
+        ended = run_job(
+            self.shared.task_function,
+            config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.shared.context,
+        )
+        if ended.status is not JobStatus.COMPLETED:  # Hydra has swallowed the exception
+            raise ended._return_value
+        return float(ended.return_value)
+
+    def _leave(self, stopped: BaseException) -> None:
+        """Requeue a run that USR2 stopped; end as any other signal says."""
+        code = getattr(stopped, "exit_code", None)  # forge.signals.Preempted
+        if code is None:
+            return
+        if code == 128 + signal.SIGUSR2:
+            requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: rank 0 leaves
+            requeue(signal.SIGUSR2, None)
+            time.sleep(3600)  # the other ranks end with the job
+        sys.exit(code)
+
+    def checkpoint(self) -> Any:
+        """What submitit submits again: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def launch(
+    settings: dict[str, Any],
+    context: HydraContext,
+    task_function: TaskFunction,
+    config: DictConfig,
+    overrides: list[list[str]],
+    first: int,
+) -> list[JobReturn]:
+    """Submit what is neither finished nor alive, and wait for all, unless `launcher.wait=false`."""
+    sweep_dir, numbered = Path(str(config.hydra.sweep.dir)), dict(enumerate(overrides, first))
+    try:
+        check(settings, config)
+        finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
+        shared = Shared(context, task_function)
+        runs = {n: Run(frozen, shared) for n, frozen in to_run.items()}
+        alive |= submit(settings, sweep_dir, runs, numbered)
+    except UserError:
+        _tidy(sweep_dir)
+        raise
+    print(_told(sweep_dir, settings["wait"], finished, alive, runs), flush=True)
+    if not settings["wait"]:
+        sweep.running = None  # there is nothing to sum up yet
+        return [_returned(words, jobs.Outcome()) for words in overrides]
+    try:
+        outcomes = jobs.follow(alive.values())
+    except KeyboardInterrupt:
+        sweep.running = None
+        print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
+        raise
+    jobs.note_errors(alive, outcomes)
+    outcomes |= finished
+    return [_returned(numbered[n], outcomes[n], alive.get(n)) for n in numbered]
+
+
+def check(settings: dict[str, Any], config: DictConfig) -> None:
+    """Raise `UserError` for settings that nobody knows or that cannot be met here."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    known = {*OURS, *SlurmExecutor._valid_parameters()}
+    for key in settings.keys() - known:
+        raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
+    if settings["cluster"] == "slurm" and SlurmExecutor.affinity() < 0:
+        raise UserError("launcher=slurm: there is no srun here; go to a login node of the cluster")
+    if not settings["wait"] and "BasicSweeper" not in config.hydra.sweeper._target_:
+        raise UserError("launcher.wait=false: a search needs the results of its runs")
+
+
+def _sort(
+    config: DictConfig, context: HydraContext, numbered: dict[int, list[str]], sweep_dir: Path
+) -> tuple[dict[int, jobs.Outcome], dict[int, jobs.Job], dict[int, DictConfig]]:
+    """A sweep's runs: finished ones with their results, jobs alive, and configs yet to run."""
+    finished, to_run = {}, {}
+    ledger = {n: job for n, job in jobs.read_ledger(sweep_dir).items() if n in numbered}
+    states = jobs.states(ledger.values())
+    alive = {n: job for n, job in ledger.items() if not jobs.is_over(states[job.job])}
+    for number, words in numbered.items():
+        if number in alive:
+            continue
+        frozen = context.config_loader.load_sweep_config(config, words)
+        with open_dict(frozen):
+            frozen.hydra.job.num = number
+        run_dir = sweep_dir / str(OmegaConf.select(frozen, "hydra.sweep.subdir"))
+        if (value := record.reached(frozen, run_dir)) is not None:
+            finished[number] = jobs.Outcome(value=value)
+        else:
+            to_run[number] = frozen
+    return finished, alive, to_run
+
+
+def submit(
+    settings: dict[str, Any],
+    sweep_dir: Path,
+    runs: dict[int, Run],
+    numbered: dict[int, list[str]],
+) -> dict[int, jobs.Job]:
+    """Submit runs as arrays that SLURM takes, each entered in the ledger; jobs by number."""
+    from submitit.core.utils import FailedJobError
+
+    if not runs:
+        return {}
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    executor = _executor(settings, sweep_dir)
+    numbers, size = list(runs), _array_size(settings["cluster"])
+    submitted: dict[int, jobs.Job] = {}
+    for start in range(0, len(numbers), size):
+        chunk = numbers[start : start + size]
+        with _outside(settings["cluster"]):
+            try:
+                sent = executor.submit_array([runs[n] for n in chunk])
+            except FailedJobError as error:
+                raise _refusal(error, sweep_dir, len(submitted)) from error
+        for number, job in zip(chunk, sent, strict=True):
+            submitted[number] = jobs.Job(
+                job=job.job_id,
+                number=number,
+                overrides=numbered[number],
+                directory=str(sweep_dir.absolute() / str(runs[number].config.hydra.sweep.subdir)),
+                folder=str(job.paths.folder),
+                ranks=job.num_tasks,
+                cluster=settings["cluster"],
+                **jobs.at(),
+            )
+        jobs.enter(sweep_dir, [submitted[n] for n in chunk])
+    return submitted
+
+
+def _executor(settings: dict[str, Any], sweep_dir: Path) -> Any:
+    """submitit's executor with our settings under its names."""
+    import submitit
+
+    name = settings["cluster"]
+    start = {"python": _python(settings), "max_num_timeout": settings.get("max_num_timeout", 1000)}
+    executor = submitit.AutoExecutor(
+        folder=sweep_dir / ".submitit" / "%j",
+        cluster=name,
+        **{f"{name}_{key}": value for key, value in start.items()},
+    )
+    given = {
+        k: v for k, v in settings.items() if k in COMMON or (k not in OURS and name == "slurm")
+    }
+    executor.update_parameters(
+        timeout_min=settings["time"],
+        **{k if k in COMMON else f"slurm_{k}": v for k, v in given.items()},
+    )
+    return executor
+
+
+def _python(settings: dict[str, Any]) -> str:
+    """What starts Python: signals wait for their handlers, a checkout's modules are found."""
+    words = ["env"]
+    if settings["cluster"] == "slurm":
+        block = (
+            "--block-signal=USR2,TERM"  # coreutils 8.31; without it a moment too early is lethal
+        )
+        if subprocess.run(["env", block, "true"], capture_output=True).returncode == 0:
+            words.append(block)
+    elif not settings.get("gpus_per_node"):  # submitit would hide them all
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        words += (
+            ["-u", "CUDA_VISIBLE_DEVICES"] if shown is None else [f"CUDA_VISIBLE_DEVICES={shown}"]
+        )
+    if (CHECKOUT / "launch.py").is_file():
+        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        words.append(f"PYTHONPATH={path}")
+    return f"{shlex.join(words)} {settings.get('python') or shlex.quote(sys.executable)}"
+
+
+def _array_size(name: str) -> int:
+    """How many jobs one array may hold."""
+    if name != "slurm":
+        return sys.maxsize
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    found = re.search(r"MaxArraySize\s*= (\d+)", shown.stdout)
+    return max(1, int(found[1])) if found else 1000
+
+
+@contextmanager
+def _outside(name: str) -> Iterator[None]:
+    """As if submitted from outside of any job, and of this terminal."""
+    from submitit import helpers
+
+    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+    ignored = (signal.SIGINT, signal.SIGHUP) if name == "local" else ()
+    with ExitStack() as stack:
+        stack.enter_context(helpers.clean_env())
+        stack.enter_context(redirect_stderr(io.StringIO()))  # sbatch's, which the error repeats
+        for key, value in kept.items():
+            os.environ[key] = value
+        for number in ignored:  # by the processes to start; what they are asked to do, they catch
+            stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        yield
+
+
+def _refusal(error: Exception, sweep_dir: Path, submitted: int) -> UserError:
+    """sbatch's words in one line."""
+    lines = re.sub(r"sbatch: ((error|fatal): )?|^Try .*", "", str(error), flags=re.M).split("\n")
+    told = "; ".join(filter(None, lines))
+    some = f"; {submitted} jobs are submitted, {jobs.way_out(sweep_dir)}" if submitted else ""
+    return UserError(f"sbatch refused: {told} (its options come from launcher.*){some}")
+
+
+def _tidy(sweep_dir: Path) -> None:
+    """Leave nothing behind of what was not submitted."""
+    folder = sweep_dir / ".submitit"
+    for scrap in (*folder.glob("*.pkl"), *folder.glob(".submission_file_*")):
+        scrap.unlink()
+    if (sweep_dir / jobs.LEDGER).is_file() or any(sweep_dir.glob("[0-9]*")):
+        return
+    (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
+    with suppress(OSError):  # until the first that is not empty
+        folder.rmdir()
+    with suppress(OSError):
+        for path in (sweep_dir, *sweep_dir.parents):
+            path.rmdir()
+
+
+def _told(
+    sweep_dir: Path,
+    waits: bool,
+    finished: dict[int, jobs.Outcome],
+    alive: dict[int, jobs.Job],
+    runs: dict[int, Run],
+) -> str:
+    """One line: what was submitted, and how to come back."""
+    arrays = sorted({alive[n].job.split("_")[0] for n in runs}, key=int)
+    parts = [f"{len(runs)} jobs submitted ({', '.join(arrays)})"] if runs else []
+    if others := len(alive) - len(runs):
+        parts.append(f"{others} under way")
+    if finished:
+        parts.append(f"{len(finished)} finished")
+    if alive:
+        parts[-1] += "; Ctrl-C leaves them alone" if waits else ""
+        parts[-1] += f"; {jobs.how_to_come_back(sweep_dir)}"
+    return ", ".join(parts)
+
+
+def _returned(words: list[str], ended: jobs.Outcome, job: jobs.Job | None = None) -> JobReturn:
+    """The outcome in Hydra's terms."""
+    found = JobReturn(overrides=words, status=JobStatus.COMPLETED)
+    found.return_value = ended.value
+    if ended.error and job:
+        found.status = JobStatus.FAILED
+        found.return_value = Failure(f"job {job.number} ({job.job}): {ended.error}")
+    return found
