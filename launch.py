@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from forge import cluster, sweep
 from forge.config import config_keys, register
 from forge.errors import USER_ERRORS, Failure, UserError, explain
-from forge.record import RESULTS, read_json
+from forge.record import METADATA, RESULTS, read_json
 from forge.resume import of_sweep, recorded_config
 
 register()
@@ -33,11 +33,13 @@ def main(cfg: DictConfig) -> float:
 
     run_dir = HydraConfig.get().runtime.output_dir
     try:
-        if (processes := (cfg.launcher or {}).get("processes", 1)) > 1 and cluster.ranks() == 1:
-            return launch_ranks(processes, Path(run_dir))
+        processes = cluster.wanted(cfg.launcher)
         if cfg.resume:
             resume, cfg = cfg.resume, recorded_config(cfg, Path(run_dir))
             cfg.resume = resume
+            processes = read_json(Path(run_dir) / METADATA).get("processes", processes)
+        if processes > 1 and cluster.ranks() == 1:
+            return launch_ranks(processes, Path(run_dir))
         from forge.experiment import run
 
         return run(cfg, run_dir)
@@ -100,7 +102,8 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
         cluster.set_up()
-        sys.argv[1:] = of_sweep(sys.argv[1:])
+        if cluster.PARENT not in os.environ:
+            sys.argv[1:] = of_sweep(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
         _sum_up()

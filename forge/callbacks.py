@@ -166,7 +166,8 @@ class State(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._write(state, latest_checkpoint=f"checkpoint-{state.global_step}")
+        newest = next(iter(checkpoints.steps(self.rec.run_dir).values()))
+        self._write(state, latest_checkpoint=newest.name)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -26,6 +26,8 @@ from forge.errors import USER_ERRORS, Failure, UserError
 T = TypeVar("T")
 PARENT = "FORGE_PARENT"  # environment of a rank that `launch` started: the process that did
 GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
+NOTHING = "<NONE>"  # what torch's launcher takes for the message of a rank that left none
+GAVE_UP = "forge/gave_up"
 turns = itertools.count()
 
 
@@ -91,10 +93,10 @@ def together(decide: Callable[[], T], key: str = "") -> T:
     return found
 
 
-def _try(decide: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def _try(decide: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return decide(), None
-    except BaseException as error:
+    except Exception as error:
         return None, error
 
 
@@ -121,9 +123,17 @@ def _wait(over: Callable[[], bool]) -> None:
 
     try:
         while not over():
+            if _store().check([GAVE_UP]):
+                raise Failure("another rank of this run has failed")
             time.sleep(0.01)
     except torch.distributed.DistError as error:
         raise Failure("another rank of this run has ended") from error
+
+
+def give_up() -> None:
+    """Tell ranks that wait for this one that it will not come."""
+    if ranks() > 1:
+        _store().set(GAVE_UP, "1")
 
 
 def largest(value: int, device: Any) -> int:
@@ -162,6 +172,14 @@ def report_error(line: str) -> None:
     """Leave the line of a rank's error where torch's launcher looks for it."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": line}))
+
+
+def wanted(launcher: Any) -> int:
+    """How many processes a run is to have here, by its launcher node."""
+    asked = (launcher or {}).get("processes", 1)
+    if not isinstance(asked, int) or asked < 1:
+        raise UserError(f"launcher.processes={asked}: a number, at least 1")
+    return asked
 
 
 def launch(processes: int, words: list[str], script: Path) -> None:

@@ -38,7 +38,7 @@ class Job:
     """A line of the ledger."""
 
     job: str  # SLURM's id, or a process'
-    number: int  # in the sweep
+    number: int  # in the sweep; below 0 one that trains a teacher first
     overrides: list[str]
     directory: str  # of the run
     folder: str  # of submitit's files
@@ -220,7 +220,8 @@ class Watcher:
         started = (metadata.get("attempts") or [{}])[0].get("started")
         until = state.get("updated") if job.number in self.outcomes else now()
         word, spent = self._word(job, state), _time(started, until)
-        return str(job.number), job.job, words, word, steps, value, spent
+        number = str(job.number) if job.number >= 0 else f"teacher {-job.number}"
+        return number, job.job, words, word, steps, value, spent
 
     def _word(self, job: Job, state: dict[str, Any]) -> str:
         if ended := self.outcomes.get(job.number):
@@ -244,8 +245,13 @@ def follow(jobs: Iterable[Job]) -> dict[int, Outcome]:
             watcher.look()
             show(watcher.lines())
             if not watcher.left:
-                return watcher.outcomes
+                break
             time.sleep(0.5)
+    untaught = [n for n, ended in watcher.outcomes.items() if n < 0 and ended.error]
+    for ended in watcher.outcomes.values():
+        if untaught and (ended.error or "").startswith("SLURM: CANCELLED"):
+            ended.error = "not started: its teacher's job failed"
+    return watcher.outcomes
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Record:
         self.run_dir = run_dir
         self.metadata = read_json(run_dir / METADATA)
         self.state = read_json(run_dir / STATE)
+        self.begun = False  # an attempt of this process
 
     def note(self, **facts: Any) -> None:
         """Add facts about what ran to run_metadata.json."""
@@ -90,25 +91,25 @@ def record(
         rec = Record(run_dir)
         first = not rec.metadata
         try:
-            begun = cluster.together(lambda: _begin(rec, cfg, composed or composition()))
-            rec.metadata, rec.state = begun
+            found = cluster.together(lambda: _begin(rec, cfg, composed or composition()))
+            rec.metadata, rec.state = found
             yield rec
             cluster.meet()
             _end_attempt(rec, "finished")
         except USER_ERRORS as error:
             if first:
                 _remove(run_dir)
-            elif not rec.finished:
+            else:
                 _end_attempt(rec, "failed", str(error))
             raise
         except KeyboardInterrupt:
             _end_attempt(rec, "interrupted")
             raise
         except Preempted:
-            if not rec.finished:
-                _end_attempt(rec, "preempted")
+            _end_attempt(rec, "preempted")
             raise
         except Exception as error:
+            cluster.give_up()
             with suppress(OSError):  # a full disk is why it failed
                 _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
             raise
@@ -158,9 +159,10 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> No
     if (before := rec.metadata.get("processes", cluster.ranks())) != cluster.ranks():
         raise UserError(
             f"{rec.run_dir}: this run was begun in {before} processes, not in {cluster.ranks()}; "
-            "its batches would be others"
+            f"its batches would be others; add launcher=ddp launcher.processes={before}"
         )
     rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
+    rec.begun = True
     rec.stand(status="running")
 
 
@@ -190,7 +192,7 @@ def _longer(rec: Record, cfg: DictConfig) -> bool:
 
 
 def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
-    if rec.metadata.get("attempts") and "ended" not in rec.metadata["attempts"][-1]:
+    if rec.begun and "ended" not in rec.metadata["attempts"][-1]:
         rec.metadata["attempts"][-1] |= {"ended": now(), "status": status, "error": error}
         rec.note()
         rec.stand(status=status)

@@ -14,9 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +23,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from forge import checkpoints, cluster
+from forge import cluster
 
 log = logging.getLogger(__name__)
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -50,11 +49,8 @@ class Stop:
         self.extra = False  # the checkpoint to come is for this alone
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """The signal handler; a loader's worker, which inherits it, leaves such things to us."""
+        """The signal handler, which a loader's worker inherits and leaves to us."""
         if os.getpid() != self.pid:
-            if number == signal.SIGTERM:  # perhaps of the whole job: the step needs its batch
-                signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
-                signal.alarm(LAST)
             return
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -89,6 +85,21 @@ class Stop:
             raise Preempted(self.number)
         log.warning("going on until SLURM ends this process")
         self.number = None
+
+
+class InWorker:
+    """Called in a loader's worker: signals to all processes of a job are not meant for it, since
+    the step under way needs its batch. torch's own handler would end it at once."""
+
+    def __init__(self, also: Callable[[int], None] | None) -> None:
+        self.also = also
+
+    def __call__(self, worker: int) -> None:
+        for number in ASKING:
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST))  # whose default is to end it
+        if self.also:
+            self.also(worker)
 
 
 def goes_on(number: int) -> bool:
@@ -155,7 +166,4 @@ class AtStepEnd(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stop.extra and state.is_world_process_zero:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            checkpoints.keep_apart(folder)
         self.stop.leave(args.device)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from forge import cluster, jobs, record, sweep
-from forge.config import register
+from forge import cluster, data, jobs, record, sweep
+from forge.config import register, to_config
 from forge.errors import Failure, UserError, did_you_mean
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
@@ -121,7 +121,15 @@ def launch(
         finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
         shared = Shared(context, task_function)
         runs = {n: Run(frozen, shared) for n, frozen in to_run.items()}
-        alive |= submit(settings, sweep_dir, runs, numbered)
+        teachers: dict[int, jobs.Job] = {}
+        for waiting, untaught in _by_teacher(to_run, settings["cluster"]):
+            needs = dict(settings)
+            if untaught is not None:
+                teach = Run(untaught, replace(shared, task_function=train))
+                job = _teach(settings, sweep_dir, teach)
+                teachers[job.number] = job
+                needs = _after(settings, job)
+            alive |= submit(needs, sweep_dir, {n: runs[n] for n in waiting}, numbered)
     except UserError:
         _tidy(sweep_dir)
         raise
@@ -130,12 +138,12 @@ def launch(
         sweep.running = None  # there is nothing to sum up yet
         return [_returned(words, jobs.Outcome()) for words in overrides]
     try:
-        outcomes = jobs.follow(alive.values())
+        outcomes = jobs.follow([*teachers.values(), *alive.values()])
     except KeyboardInterrupt:
         sweep.running = None
         print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
         raise
-    jobs.note_errors(alive, outcomes)
+    jobs.note_errors(teachers | alive, outcomes)
     outcomes |= finished
     return [_returned(numbered[n], outcomes[n], alive.get(n)) for n in numbered]
 
@@ -173,6 +181,63 @@ def _sort(
         else:
             to_run[number] = frozen
     return finished, alive, to_run
+
+
+def _by_teacher(
+    to_run: dict[int, DictConfig], name: str
+) -> list[tuple[list[int], DictConfig | None]]:
+    """Runs whose teacher is yet to be trained, together, with a config to train it from; the rest.
+
+    In processes of this machine the first run to come trains it and the others wait.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, frozen in to_run.items():
+        taught = frozen.mode.get("alpha") or frozen.model.init
+        parts = [frozen.task, frozen.teacher, frozen.precision] if taught else []
+        groups.setdefault(" ".join(map(str, parts)) if name == "slurm" else "", []).append(number)
+    found: list[tuple[list[int], DictConfig | None]] = []
+    for key, numbers in groups.items():
+        config = to_run[numbers[0]]
+        first = config if key and _untrained(config) else None
+        found.append((numbers, first))
+    return found
+
+
+def _untrained(config: DictConfig) -> bool:
+    """Whether a run's teacher has to be trained before it."""
+    from forge import teacher
+
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return bool(teacher.untrained(to_config(plain)))
+
+
+def train(cfg: DictConfig) -> float:
+    """The task function of a job that trains a teacher."""
+    from forge import teacher
+
+    return teacher.train_first(cfg)
+
+
+def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run) -> jobs.Job:
+    """The job that trains a teacher: submitted, unless it is under way since an earlier command."""
+    directory = f"teacher-{data.fingerprint(str(run.config.teacher))[:8]}"
+    run.config = copy.deepcopy(run.config)
+    run.config.hydra.sweep.subdir = directory
+    ledger = jobs.read_ledger(sweep_dir)
+    earlier = [job for n, job in ledger.items() if n < 0 and Path(job.directory).name == directory]
+    told = jobs.states(earlier)
+    alive = [job for job in earlier if not jobs.is_over(told[job.job])]
+    number = earlier[0].number if earlier else min([0, *ledger]) - 1
+    words = {number: [f"model@teacher={run.config.hydra.runtime.choices['model@teacher']}"]}
+    return alive[0] if alive else submit(settings, sweep_dir, {number: run}, words)[number]
+
+
+def _after(settings: dict[str, Any], job: jobs.Job) -> dict[str, Any]:
+    """The settings of jobs that start when another has ended well, and are cancelled if not."""
+    given = [settings["dependency"]] if settings.get("dependency") else []
+    more = {**settings.get("additional_parameters", {}), "kill-on-invalid-dep": "yes"}
+    dependency = ",".join([*given, f"afterok:{job.job}"])
+    return settings | {"dependency": dependency, "additional_parameters": more}
 
 
 def submit(

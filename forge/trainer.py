@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 
 from forge import checkpoints, cluster
 from forge.record import read_json, write_json
+from forge.signals import InWorker
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
@@ -151,6 +152,8 @@ class Trainer(transformers.Trainer):
                 if self.off_schedule():
                     self.state.save_to_json(str(folder / "trainer_state.json"))
                 checkpoints.commit(folder, self.run_id)
+                if self.off_schedule():
+                    checkpoints.keep_apart(folder)
                 checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
             cluster.meet()
 
@@ -283,9 +286,12 @@ class Trainer(transformers.Trainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
         try:
-            return super()._get_dataloader(*args, **kwargs)
+            loader: Any = super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        base = loader.base_dataloader  # accelerate's wrapper passes its attributes on
+        base.worker_init_fn = InWorker(base.worker_init_fn)
+        return loader
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In the data's order (sorted by length beforehand), so that predictions keep their ids.

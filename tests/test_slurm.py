@@ -114,6 +114,15 @@ def undisturbed(tmp_path_factory, cache, hydra_config):
     return {seed: end(seed) for seed in (1, 2, 3)}
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, cache):
+    """What a run of two processes ends with that were started here."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = launch(folder, *RUN, "launcher=ddp", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    return outcome(folder / "run")
+
+
 def test_the_cluster_signals_requeues_and_keeps_accounts(slurm, tmp_path, monkeypatch):
     """And Forge reads the same states from the queue where there are no accounts."""
     script = f"""
@@ -278,3 +287,54 @@ def test_many_jobs_are_several_arrays_and_none_is_submitted_twice(slurm, tmp_pat
     assert again.returncode == 0 and "60 under way" in again.stdout, again.stderr
     assert read_ledger(tmp_path / "sweep") == ledger
     ask("scancel", *{job.job.split("_")[0] for job in ledger.values()})
+
+
+@pytest.mark.parametrize(
+    "place", [("nodes=1", "tasks_per_node=2"), ("nodes=2", "tasks_per_node=1")]
+)
+def test_ranks_that_slurm_starts_are_one_run_and_go_on(slurm, tmp_path, two_ranks, place):
+    """USR2 in the middle; the bits of two processes that were started here."""
+    sweep = tmp_path / "sweep"
+    words = (*RUN, *SLURM, *(f"launcher.{word}" for word in place), "launcher.mem_gb=2",
+             "launcher.wait=false", "hydra.sweep.dir=sweep",
+             "+callbacks.pause={_target_:tests.test_slurm.Pause,step:6}")  # fmt: skip
+    done = launch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    wait_for((sweep / "0" / "paused").exists)
+    (job,) = read_ledger(sweep).values()
+    ask("scancel", "--signal=USR2", job.job)
+    log = sweep / "0" / "output.log"
+    wait_for(lambda: "SIGUSR2: finishing the step" in log.read_text())
+    (sweep / "0" / "go").touch()
+    watched = come_back(sweep)
+    assert watched.returncode == 0, watched.stderr + watched.stdout
+    assert outcome(sweep / "0") == two_ranks
+    metadata = read_json(sweep / "0" / "run_metadata.json")
+    assert (metadata["processes"], len(metadata["attempts"])) == (2, 2)
+    assert account(job.job) == "COMPLETED 0:0"
+
+
+def test_a_teacher_is_trained_by_a_job_before_its_students(slurm, tmp_path):
+    """Nobody waits with a node in hand; the control does not wait."""
+    sweep = tmp_path / "sweep"
+    words = (*RUN, *SLURM, "mode=kd", "mode.gate=off", "mode.alpha=0,0.5", "model@teacher=tiny",
+             "teacher.config.hidden_size=32", "teacher.trainer.num_train_epochs=1",
+             "hydra.sweep.dir=sweep", "launcher.wait=false",
+             "+launcher.additional_parameters.hold=true")  # fmt: skip
+    done = launch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    ledger = {number: job.job for number, job in read_ledger(sweep).items()}
+    assert sorted(ledger) == [-1, 0, 1]
+    needs = {n: ask("scontrol", "show", "job", job) for n, job in ledger.items()}
+    assert f"Dependency=afterok:{ledger[-1]}" in needs[1]
+    assert "Dependency=(null)" in needs[0] and "Dependency=(null)" in needs[-1]
+    ask("scontrol", "release", *ledger.values())
+    watched = come_back(sweep)
+    assert watched.returncode == 0, watched.stderr
+    assert table(sweep) == [("finished", "")] * 2
+    (trained,) = tmp_path.glob("outputs/*/*/sft/teacher-*")
+    taught = read_json(sweep / "1" / "run_metadata.json")["teacher"]
+    assert taught["paths"] == [str(trained / "model")]
+    again = launch(tmp_path, "resume=sweep", "launcher.wait=true")
+    assert again.returncode == 0, again.stderr
+    assert len(read_ledger(sweep)) == 3
