@@ -12,6 +12,8 @@ a point fails.
 
 import argparse
 import contextlib
+import functools
+import gc
 import json
 import os
 import random
@@ -47,12 +49,11 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    preload()
     rng, failed = random.Random(asked.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         teacher = folder / "teacher"
-        attempt([*RUN, "model.config.hidden_size=32"], teacher, folder / "cache")
+        preload(teacher, folder / "cache")
         kd = [*RUN, "mode=kd", "mode.gate=off", f"teacher.path={teacher}"]
         kinds = [undisturbed(folder, name, words) for name, words in (("sft", RUN), ("kd", kd))]
         for number in range(asked.points):
@@ -67,21 +68,24 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def preload() -> None:
-    """Import what a run needs, and start no thread."""
-    import datasets  # noqa: F401
-    import hydra  # noqa: F401
+def preload(run_dir: Path, cache: Path) -> None:
+    """Import all that a run needs, by training the teacher; start no thread."""
     import torch
+    import tqdm
+    from hydra import compose, initialize_config_dir
 
-    import forge.callbacks
-    import forge.experiment
-    import forge.modes.kd
-    import forge.modes.sft
-    import forge.toy  # noqa: F401
-    from forge.config import register
+    import forge.toy
+    from forge.config import CONF, register
+    from forge.experiment import run
 
     torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0
     register()
+    forge.toy.nli = functools.cache(forge.toy.nli)
+    words = [*RUN, "model.config.hidden_size=32", f"cache_dir={cache}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run(compose("config", words), run_dir)
+    gc.freeze()  # the Trainer collects garbage: let it not look through the libraries
 
 
 def undisturbed(folder: Path, name: str, words: list[str]) -> dict:
