@@ -23,7 +23,7 @@ doctor: $(READY)  ## check this machine: one line per check, with the way out
 	$(BIN)/python -m forge doctor
 
 test: $(READY) lint  ## lint, types and every test (what CI runs)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -q
