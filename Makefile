@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help setup demo doctor test test-fast lint format bench slurm-up slurm-down clean
 .DEFAULT_GOAL := help
@@ -23,10 +24,10 @@ doctor: $(READY)  ## check this machine: one line per check, with the way out
 	$(BIN)/python -m forge doctor
 
 test: $(READY) lint  ## lint, types and every test (what CI runs)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(PYTEST) -m "not slow" -q
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,5 +1,7 @@
 """Shared by all tests: no network, a cache of their own, and runs composed in this process."""
 
+import functools
+import gc
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # sweeps fork
+os.environ["OMP_NUM_THREADS"] = "1"  # layers this small gain nothing from a second thread
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -44,22 +47,39 @@ def hydra_config() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def quick() -> Iterator[None]:
+    """Spares several hundred small runs what took half of their time."""
+    import forge.modes.kd
+    import forge.toy
+
+    gc.freeze()  # the Trainer collects garbage: let it not look through the libraries
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forge.toy, "nli", functools.cache(forge.toy.nli))
+        yield
+
+
 @pytest.fixture
 def composed() -> Callable[..., DictConfig]:
     """The config of `python launch.py OVERRIDES`."""
     return lambda *overrides: compose("config", list(overrides))
 
 
-@pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., Path]:
-    """Run overrides in this process; returns the run directory."""
+def launch_in(folder: Path) -> Callable[..., Path]:
+    """Runs overrides in this process, in a directory of `folder`, which it returns."""
     from forge.experiment import run
 
     def start(*overrides: str, at: str = "run") -> Path:
-        run(compose("config", list(overrides)), tmp_path / at)
-        return tmp_path / at
+        run(compose("config", list(overrides)), folder / at)
+        return folder / at
 
     return start
+
+
+@pytest.fixture
+def launch(tmp_path: Path, quick: None) -> Callable[..., Path]:
+    """Run overrides in this process; returns the run directory."""
+    return launch_in(tmp_path)
 
 
 @pytest.fixture
@@ -72,12 +92,12 @@ def toy_run(launch: Callable[..., Path]) -> Callable[..., Path]:
 def jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Write rows to a .jsonl file; returns its path."""
 
-    def write(name: str, rows: list[dict[str, Any]]) -> Path:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
+    return lambda name, rows: write_rows(tmp_path / name, rows)
 
-    return write
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 CLUSTER = Path(__file__).with_name("slurm_cluster.sh")

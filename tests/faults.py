@@ -11,6 +11,8 @@ everything and forks for each rank of each attempt. The exit code is 1 when a po
 
 import argparse
 import contextlib
+import functools
+import gc
 import json
 import os
 import random
@@ -65,12 +67,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     asked = parser.parse_args()
-    preload()
     rng, failed = random.Random(asked.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         teacher = folder / "teacher"
-        attempt([*RUN, "model.config.hidden_size=32"], teacher, folder / "cache")
+        preload(teacher, folder / "cache")
         kinds = [undisturbed(folder, name, teacher) for name in asked.kinds]
         for number in range(asked.points):
             kind = kinds[number % len(kinds)]
@@ -84,21 +85,24 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def preload() -> None:
-    """Import what a run needs, and start no thread."""
-    import datasets  # noqa: F401
-    import hydra  # noqa: F401
+def preload(run_dir: Path, cache: Path) -> None:
+    """Import all that a run needs, by training the teacher; start no thread."""
     import torch
+    import tqdm
+    from hydra import compose, initialize_config_dir
 
-    import forge.callbacks
-    import forge.experiment
-    import forge.modes.kd
-    import forge.modes.sft
-    import forge.toy  # noqa: F401
-    from forge.config import register
+    import forge.toy
+    from forge.config import CONF, register
+    from forge.experiment import run
 
     torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0
     register()
+    forge.toy.nli = functools.cache(forge.toy.nli)
+    words = [*RUN, "model.config.hidden_size=32", f"cache_dir={cache}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run(compose("config", words), run_dir)
+    gc.freeze()  # the Trainer collects garbage: let it not look through the libraries
 
 
 def undisturbed(folder: Path, name: str, teacher: Path) -> dict:
@@ -159,6 +163,8 @@ def attempt(
     A kill at a file event is rank 0's; the launcher's part, to end the others then, is played here.
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
+    from accelerate.state import AcceleratorState
+
     children = []
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -169,6 +175,7 @@ def attempt(
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank),
                                "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
                                "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
+                AcceleratorState._reset_state(reset_partial_state=True)  # of preload's run
             code = 1
             with contextlib.suppress(BaseException):
                 mine = {} if rank else (kill or {})

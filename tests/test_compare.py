@@ -62,7 +62,8 @@ def test_seeds_that_disagree_widen_the_interval():
 
 
 @pytest.mark.slow
-def test_other_metrics_are_computed_anew_in_every_resample():
+def test_other_metrics_are_computed_anew_in_every_resample(monkeypatch):
+    monkeypatch.setitem(RESAMPLES, "other", 200)
     labels = draws(0.3, 400, 8).astype(int)
     a, b = answers(draws(0.7, 400, 9), labels), answers(draws(0.9, 400, 10), labels)
     found = difference([a], [b], "matthews_correlation")

@@ -26,6 +26,7 @@ What implementers get wrong, and where it is held (here, or in the file named):
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from forge import data, teacher
 from forge.config import to_config
 from forge.errors import UserError
 from forge.record import read_json
-from tests.conftest import SMALL, TOY, results
+from tests.conftest import SMALL, TOY, launch_in, results, write_rows
 
 FEW = ("trainer.max_steps=6", "trainer.logging_steps=1")
 NO_DROPOUT = (  # of the student
@@ -45,9 +46,8 @@ NO_DROPOUT = (  # of the student
 )
 
 
-@pytest.fixture
-def easy(launch, jsonl):
-    """Runs on a task that an epoch or two learn: a word says the label, in 8 rows of 9."""
+def easy_in(folder):
+    """Runs in `folder` on a task that is soon learnt: a word says the label, in 8 rows of 9."""
     words = ("good", "fair", "bad")
     rows = [
         {
@@ -56,24 +56,35 @@ def easy(launch, jsonl):
         }
         for i in range(320)
     ]
-    train, validation = jsonl("train.jsonl", rows[:256]), jsonl("validation.jsonl", rows[200:])
-    files = (f"task.files.train={train}", f"task.files.validation={validation}")
-    labels = "task.labels=[good,fair,bad]"
+    files = [
+        f"task.files.{split}={write_rows(folder / f'{split}.jsonl', part)}"
+        for split, part in (("train", rows[:256]), ("validation", rows[200:]))
+    ]
+    task = ("task=files", *files, "task.text=text", "task.labels=[good,fair,bad]")
 
-    def start(*overrides, at="run", size=SMALL):
-        return launch(*size, "task=files", *files, "task.text=text", labels, *overrides, at=at)
-
-    return start
+    launch = launch_in(folder)
+    return lambda *overrides, at="run", size=SMALL: launch(*size, *task, *overrides, at=at)
 
 
 @pytest.fixture
-def teacher_run(easy):
-    return easy(
+def easy(tmp_path, quick):
+    return easy_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, quick):
+    return easy_in(tmp_path_factory.mktemp("taught"))(
         "trainer.num_train_epochs=4",
         "trainer.learning_rate=5e-3",
         "model.config.hidden_size=32",
         at="teacher",
     )
+
+
+@pytest.fixture
+def teacher_run(taught, tmp_path):
+    """A copy of a finished run of the teacher, which a test may change."""
+    return shutil.copytree(taught, tmp_path / "teacher")
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,6 @@
 """A sweep read back: rows, controls, tuned settings, the plot, and the command that makes them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +10,8 @@ import pytest
 from forge.errors import UserError
 from forge.report import table, text, words
 from forge.results import read_sweep
+from tests.commands import forge, launch
 from tests.conftest import TOY
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -158,24 +153,12 @@ def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
     small = ("model.config.hidden_size=16", "model.config.intermediate_size=32")
     teacher = ("model@teacher=tiny", "teacher.trainer.max_steps=20", "mode.gate=off")
     few = ("trainer.max_steps=4", "seed=1,2", "mode.alpha=0,1", "hydra.sweep.dir=sweep")
-    command = [sys.executable, str(ROOT / "launch.py"), "experiment=kd_study"]
-    done = subprocess.run(
-        [*command, *TOY, *small, *teacher, *few],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = launch(tmp_path, "experiment=kd_study", *TOY, *small, *teacher, *few)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "alpha=1 against alpha=0: " in done.stdout and "speed-up" in done.stdout
     assert sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*")) == list("0123")
     assert (tmp_path / "sweep" / "report.png").read_bytes().startswith(b"\x89PNG")
     told = (tmp_path / "sweep" / "report.md").read_text()
     assert "| mode.alpha |" in told and "| teacher |" in told
-    again = subprocess.run(
-        [sys.executable, "-m", "forge", "report", str(tmp_path / "sweep")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    again = forge("report", str(tmp_path / "sweep"))
     assert again.returncode == 0 and "alpha=1 against alpha=0: " in again.stdout

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import cache, reduce
 from itertools import combinations_with_replacement, product
+from operator import and_
 
 import numpy as np
 import pytest
@@ -65,26 +66,28 @@ def lemma(token: str) -> str:
     return word if word in WORDS else word.removesuffix("s")
 
 
+EVERYBODY = (1 << len(INDIVIDUALS)) - 1  # a set of individuals: bit i is set for INDIVIDUALS[i]
+
+
 @cache
-def fitting(word: str) -> frozenset[int]:
+def fitting(word: str) -> int:
     def fits(own: str) -> bool:
         return own == word or (own in PARENT and fits(PARENT[own]))
 
-    return frozenset(i for i, one in enumerate(INDIVIDUALS) if any(fits(own) for own in one))
+    return sum(1 << i for i, one in enumerate(INDIVIDUALS) if any(fits(own) for own in one))
 
 
 @cache
-def phrase(text: str) -> frozenset[int]:
+def phrase(text: str) -> int:
     """Who fits "small dogs", "are not small" or "does not run"."""
     tokens = [t for t in text.split() if t not in {"is", "are", "do", "does"}]
-    everybody = frozenset(range(len(INDIVIDUALS)))
     if tokens[0] == "not":
-        return everybody - phrase(" ".join(tokens[1:]))
-    return everybody.intersection(*(fitting(lemma(token)) for token in tokens))
+        return EVERYBODY & ~phrase(" ".join(tokens[1:]))
+    return reduce(and_, (fitting(lemma(token)) for token in tokens))
 
 
 @cache
-def read(text: str) -> tuple[str, frozenset[int], frozenset[int]]:
+def read(text: str) -> tuple[str, int, int]:
     """Quantifier, who fits the subject, who fits the predicate."""
     quantifier = max((q for q in TRUE if text.startswith(q + " ")), key=len)
     predicate = re.search(r"((is|are|do|does) (not )?)?\w+$", text)
@@ -120,9 +123,14 @@ def checked(first: str, second: str, kinds: tuple[tuple[bool, ...], ...]) -> str
 
 def model_check(premise: str, hypothesis: str) -> str:
     (first, a, b), (second, c, d) = read(premise), read(hypothesis)
-    spoken_of = a | c
-    kinds = {(i in a, i in b, i in c, i in d) for i in spoken_of}
-    return checked(first, second, tuple(sorted(kinds)))
+    regions = {(False, False, False, False): a | c}  # those spoken of, divided by each of the sets
+    for number, members in enumerate((a, b, c, d)):
+        divided = {}
+        for kind, who in regions.items():
+            divided[kind] = who & ~members
+            divided[(*kind[:number], True, *kind[number + 1 :])] = who & members
+        regions = divided
+    return checked(first, second, tuple(sorted(kind for kind, who in regions.items() if who)))
 
 
 def rows(**asked: int) -> Splits:
@@ -244,7 +252,7 @@ def test_more_than_the_grammar_gives_is_refused_with_the_number(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_fifty_thousand_pairs_can_be_had(seed: int) -> None:
     assert len(nli(train=48_000, seed=seed)["train"]) == 48_000
 
@@ -280,19 +288,7 @@ def test_rows_do_not_depend_on_the_hash_seed() -> None:
     assert len(digests) == 1
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from a second thread, and lose much where cores are shared."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_small_transformer_that_reads_both_sentences_learns_the_task(splits: Splits) -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
@@ -317,12 +313,15 @@ def test_a_small_transformer_that_reads_both_sentences_learns_the_task(splits: S
         num_attention_heads=2,
         intermediate_size=256,
         num_labels=3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     model = BertForSequenceClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(4):
+    for _ in range(2):
         for batch in torch.randperm(len(ids)).split(64):
             x = ids[batch]
+            x = x[:, : (x > 0).sum(1).max()]
             loss = model(input_ids=x, attention_mask=(x > 0).long(), labels=labels[batch]).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
