@@ -259,9 +259,9 @@ def _display() -> Iterator[Any]:
     def lines(rows: list[tuple[str, ...]]) -> None:
         for number, job, words, state, steps, value, _ in rows:
             if shown.get(number) != state:
+                told = (number, job, state, steps, value, "" if number in shown else words)
                 shown[number] = state
-                told = "  ".join(word for word in (number, job, state, steps, value, words) if word)
-                print(f"job {told}", flush=True)
+                print("job", "  ".join(filter(None, told)), flush=True)
 
     if not sys.stdout.isatty():
         yield lines
