@@ -183,28 +183,38 @@ class Watcher:
 
     def look(self) -> None:
         """Look for results; ask SLURM now and then, the longer it takes the less often."""
+        failing = False
         for job in self.left:
-            if found := outcome(job):
+            found = outcome(job)
+            if found and not found.error:
                 self.outcomes[job.number] = found
+            failing |= found is not None
         clock = time.monotonic()
         if not self.left or clock < self.next:
             return
         with suppress(Failure):  # no news
             self.states |= states(self.left)
             self._bury(clock)
-        pause = 2 if self.over else min(30, 2 + (clock - self.begun) / 20)
+        pause = 2 if self.over or failing else min(30, 2 + (clock - self.begun) / 20)
         self.next = time.monotonic() + pause
 
     def _bury(self, clock: float) -> None:
-        """Give up jobs that have been over for long enough."""
+        """Give up jobs that have been over for long enough.
+
+        An error alone does not end a job: SLURM may have stopped it, and start it again.
+        """
         for job in self.left:
             state = self.states[job.job]
             if not is_over(state):
                 self.over.pop(job.job, None)
                 continue
             since = self.over.setdefault(job.job, clock)
-            if clock - since >= GRACE.get(state.split()[0], 5) and not outcome(job):
-                self.outcomes[job.number] = _death(job, state)
+            found = outcome(job)
+            grace = (
+                0 if found and state in ("FAILED", "COMPLETED") else GRACE.get(state.split()[0], 5)
+            )
+            if clock - since >= grace:
+                self.outcomes[job.number] = found or _death(job, state)
 
     def lines(self) -> list[tuple[str, ...]]:
         """The table's rows."""
@@ -265,9 +275,9 @@ def _display() -> Iterator[Any]:
     def lines(rows: list[tuple[str, ...]]) -> None:
         for number, job, words, state, steps, value, _ in rows:
             if shown.get(number) != state:
+                told = (number, job, state, steps, value, "" if number in shown else words)
                 shown[number] = state
-                told = "  ".join(word for word in (number, job, state, steps, value, words) if word)
-                print(f"job {told}", flush=True)
+                print("job", "  ".join(filter(None, told)), flush=True)
 
     if not sys.stdout.isatty():
         yield lines

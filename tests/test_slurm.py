@@ -153,7 +153,7 @@ def test_a_disturbed_sweep_ends_as_if_nothing_had_happened(slurm, tmp_path, undi
         driver = subprocess.Popen(
             command(*words), cwd=tmp_path, stdout=out, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
-        signalled, requeued = (0, 1), (2,)  # seed 1 without workers and with two; seed 2
+        signalled, requeued = (0, 1), (3,)  # seed 1 without loader workers, 1 and 2 with two
         for number in range(4):
             wait_for((sweep / str(number) / "paused").exists)
             job = read_ledger(sweep)[number].job
@@ -164,9 +164,9 @@ def test_a_disturbed_sweep_ends_as_if_nothing_had_happened(slurm, tmp_path, undi
                 ask("scancel", "--signal=USR2", job)
                 log = sweep / str(number) / "output.log"
                 wait_for(lambda log=log: "SIGUSR2: finishing the step" in log.read_text())
-            if number == 3:  # SLURM announces a kill, which does not come
+            if number == 2:  # SLURM announces a kill, which does not come
                 ask("scancel", "--signal=TERM", job)
-                wait_for(lambda: "SIGTERM: finishing" in (sweep / "3" / "output.log").read_text())
+                wait_for(lambda: "SIGTERM: finishing" in (sweep / "2" / "output.log").read_text())
             (sweep / str(number) / "go").touch()
         driver.kill()
     assert driver.wait() == -signal.SIGKILL
@@ -180,6 +180,33 @@ def test_a_disturbed_sweep_ends_as_if_nothing_had_happened(slurm, tmp_path, undi
         assert len(attempts) == 1 + (number in (*signalled, *requeued))
         assert attempts[0]["submitted"].keys() == {"commit", "dirty"}
     assert "accuracy" in watched.stdout and "report  " in watched.stdout
+
+
+def test_preemption_and_a_lost_node_cost_what_came_after_the_last_checkpoint(
+    slurm, tmp_path, undisturbed
+):
+    """TERM and KILL for a job of the high partition; slurmd, its step and its task killed."""
+    sweep = tmp_path / "sweep"
+    words = (*RUN, *SLURM, "seed=1,2", "launcher.partition=low", "launcher.cpus_per_task=2",
+             "+callbacks.pause={_target_:tests.test_slurm.Pause}", "launcher.wait=false",
+             "hydra.sweep.dir=sweep")  # fmt: skip
+    assert launch(tmp_path, *words).returncode == 0
+    for number in (0, 1):
+        wait_for((sweep / str(number) / "paused").exists)
+    jobs = [job.job for job in read_ledger(sweep).values()]
+    (node, _), (lost, raw) = (ask("squeue", "-hj", job, "-o", "%N %A").split() for job in jobs)
+    submit("true", "--partition=high", "--exclusive", f"--nodelist={node}")
+    slurmd = int((slurm / "run" / f"slurmd-{lost}.pid").read_text())
+    step = ask("pgrep", "-f", rf"slurmstepd: \[{raw}\.").split()
+    task = read_json(sweep / "1" / "run_metadata.json")["attempts"][0]["pid"]
+    for process in (slurmd, *step, task):
+        os.kill(int(process), signal.SIGKILL)
+    watched = come_back(sweep)
+    subprocess.run(["slurmd", "-N", lost], check=True)
+    assert watched.returncode == 0, watched.stderr
+    assert [outcome(sweep / str(n)) == undisturbed[n + 1] for n in (0, 1)] == [True, True]
+    told = [ask("sacct", "-nDXP", "-o", "State", "-j", job).split() for job in jobs]
+    assert told == [["PREEMPTED", "COMPLETED"], ["NODE_FAIL", "COMPLETED"]]
 
 
 def test_a_failing_run_fails_its_job_and_nothing_else(slurm, tmp_path, undisturbed):
