@@ -207,8 +207,10 @@ def _untrained(config: DictConfig) -> bool:
     """Whether a run's teacher has to be trained before it."""
     from forge import teacher
 
-    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return bool(teacher.untrained(to_config(plain)))
+    own = copy.deepcopy(config)
+    with open_dict(own):
+        del own["hydra"]
+    return bool(teacher.untrained(to_config(own)))
 
 
 def train(cfg: DictConfig) -> float:
