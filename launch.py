@@ -40,6 +40,7 @@ def main(cfg: DictConfig) -> float:
             processes = read_json(Path(run_dir) / METADATA).get("processes", processes)
         if processes > 1 and cluster.ranks() == 1:
             return launch_ranks(processes, Path(run_dir))
+        cluster.require_ranks()
         from forge.experiment import run
 
         return run(cfg, run_dir)

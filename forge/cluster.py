@@ -42,24 +42,25 @@ def ranks() -> int:
 
 
 def set_up() -> None:
-    """Take over the ranks that srun has started; die with the process that started this one.
-
-    Raises `UserError` where SLURM gave room for several ranks and only one was started.
-    """
+    """Take over the ranks that srun has started; die with the process that started this one."""
     if parent := os.environ.get(PARENT):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGKILL)
-    tasks = int(os.environ.get("SLURM_NTASKS", 1))
-    if tasks == 1 or "RANK" in os.environ:
-        return
-    if "SLURM_STEP_ID" not in os.environ:
-        raise UserError(
-            f"SLURM_NTASKS={tasks}, but this is one process: start it with srun, or with --ntasks=1"
-        )
-    from submitit.helpers import TorchDistributedEnvironment
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
 
-    TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def require_ranks() -> None:
+    """Raise `UserError` where SLURM gave room for several ranks and this process is alone."""
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks > 1 and ranks() == 1:
+        raise UserError(
+            f"SLURM_NTASKS={tasks}, but this is one process: start it with srun, with --ntasks=1, "
+            f"or with launcher=ddp launcher.processes={tasks}"
+        )
 
 
 @cache

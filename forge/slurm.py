@@ -133,11 +133,11 @@ def launch(
     except UserError:
         _tidy(sweep_dir)
         raise
-    print(_told(sweep_dir, settings["wait"], finished, alive, runs), flush=True)
-    if not settings["wait"]:
-        sweep.running = None  # there is nothing to sum up yet
-        return [_returned(words, jobs.Outcome()) for words in overrides]
     try:
+        print(_told(sweep_dir, settings["wait"], finished, alive, runs), flush=True)
+        if not settings["wait"]:
+            sweep.running = None  # there is nothing to sum up yet
+            return [_returned(words, jobs.Outcome()) for words in overrides]
         outcomes = jobs.follow([*teachers.values(), *alive.values()])
     except KeyboardInterrupt:
         sweep.running = None

@@ -189,6 +189,7 @@ def test_rank_0_goes_first(tmp_path):
 
 def test_ranks_that_slurm_has_not_started_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     with pytest.raises(UserError, match="SLURM_NTASKS=2, but this is one process"):
-        cluster.set_up()
+        cluster.require_ranks()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cluster.require_ranks()
