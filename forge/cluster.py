@@ -178,7 +178,7 @@ def report_error(line: str) -> None:
 def wanted(launcher: Any) -> int:
     """How many processes a run is to have here, by its launcher node."""
     asked = (launcher or {}).get("processes", 1)
-    if not isinstance(asked, int) or asked < 1:
+    if type(asked) is not int or asked < 1:
         raise UserError(f"launcher.processes={asked}: a number, at least 1")
     return asked
 
@@ -224,13 +224,14 @@ def launch(processes: int, words: list[str], script: Path) -> None:
 
 def _reason(rank: int, failure: Any) -> BaseException:
     """What a rank's exit code and message mean, as an exception."""
-    from forge.signals import Preempted
+    from forge.signals import ASKING, Preempted
 
-    if 128 < failure.exitcode < 128 + signal.NSIG:
-        return Preempted(failure.exitcode - 128)
-    reported = failure.error_file_data.get("message")
-    if reported and failure.exitcode == 2:
-        return UserError(reported)
-    return Failure(
-        reported or f"rank {rank} ended with {failure.exitcode}; its last words are above"
-    )
+    number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
+    if number in ASKING:
+        return Preempted(number)
+    if failure.exitcode < 0:
+        return Failure(f"rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}")
+    reported = failure.error_file_data.get("message", NOTHING)
+    if reported == NOTHING:
+        return Failure(f"rank {rank} ended with {failure.exitcode}; its last words are above")
+    return UserError(reported) if failure.exitcode == 2 else Failure(reported)

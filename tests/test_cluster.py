@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from forge import cluster
-from forge.errors import UserError
+from forge.errors import Failure, UserError
 from forge.record import read_json
+from forge.signals import Preempted
 from tests.conftest import results
 
 ROOT = Path(__file__).parent.parent
@@ -107,9 +109,13 @@ def test_torchrun_trains_the_same_run_and_so_does_a_resumed_one(whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_signal_reaches_all_ranks_and_other_numbers_of_them_are_refused(whole, tmp_path):
+def test_a_signal_reaches_all_ranks_and_the_run_goes_on_by_name(tmp_path):
+    """The signal goes to loader workers too, and `resume=` starts as many processes as there were;
+    another number of them is refused, and the record stays as it was."""
     run_dir = tmp_path / "run"
-    words = ("trainer.max_steps=4000", "trainer.save_steps=2000", "trainer.eval_steps=2000")
+    words = ("task.dataset.train=3000", "trainer.max_steps=4000", "trainer.save_steps=2000",
+             "trainer.eval_steps=2000", "trainer.dataloader_num_workers=2",
+             "trainer.per_device_train_batch_size=8")  # fmt: skip
     process = start(run_dir, "launcher=ddp", *words)
     state = run_dir / "training_state.json"
     while process.poll() is None and not read_json(state).get("step"):
@@ -117,12 +123,19 @@ def test_a_signal_reaches_all_ranks_and_other_numbers_of_them_are_refused(whole,
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert read_json(state)["status"] == "preempted"
+    assert "Traceback" not in err and "checkpoint written" in out
+    stopped = read_json(state)
     (saved,) = run_dir.glob("preempted-*")
-    assert "checkpoint written" in out and (saved / "progress_1.json").is_file()
+    assert (stopped["status"], stopped["latest_checkpoint"]) == ("preempted", saved.name)
+    assert (saved / "progress_1.json").is_file()
     code, _, err = finish(run_dir, *words)
-    assert code == 2
+    assert code == 2 and read_json(state) == stopped
     assert "was begun in 2 processes, not in 1" in err and len(err.splitlines()) == 1
+    more = f"trainer.max_steps={stopped['step'] + 2}"
+    code, out, err = finish(run_dir, *words, f"resume={run_dir}", more)
+    assert code == 0, err
+    assert f"resume  {saved.name}" in out and ", 2 processes" in out
+    assert results(run_dir)["train"]["steps"] == stopped["step"] + 2
 
 
 @pytest.mark.slow
@@ -133,8 +146,50 @@ def test_a_mistake_in_several_processes_is_one_line_and_leaves_nothing(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def in_ranks(work, count=2):
-    """What `work()` returns in each of several forked processes, which share a store."""
+def failure(code, message=None):
+    return SimpleNamespace(
+        exitcode=code,
+        pid=7,
+        error_file_data={"message": message or "<NONE>"},
+        signal_name=lambda: signal.Signals(-code).name,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "told"),
+    [
+        (2, "no such column", UserError("no such column")),
+        (1, "the disk is full", Failure("the disk is full")),
+        (1, None, Failure("rank 1 ended with 1; its last words are above")),
+        (-9, None, Failure("rank 1 (process 7) was killed by SIGKILL")),
+        (138, None, Preempted(signal.SIGUSR1)),
+        (-15, None, Preempted(signal.SIGTERM)),
+    ],
+)
+def test_why_a_rank_ended_is_told(code, message, told):
+    reason = cluster._reason(1, failure(code, message))
+    assert (type(reason), str(reason)) == (type(told), str(told))
+
+
+@pytest.mark.parametrize("asked", ["two", 0, 1.5, True, None])
+def test_a_number_of_processes_is_a_number(asked):
+    with pytest.raises(UserError, match=f"launcher.processes={asked}: a number, at least 1"):
+        cluster.wanted({"processes": asked})
+
+
+def test_ranks_do_not_wait_for_one_that_has_failed():
+    def work():
+        if cluster.rank():
+            cluster.give_up()
+            return "failed"
+        return cluster.meet()
+
+    assert in_ranks(work, leave=False) == ["Failure: another rank of this run has failed", "failed"]
+
+
+def in_ranks(work, count=2, leave=True):
+    """What `work()` returns in each of several forked processes, which share a store; they leave
+    together, for rank 0 keeps the store."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -148,7 +203,8 @@ def in_ranks(work, count=2):
                 told = work()
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
-            cluster.meet()  # rank 0 keeps the store
+            if leave:
+                cluster.meet()
             os.write(write, json.dumps(told).encode())
             os._exit(0)
         os.close(write)

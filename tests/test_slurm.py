@@ -316,29 +316,33 @@ def test_many_jobs_are_several_arrays_and_none_is_submitted_twice(slurm, tmp_pat
     ask("scancel", *{job.job.split("_")[0] for job in ledger.values()})
 
 
-@pytest.mark.parametrize(
-    "place", [("nodes=1", "tasks_per_node=2"), ("nodes=2", "tasks_per_node=1")]
-)
-def test_ranks_that_slurm_starts_are_one_run_and_go_on(slurm, tmp_path, two_ranks, place):
-    """USR2 in the middle; the bits of two processes that were started here."""
-    sweep = tmp_path / "sweep"
-    words = (*RUN, *SLURM, *(f"launcher.{word}" for word in place), "launcher.mem_gb=2",
-             "launcher.wait=false", "hydra.sweep.dir=sweep",
-             "+callbacks.pause={_target_:tests.test_slurm.Pause,step:6}")  # fmt: skip
-    done = launch(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    wait_for((sweep / "0" / "paused").exists)
-    (job,) = read_ledger(sweep).values()
-    ask("scancel", "--signal=USR2", job.job)
-    log = sweep / "0" / "output.log"
-    wait_for(lambda: "SIGUSR2: finishing the step" in log.read_text())
-    (sweep / "0" / "go").touch()
-    watched = come_back(sweep)
-    assert watched.returncode == 0, watched.stderr + watched.stdout
-    assert outcome(sweep / "0") == two_ranks
-    metadata = read_json(sweep / "0" / "run_metadata.json")
-    assert (metadata["processes"], len(metadata["attempts"])) == (2, 2)
-    assert account(job.job) == "COMPLETED 0:0"
+def test_ranks_that_slurm_starts_are_one_run_and_go_on(slurm, tmp_path, two_ranks):
+    """On one node and on two; USR2 in the middle; the bits of two processes started here."""
+    sweeps = {"one": ("nodes=1", "tasks_per_node=2"), "two": ("nodes=2", "tasks_per_node=1")}
+    for name, place in sweeps.items():
+        words = (*RUN, *SLURM, *(f"launcher.{word}" for word in place), "launcher.mem_gb=2",
+                 "launcher.wait=false", f"hydra.sweep.dir={name}",
+                 "+callbacks.pause={_target_:tests.test_slurm.Pause,step:6}")  # fmt: skip
+        done = launch(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+    jobs = {}
+    for name in sweeps:
+        folder = tmp_path / name / "0"
+        wait_for((folder / "paused").exists)
+        (job,) = read_ledger(tmp_path / name).values()
+        jobs[name] = job.job
+        ask("scancel", "--signal=USR2", job.job)
+        log = folder / "output.log"
+        wait_for(lambda log=log: "SIGUSR2: finishing the step" in log.read_text())
+        (folder / "go").touch()
+    for name, job in jobs.items():
+        folder = tmp_path / name / "0"
+        watched = come_back(tmp_path / name)
+        assert watched.returncode == 0, watched.stderr + watched.stdout
+        assert outcome(folder) == two_ranks
+        metadata = read_json(folder / "run_metadata.json")
+        assert (metadata["processes"], len(metadata["attempts"])) == (2, 2)
+        assert account(job) == "COMPLETED 0:0"
 
 
 def test_a_teacher_is_trained_by_a_job_before_its_students(slurm, tmp_path):
@@ -362,6 +366,3 @@ def test_a_teacher_is_trained_by_a_job_before_its_students(slurm, tmp_path):
     (trained,) = [path.parent for path in tmp_path.glob("outputs/*/*/sft/*/results.json")]
     taught = read_json(sweep / "1" / "run_metadata.json")["teacher"]
     assert taught["paths"] == [str(trained / "model")]
-    again = launch(tmp_path, "resume=sweep", "launcher.wait=true")
-    assert again.returncode == 0, again.stderr
-    assert len(read_ledger(sweep)) == 3
