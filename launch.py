@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from forge import cluster, sweep
 from forge.config import config_keys, register
 from forge.errors import USER_ERRORS, Failure, UserError, explain
-from forge.record import METADATA, RESULTS, read_json
+from forge.record import METADATA, RESULTS, read_json, remove
 from forge.resume import of_sweep, recorded_config
 
 register()
@@ -31,16 +31,11 @@ def main(cfg: DictConfig) -> float:
     global in_run
     in_run = True
 
-    run_dir = HydraConfig.get().runtime.output_dir
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        processes = cluster.wanted(cfg.launcher)
-        if cfg.resume:
-            resume, cfg = cfg.resume, recorded_config(cfg, Path(run_dir))
-            cfg.resume = resume
-            processes = read_json(Path(run_dir) / METADATA).get("processes", processes)
-        if processes > 1 and cluster.ranks() == 1:
-            return launch_ranks(processes, Path(run_dir))
-        cluster.require_ranks()
+        cfg, processes = settle(cfg, run_dir)
+        if processes > 1:
+            return launch_ranks(processes, run_dir)
         from forge.experiment import run
 
         return run(cfg, run_dir)
@@ -52,6 +47,23 @@ def main(cfg: DictConfig) -> float:
         if error.errno == ENOSPC:
             full = Failure(f"{run_dir}: the disk is full; make room and give the same command")
             raise full from error
+        raise
+
+
+def settle(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
+    """The config to run, a resumed run's own, and how many processes to start for it."""
+    try:
+        processes = cluster.wanted(cfg.launcher)
+        if cfg.resume:
+            resume, cfg = cfg.resume, recorded_config(cfg, run_dir)
+            cfg.resume = resume
+            processes = read_json(run_dir / METADATA).get("processes", processes)
+        if processes == 1:
+            cluster.require_ranks()
+        return cfg, processes if cluster.ranks() == 1 else 1
+    except USER_ERRORS:
+        if not (run_dir / METADATA).is_file():
+            remove(run_dir)
         raise
 
 

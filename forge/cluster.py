@@ -48,9 +48,10 @@ def set_up() -> None:
         if os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGKILL)
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in os.environ:
-        from submitit.helpers import TorchDistributedEnvironment
+        from submitit.helpers import TorchDistributedEnvironment, environment_variables
 
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        with environment_variables(SUBMITIT_EXECUTOR="slurm"):  # also where plain srun starts us
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def require_ranks() -> None:

@@ -98,7 +98,7 @@ def record(
             _end_attempt(rec, "finished")
         except USER_ERRORS as error:
             if first:
-                _remove(run_dir)
+                remove(run_dir)
             else:
                 _end_attempt(rec, "failed", str(error))
             raise
@@ -356,7 +356,7 @@ class Readable(logging.Filter):
         return ours or record.levelno >= logging.ERROR
 
 
-def _remove(run_dir: Path) -> None:
+def remove(run_dir: Path) -> None:
     """Remove what a first attempt wrote, and the folders that are empty then."""
     if cluster.rank():
         return

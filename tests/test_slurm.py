@@ -298,26 +298,32 @@ def test_a_refusal_is_one_line_and_leaves_nothing(slurm, tmp_path, words, messag
 
 def test_many_jobs_are_several_arrays_and_none_is_submitted_twice(slurm, tmp_path):
     """More jobs than MaxArraySize; a controller that restarts; the same command again."""
-    words = (*RUN, *SLURM, "seed=range(0,60)", "hydra.sweep.dir=sweep", "launcher.wait=false",
+    words = (*RUN, *SLURM, "seed=range(0,30)", "hydra.sweep.dir=sweep", "launcher.wait=false",
              "+launcher.additional_parameters.hold=true")  # fmt: skip
     done = launch(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     ledger = read_ledger(tmp_path / "sweep")
-    assert sorted(ledger) == list(range(60))
-    assert len({job.job.split("_")[0] for job in ledger.values()}) == 3
+    assert sorted(ledger) == list(range(30))
+    assert len({job.job.split("_")[0] for job in ledger.values()}) == 2
     controller = int((slurm / "run" / "slurmctld.pid").read_text())
     os.kill(controller, signal.SIGTERM)  # killed outright it may lose what it took a moment ago
     wait_for(lambda: not (slurm / "run" / "slurmctld.pid").exists())
     subprocess.run(["slurmctld"], check=True)
     wait_for(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0)
     again = launch(tmp_path, "resume=sweep")
-    assert again.returncode == 0 and "60 under way" in again.stdout, again.stderr
+    assert again.returncode == 0 and "30 under way" in again.stdout, again.stderr
     assert read_ledger(tmp_path / "sweep") == ledger
     ask("scancel", *{job.job.split("_")[0] for job in ledger.values()})
 
 
 def test_ranks_that_slurm_starts_are_one_run_and_go_on(slurm, tmp_path, two_ranks):
-    """On one node and on two; USR2 in the middle; the bits of two processes started here."""
+    """On one node and on two; USR2 in the middle; the bits of two processes started here. So are
+    those of plain srun; without it one process in a job for two is refused."""
+    alone = shlex.join(command(*RUN, "hydra.run.dir=alone"))
+    run_here = f"srun {shlex.join(command(*RUN, 'hydra.run.dir=srun'))}"
+    plain = submit(
+        f"cd {tmp_path}; {alone} 2> refused; {run_here}", "--ntasks=2", "--mem-per-cpu=2000"
+    )
     sweeps = {"one": ("nodes=1", "tasks_per_node=2"), "two": ("nodes=2", "tasks_per_node=1")}
     for name, place in sweeps.items():
         words = (*RUN, *SLURM, *(f"launcher.{word}" for word in place), "launcher.mem_gb=2",
@@ -335,6 +341,9 @@ def test_ranks_that_slurm_starts_are_one_run_and_go_on(slurm, tmp_path, two_rank
         log = folder / "output.log"
         wait_for(lambda log=log: "SIGUSR2: finishing the step" in log.read_text())
         (folder / "go").touch()
+    assert wait_for(lambda: account(plain) == "COMPLETED 0:0")
+    assert outcome(tmp_path / "srun") == two_ranks
+    assert "SLURM_NTASKS=2, but this is one process" in (tmp_path / "refused").read_text()
     for name, job in jobs.items():
         folder = tmp_path / name / "0"
         watched = come_back(tmp_path / name)
