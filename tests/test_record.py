@@ -87,3 +87,27 @@ def test_the_lock_of_a_dead_process_is_taken_over(composed, tmp_path):
     (tmp_path / "run" / ".lock").touch()  # kill -9 leaves the file, and the kernel the lock
     with record(composed("task=toy"), tmp_path / "run") as rec:
         assert rec.state["status"] == "running"
+
+
+def test_code_that_has_changed_since_the_submission_is_said(
+    composed, monkeypatch, caplog, tmp_path
+):
+    from forge import record as records
+
+    then = {"commit": "a" * 40, "dirty": True}
+    monkeypatch.setattr(records, "submitted", then)
+    with record(composed("task=toy"), tmp_path / "run") as rec:
+        assert rec.metadata["attempts"][0]["submitted"] == then
+    assert "changed since the submission: aaaaaaaaaa with changes then" in caplog.text
+
+
+def test_a_refusal_leaves_the_record_as_it_was(composed, tmp_path):
+    with pytest.raises(RuntimeError), record(composed("task=toy"), tmp_path / "run"):
+        raise RuntimeError("x")
+    file = tmp_path / "run" / "run_metadata.json"
+    killed = json.loads(file.read_text())
+    del killed["attempts"][0]["ended"]  # as kill -9 leaves it
+    file.write_text(json.dumps(killed))
+    with pytest.raises(UserError, match="seed=7"), record(composed("seed=7"), tmp_path / "run"):
+        pass
+    assert json.loads(file.read_text()) == killed
