@@ -9,15 +9,44 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import WandbCallback, rewrite_logs
 
-from forge.record import Record
+from forge.record import RESULTS, Record, read_json
 
 log = logging.getLogger(__name__)
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31
+
+
+class Curves(WandbCallback):
+    """transformers' callback with the optimizer step as W&B's own, each sent once: what a killed
+    run sent after the checkpoint from which it goes on is not sent again."""
+
+    def __init__(self, rec: Record) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rec, self.before = rec, dict(rec.state.get("tracked", {}))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs, step = logs or {}, state.global_step
+        kind = "evaluation" if any(key.startswith("eval_") for key in logs) else "training"
+        if step <= self.before.get(kind, -1):
+            return
+        if not self._initialized:
+            self.setup(args, state, model)  # type: ignore[no-untyped-call]
+        named = rewrite_logs(logs)
+        self._wandb.log({**named, "train/global_step": step}, step=step)
+        self.rec.stand(tracked=self.rec.state.get("tracked", {}) | {kind: step})
 
 
 @contextmanager
@@ -32,7 +61,6 @@ def wandb(
 ) -> Iterator[TrainerCallback]:
     """One W&B run per Forge run; its id is kept in run_metadata.json, so a resume continues it."""
     import wandb
-    from transformers.integrations.integration_utils import WandbCallback
 
     if mode is None:
         mode = "online" if wandb_key() else "offline"
@@ -54,13 +82,25 @@ def wandb(
         config=rec.metadata["config"],
     )
     if mode == "offline":
-        log.info("tracking: no W&B login, kept offline; send it with: wandb sync %s", run.dir)
+        place = f"{rec.run_dir}/wandb/offline-run-*"  # one for each attempt
+        log.info("tracking: no W&B login, kept offline; send it with: wandb sync %s", place)
     exit_code = 1
     try:
-        yield WandbCallback()
+        yield Curves(rec)
+        run.summary.update(_summary(read_json(rec.run_dir / RESULTS)))
         exit_code = 0
     finally:
         run.finish(exit_code)
+
+
+def _summary(results: dict[str, Any]) -> dict[str, float]:
+    """The headline and every metric of every split."""
+    found = {
+        f"{split}/{name}": value
+        for split, scores in results["splits"].items()
+        for name, value in scores.items()
+    }
+    return {"headline": results["headline"]["value"], **found}
 
 
 def wandb_key() -> str:

@@ -205,6 +205,7 @@ class Trainer(transformers.Trainer):
         self._tr_loss += progress["tr_loss"]
         self._globalstep_last_logged = progress["last_logged"]
         self._total_loss_scalar = progress["total_loss"]
+        self._initial_global_step = 0  # the mean loss at the end is over all attempts
         self.examples, self.cells, self.tokens = progress["counts"]
         self.before = progress["seconds"]
 
