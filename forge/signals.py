@@ -45,6 +45,7 @@ class Stop:
         self.number: int | None = None
         self.since = 0.0
         self.training = False
+        self.raised = False  # `Preempted`, from wherever the run was
         self.pid = os.getpid()
         self.extra = False  # the checkpoint to come is for this alone
 
@@ -65,6 +66,7 @@ class Stop:
             log.warning("%s: going on until SLURM ends this process", name)
         else:
             log.warning("%s: stopping here", name)
+            self.raised = True
             raise Preempted(number)
 
     def agreed(self, device: Any) -> bool:
@@ -109,7 +111,11 @@ def goes_on(number: int) -> bool:
 
 @contextmanager
 def watch() -> Iterator[Stop]:
-    """Listen for signals inside the block; outside the main thread there is nothing to hear."""
+    """Listen for signals inside the block; outside the main thread there is nothing to hear.
+
+    Libraries turn an exception in their midst into one of theirs (a module that is being imported
+    into an ImportError): whatever ends the block once somebody has asked is `Preempted`.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -117,6 +123,10 @@ def watch() -> Iterator[Stop]:
     before = {number: signal.signal(number, stop.ask) for number in ASKING}
     try:
         yield stop
+    except Exception as error:
+        if stop.number is None or not stop.raised:
+            raise
+        raise Preempted(stop.number) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
