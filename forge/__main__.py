@@ -23,6 +23,14 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    from forge import results
+
+    found = results.side_by_side([args.first, *args.others])
+    print(json.dumps(found, indent=2) if args.json else results.comparison_text(found))
+    return 0
+
+
 def runs(args: argparse.Namespace) -> int:
     from forge import jobs, results
 
@@ -62,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
     verb.set_defaults(run=report)
+
+    verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")
+    verb.add_argument("first", type=Path, metavar="RUN")
+    verb.add_argument("others", type=Path, metavar="RUN", nargs="+")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=compare)
 
     verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
     verb.add_argument("directory", type=Path, nargs="?", default=Path("."))

@@ -43,6 +43,11 @@ class Difference:
     p_value: float | None = None
 
     @property
+    def smallest(self) -> float:
+        """The smallest difference that so many examples could have shown: half the interval."""
+        return (self.high - self.low) / 2
+
+    @property
     def verdict(self) -> str:
         """In words; a difference is shown when its interval leaves 0 out."""
         if self.low > 0:

@@ -6,14 +6,16 @@ import io
 import socket
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from forge import compare
+from forge.config import dotted_values
 from forge.errors import UserError
-from forge.record import METADATA, RESULTS, STATE, read_json
+from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
 CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
@@ -250,6 +252,80 @@ def _compare(sweep: Sweep, row: Row) -> None:
         for side in (reference, row)
     ]
     row.against = compare.difference(sides[0], sides[1], sweep.metric)
+
+
+def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
+    """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
+
+    The test is of the headline, on every split that all have judged. Raises `UserError` for a run
+    that is not finished, other headlines or other examples.
+    """
+    runs = [read_run(path) for path in paths]
+    for run in runs:
+        if run.state.get("status") != "finished" or not run.results:
+            raise UserError(f"{run.path}: no finished run in this directory")
+    headlines = {run.results["headline"]["metric"] for run in runs}
+    if len(headlines) > 1:
+        raise UserError(f"{', '.join(sorted(headlines))}: runs of different headlines")
+    splits = [s for s in runs[0].results["splits"] if all(s in r.results["splits"] for r in runs)]
+    if not splits:
+        raise UserError("the runs have judged no split in common")
+    return {
+        "runs": [str(path) for path in paths],
+        "config": _differing([run.metadata["config"] for run in runs]),
+        "metrics": {
+            f"{split} {name}": [run.results["splits"][split].get(name) for run in runs]
+            for split in splits
+            for name in runs[0].results["splits"][split]
+            if name not in ("seconds", "examples_per_second")
+        },
+        "pairs": [
+            _pair(a, b, split, *headlines) for a, b in combinations(runs, 2) for split in splits
+        ],
+    }
+
+
+def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each key that changes what a run computes and is not the same in all."""
+    flat = [dict(dotted_values(config)) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = {key: [values.get(key) for values in flat] for key in keys}
+    return {
+        key: row
+        for key, row in rows.items()
+        if key.split(".")[0] not in NOT_COMPARED and any(value != row[0] for value in row)
+    }
+
+
+def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
+    answers = [compare.read_answers(r.path / "predictions" / f"{split}.parquet") for r in (a, b)]
+    found = compare.difference(answers[:1], answers[1:], metric)
+    told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
+    return told | asdict(found) | {"smallest": found.smallest, "verdict": found.verdict}
+
+
+def comparison_text(found: dict[str, Any]) -> str:
+    """The same for a reader."""
+    letters = [chr(ord("A") + i) for i in range(len(found["runs"]))]
+    named = dict(zip(found["runs"], letters, strict=True))
+    lines = [f"{letter}  {path}" for path, letter in named.items()]
+    config = [[key, *map(str, values)] for key, values in found["config"].items()]
+    lines.append(drawn(["differs", *letters], config) if config else "\nthe configs are the same")
+    metrics = [
+        [name, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)]
+        for name, row in found["metrics"].items()
+    ]
+    lines += [drawn(["metric", *letters], metrics), ""]
+    for pair in found["pairs"]:
+        p_value = "" if pair["p_value"] is None else f", McNemar p {pair['p_value']:.2g}"
+        sides = f"{named[pair['run']]} against {named[pair['reference']]}"
+        lines.append(
+            f"{sides}, {pair['split']} {pair['metric']}: {pair['verdict']}, {pair['value']:+.4f} "
+            f"[{pair['low']:+.4f}, {pair['high']:+.4f}]{p_value}, n {pair['n']:,}; "
+            f"a difference under {pair['smallest']:.4f} would not be shown"
+        )
+    lines.append("One run a side: the intervals are over the examples, not over seeds.")
+    return "\n".join(lines)
 
 
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

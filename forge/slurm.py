@@ -160,8 +160,8 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     limit, delay = settings["time"], settings.get("signal_delay_s", 0)
     if type(limit) is not int or limit * 60 <= delay:
         raise UserError(
-            f"launcher.time={limit}: minutes, more than the {delay} seconds before its end at which a "
-            "job is told to save (launcher.signal_delay_s)"
+            f"launcher.time={limit}: minutes, more than the {delay} seconds before the end at "
+            "which a job is told to save (launcher.signal_delay_s)"
         )
     if not settings["wait"] and "BasicSweeper" not in config.hydra.sweeper._target_:
         raise UserError("launcher.wait=false: a search needs the results of its runs")

@@ -9,7 +9,7 @@ import pytest
 
 from forge.errors import UserError
 from forge.report import table, text, words
-from forge.results import read_sweep
+from forge.results import comparison_text, read_sweep, side_by_side
 from tests.commands import forge, launch
 from tests.conftest import TOY
 
@@ -162,3 +162,32 @@ def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
     assert "| mode.alpha |" in told and "| teacher |" in told
     again = forge("report", str(tmp_path / "sweep"))
     assert again.returncode == 0 and "alpha=1 against alpha=0: " in again.stdout
+
+
+def test_runs_side_by_side_and_the_verdict_on_each_pair(sweep):
+    """A hundredth of the answers made worse is shown; another draw of the same rate is not."""
+    base = right(0.8, 0, 10_000)
+    worse = list(base)
+    for i in [i for i, r in enumerate(base) if r][:100]:
+        worse[i] = False
+    like = right(0.8, 1, 10_000)
+    folder = sweep(*(([f"seed={n}"], None, side) for n, side in enumerate((base, worse, like), 1)))
+    paths = [folder / name for name in "012"]
+    found = side_by_side(paths)
+    assert found["config"] == {"seed": [1, 2, 3]}
+    assert found["metrics"]["test accuracy"] == [np.mean(side) for side in (base, worse, like)]
+    verdicts = {(p["reference"][-1], p["run"][-1]): p["verdict"] for p in found["pairs"]}
+    assert verdicts[("0", "1")] == "lower" and verdicts[("0", "2")] == "no difference shown"
+    assert 0.001 < found["pairs"][0]["smallest"] < 0.01
+    told = comparison_text(found)
+    assert "B against A, test accuracy: lower, -0.0100 [" in told and "n 10,000" in told
+    code, out, _ = forge("compare", *map(str, paths[:2]), "--json")
+    assert code == 0 and json.loads(out)["pairs"] == found["pairs"][:1]
+
+
+def test_what_cannot_be_compared_is_refused(sweep):
+    folder = sweep((["seed=1"], None, right(0.8, 0)), (["seed=2"], None, right(0.8, 1, 300)))
+    with pytest.raises(UserError, match="over different examples"):
+        side_by_side([folder / "0", folder / "1"])
+    with pytest.raises(UserError, match="nowhere: no finished run"):
+        side_by_side([folder / "0", folder / "nowhere"])

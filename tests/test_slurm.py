@@ -285,7 +285,7 @@ def test_a_job_runs_what_was_submitted(slurm, tmp_path):
             "sbatch refused: unrecognized option '--foo=1'",
         ),
         (["+launcher.partitio=x"], "launcher.partitio: no such setting; did you mean partition?"),
-        (["launcher.time=2"], "launcher.time=2: minutes, more than the 120 seconds before"),
+        (["launcher.time=2"], "launcher.time=2: minutes, more than the 120 seconds before the end"),
         (["hydra/sweeper=optuna", "launcher.wait=false"], "launcher.wait=false: a search needs"),
     ],
 )
