@@ -31,6 +31,19 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def show(args: argparse.Namespace) -> int:
+    from forge import results
+
+    lines = results.shown(args.directory)
+    if args.json:
+        run = results.read_run(args.directory)
+        found = {"metadata": run.metadata, "state": run.state, "results": run.results}
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(f"{name:<11} {value}" for name, value in lines))
+    return 0
+
+
 def runs(args: argparse.Namespace) -> int:
     from forge import jobs, results
 
@@ -76,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("others", type=Path, metavar="RUN", nargs="+")
     verb.add_argument("--json", action="store_true", help="one object instead of text")
     verb.set_defaults(run=compare)
+
+    verb = verbs.add_parser("show", help="what ran, where it stands, its metrics, how to use it")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--json", action="store_true", help="its whole record as one object")
+    verb.set_defaults(run=show)
 
     verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
     verb.add_argument("directory", type=Path, nargs="?", default=Path("."))

@@ -19,6 +19,7 @@ from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
 CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
+WHAT = ("task", "model", "mode", "experiment")
 APART = ("seed", "resume")  # overrides that do not make rows of their own
 
 
@@ -252,6 +253,40 @@ def _compare(sweep: Sweep, row: Row) -> None:
         for side in (reference, row)
     ]
     row.against = compare.difference(sides[0], sides[1], sweep.metric)
+
+
+def shown(path: Path) -> list[tuple[str, str]]:
+    """Name and value of what one asks first of a run; raises `UserError` when there is none."""
+    run = read_run(path)
+    if not run.metadata:
+        raise UserError(f"{path}: no run in this directory")
+    data, state, status = run.metadata, run.state, _status(run)
+    attempts = data["attempts"]
+    files = [p.name for p in sorted(path.iterdir()) if not p.name.startswith(".")]
+    code = attempts[-1].get("commit", "unknown")[:10]
+    choices = dict(data["choices"])
+    if model := data["config"]["model"]["path"]:
+        choices["model"] = model
+    lines = [
+        ("what", " ".join(f"{k}={choices[k]}" for k in WHAT if choices.get(k))),
+        ("overrides", " ".join(data["overrides"])),
+        ("status", f"{status}, step {state.get('step', 0)} of {state.get('max_steps', '?')}"),
+        ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
+        ("error", attempts[-1].get("error") or ""),
+        ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
+        ("code", code + (" with changes" if attempts[-1].get("dirty") else "")),
+        ("teacher", ", ".join(data.get("teacher", {}).get("paths", []))),
+    ]
+    for split, scores in run.results.get("splits", {}).items():
+        told = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
+        lines.append((split, ", ".join(told)))
+    lines.append(("files", ", ".join(files)))
+    if status == "finished":
+        lines.append(("to use", f"model.path={path} or teacher.path={path}, or transformers with"))
+        lines.append(("", str(path / "model")))
+    elif status != "running":
+        lines.append(("to go on", f"python launch.py resume={path}"))
+    return [(name, value) for name, value in lines if value]
 
 
 def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:

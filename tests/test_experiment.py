@@ -7,6 +7,7 @@ import pytest
 
 from forge.errors import UserError
 from forge.record import read_json
+from forge.results import shown
 from tests.conftest import SMALL, results
 
 
@@ -94,6 +95,19 @@ def test_another_config_in_the_directory_is_refused_with_the_keys(toy_run):
     toy_run("trainer.max_steps=2")
     with pytest.raises(UserError, match=r"seed=7 \(recorded: 42\)"):
         toy_run("trainer.max_steps=2", "seed=7")
+
+
+def test_a_run_is_shown(toy_run, tmp_path):
+    run_dir = toy_run("trainer.max_steps=2")
+    told = dict(shown(run_dir))
+    assert told["status"] == "finished, step 2 of 2" and told["attempts"].startswith("1, ")
+    assert told["validation"].startswith("accuracy 0.") and "n 150" in told["validation"]
+    assert "model" in told["files"] and told["to use"].startswith(f"model.path={run_dir}")
+    state = read_json(run_dir / "training_state.json")
+    (run_dir / "training_state.json").write_text(json.dumps(state | {"status": "preempted"}))
+    assert dict(shown(run_dir))["to go on"] == f"python launch.py resume={run_dir}"
+    with pytest.raises(UserError, match="no run in this directory"):
+        shown(tmp_path)
 
 
 def test_an_unfinished_run_goes_on_from_its_checkpoint(toy_run, metadata, monkeypatch):
