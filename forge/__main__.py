@@ -120,7 +120,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
     root = parser()
-    args = root.parse_args(arguments)
+    args, options = root.parse_known_args(arguments)
+    if options and getattr(args, "run", None) is not prefetch:
+        root.error(f"unrecognized arguments: {' '.join(options)}")
+    if options:  # launch.py's own, -m and --config-dir=
+        args.overrides += options
     if "run" not in args:
         root.print_help()
         return 0

@@ -69,11 +69,13 @@ def read_ledger(sweep_dir: Path) -> dict[int, Job]:
 
 
 def enter(sweep_dir: Path, jobs: Iterable[Job]) -> None:
-    """Add submissions to the ledger."""
-    with open(sweep_dir / LEDGER, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(job)) + "\n" for job in jobs))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add submissions to the ledger, on lines of their own whatever was cut before."""
+    file = sweep_dir / LEDGER
+    cut = file.is_file() and not file.read_bytes().endswith(b"\n")
+    with open(file, "a", encoding="utf-8") as ledger:
+        ledger.write("\n" * cut + "".join(json.dumps(asdict(job)) + "\n" for job in jobs))
+        ledger.flush()
+        os.fsync(ledger.fileno())
 
 
 def states(jobs: Iterable[Job]) -> dict[str, str]:
@@ -147,10 +149,18 @@ def outcome(job: Job) -> Outcome | None:
     ends = [pickle_load(path) for path in job.results]
     for end, told in ends:
         if end == "error":
-            lines = re.findall(r"^(?:\w+\.)*(\w+: .+)", told, re.M)
-            line = lines[-1] if lines else one_line(told)
-            return Outcome(error=line.removeprefix("UserError: ").removeprefix("Failure: "))
+            return Outcome(error=_reason(told))
     return Outcome(value=ends[0][1])
+
+
+def _reason(told: str) -> str:
+    """The exception that a traceback ends with, in one line."""
+    last = told.rpartition('\n  File "')[2]
+    lines = [line for line in last.splitlines()[1:] if line and not line.startswith(" ")]
+    line = one_line(lines[0] if lines else told)
+    name, colon, words = line.partition(": ")
+    name = name.rpartition(".")[2]
+    return words if name in ("UserError", "Failure") else f"{name}{colon}{words}"
 
 
 def _death(job: Job, state: str) -> Outcome:
@@ -288,7 +298,7 @@ def _display() -> Iterator[Any]:
             counts = Counter(row[3] for row in rows)
             title = ", ".join(f"{count} {state}" for state, count in counts.items())
             drawn = Table(*COLUMNS, title=title, box=box.SIMPLE_HEAD)
-            for row in sorted(rows, key=lambda row: (row[3] in RESTING, int(row[0]))):
+            for row in sorted(rows, key=lambda row: row[3] in RESTING):  # else in their order
                 drawn.add_row(*row)
             live.update(drawn)
 
@@ -313,9 +323,10 @@ def watch(sweep_dir: Path) -> int:
 
 
 def note_errors(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> None:
-    """Tell the sweep's table why jobs failed."""
+    """Tell the sweep's table why jobs failed; a teacher's failure that cost no run is past."""
+    lost = any(ended.error for number, ended in outcomes.items() if number >= 0)
     for number, ended in outcomes.items():
-        if ended.error:
+        if ended.error and (number >= 0 or lost):
             sweep.errors[str(number)] = (jobs[number].overrides, ended.error)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,6 +59,11 @@ def _teachers(config: Config) -> list[Model]:
     return config.teacher.models() if teaches and config.mode.get("alpha") else []
 
 
+def _searched(option: re.Match[str]) -> str:
+    """`--config-dir=DIR` in the words of an override."""
+    return f"hydra.searchpath=['file://{Path(option[1]).absolute()}']"
+
+
 def _composed(overrides: list[str]) -> Iterator[Config]:
     """The config of each job, a sweep's values multiplied out as Hydra does."""
     from hydra import compose, initialize_config_dir
@@ -66,6 +72,7 @@ def _composed(overrides: list[str]) -> Iterator[Config]:
 
     configs.register()
     words = [word for word in overrides if word not in ("-m", "--multirun")]
+    words = [re.sub("^--config-dir=(.*)", _searched, word) for word in words]
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(words)

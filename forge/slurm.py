@@ -28,11 +28,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge import cluster, data, jobs, record, sweep
 from forge.config import register, to_config
-from forge.errors import Failure, UserError, did_you_mean
+from forge.errors import Failure, UserError, did_you_mean, one_line
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
 COMMON = ("name", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")
 OURS = ("cluster", "wait", "time", "max_num_timeout", "python", *COMMON)
+OTHERS = 20  # seconds that a rank waits for rank 0
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -96,7 +97,9 @@ class Run:
         if code == 128 + signal.SIGUSR2:
             requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: rank 0 leaves
             requeue(signal.SIGUSR2, None)
-            time.sleep(3600)  # the other ranks end with the job
+            time.sleep(OTHERS)  # rank 0 does it, unless it waits for this one in a collective
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+            time.sleep(OTHERS)  # the other ranks end with the job
         sys.exit(code)
 
     def checkpoint(self) -> Any:
@@ -126,7 +129,7 @@ def launch(
             needs = dict(settings)
             if untaught is not None:
                 teach = Run(untaught, replace(shared, task_function=train))
-                job = _teach(settings, sweep_dir, teach)
+                job = _teach(settings, sweep_dir, teach, _teacher_key(untaught))
                 teachers[job.number] = job
                 needs = _after(settings, job)
             alive |= submit(needs, sweep_dir, {n: runs[n] for n in waiting}, numbered)
@@ -155,6 +158,12 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     known = {*OURS, *SlurmExecutor._valid_parameters()}
     for key in settings.keys() - known:
         raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
+    together = [key for key in ("nodes", "tasks_per_node") if (settings.get(key) or 1) != 1]
+    if settings["cluster"] == "local" and together:
+        raise UserError(
+            f"launcher.{together[0]}={settings[together[0]]}: in the background a job is one "
+            "process; several that train one model together are launcher=ddp"
+        )
     if settings["cluster"] == "slurm" and SlurmExecutor.affinity() < 0:
         raise UserError("launcher=slurm: there is no srun here; go to a login node of the cluster")
     limit, delay = settings["time"], settings.get("signal_delay_s", 0)
@@ -177,6 +186,11 @@ def _sort(
     alive = {n: job for n, job in ledger.items() if not jobs.is_over(states[job.job])}
     for number, words in numbered.items():
         if number in alive:
+            if not config.resume and alive[number].overrides != words:
+                raise UserError(
+                    f"{sweep_dir}: its job {number} is under way with other overrides "
+                    f"({' '.join(alive[number].overrides)}); take another hydra.sweep.dir"
+                )
             continue
         frozen = context.config_loader.load_sweep_config(config, words)
         with open_dict(frozen):
@@ -198,15 +212,19 @@ def _by_teacher(
     """
     groups: dict[str, list[int]] = {}
     for number, frozen in to_run.items():
-        taught = frozen.mode.get("alpha") or frozen.model.init
-        parts = [frozen.task, frozen.teacher, frozen.precision] if taught else []
-        groups.setdefault(" ".join(map(str, parts)) if name == "slurm" else "", []).append(number)
+        taught = name == "slurm" and (frozen.mode.get("alpha") or frozen.model.init)
+        groups.setdefault(_teacher_key(frozen) if taught else "", []).append(number)
     found: list[tuple[list[int], DictConfig | None]] = []
     for key, numbers in groups.items():
         config = to_run[numbers[0]]
         first = config if key and _untrained(config) else None
         found.append((numbers, first))
     return found
+
+
+def _teacher_key(config: DictConfig) -> str:
+    """Equal for runs that one teacher serves."""
+    return data.fingerprint(*map(str, (config.task, config.teacher, config.precision)))[:8]
 
 
 def _untrained(config: DictConfig) -> bool:
@@ -226,9 +244,9 @@ def train(cfg: DictConfig) -> float:
     return teacher.train_first(cfg)
 
 
-def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run) -> jobs.Job:
+def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run, key: str) -> jobs.Job:
     """The job that trains a teacher: submitted, unless it is under way since an earlier command."""
-    directory = f"teacher-{data.fingerprint(str(run.config.teacher))[:8]}"
+    directory = f"teacher-{key}"
     run.config = copy.deepcopy(run.config)
     run.config.hydra.sweep.subdir = directory
     ledger = jobs.read_ledger(sweep_dir)
@@ -260,7 +278,10 @@ def submit(
     if not runs:
         return {}
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    executor = _executor(settings, sweep_dir)
+    try:
+        executor = _executor(settings, sweep_dir)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise _misfit(error) from error
     numbers, size = list(runs), _array_size(settings["cluster"])
     submitted: dict[int, jobs.Job] = {}
     for start in range(0, len(numbers), size):
@@ -270,6 +291,8 @@ def submit(
                 sent = executor.submit_array([runs[n] for n in chunk])
             except FailedJobError as error:
                 raise _refusal(error, sweep_dir, len(submitted)) from error
+            except (AssertionError, TypeError, ValueError) as error:
+                raise _misfit(error) from error
         for number, job in zip(chunk, sent, strict=True):
             submitted[number] = jobs.Job(
                 job=job.job_id,
@@ -299,6 +322,8 @@ def _executor(settings: dict[str, Any], sweep_dir: Path) -> Any:
     given = {
         k: v for k, v in settings.items() if k in COMMON or (k not in OURS and name == "slurm")
     }
+    if given.get("teardown"):  # the batch script's exit code is its last command's
+        given["teardown"] = ["forge_code=$?", *given["teardown"], "exit $forge_code"]
     executor.update_parameters(
         timeout_min=settings["time"],
         **{k if k in COMMON else f"slurm_{k}": v for k, v in given.items()},
@@ -340,7 +365,7 @@ def _outside(name: str) -> Iterator[None]:
     """As if submitted from outside of any job, and of this terminal."""
     from submitit import helpers
 
-    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
     ignored = (signal.SIGINT, signal.SIGHUP) if name == "local" else ()
     with ExitStack() as stack:
         stack.enter_context(helpers.clean_env())
@@ -350,6 +375,11 @@ def _outside(name: str) -> Iterator[None]:
         for number in ignored:  # by the processes to start; what they are asked to do, they catch
             stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
         yield
+
+
+def _misfit(error: Exception) -> UserError:
+    """submitit's words for a setting that it cannot take."""
+    return UserError(f"launcher: a setting does not fit ({one_line(str(error)) or 'no words'})")
 
 
 def _refusal(error: Exception, sweep_dir: Path, submitted: int) -> UserError:

@@ -136,11 +136,14 @@ start_database() {
     [[ -d $ROOT/db/mysql ]] || mariadb-install-db --no-defaults --user=root --datadir="$ROOT/db" \
         --auth-root-authentication-method=normal --skip-test-db --innodb-log-file-size=8M \
         >"$ROOT/log/mariadb-install.log" 2>&1 || die "see $ROOT/log/mariadb-install.log"
-    pid mariadbd >/dev/null || setsid mariadbd --no-defaults --user=root --datadir="$ROOT/db" \
-        --socket="$MYSQL_UNIX_PORT" --pid-file="$ROOT/run/mariadbd.pid" --skip-networking \
-        --innodb-buffer-pool-size=32M --innodb-log-file-size=8M --innodb-lock-wait-timeout=900 \
-        --innodb-flush-log-at-trx-commit=0 --log-error="$ROOT/log/mariadb.log" \
-        </dev/null >/dev/null 2>&1 &
+    # not `pid … || setsid … &`: a shell that waits for it would keep the caller's pipe open
+    if ! pid mariadbd >/dev/null; then
+        setsid mariadbd --no-defaults --user=root --datadir="$ROOT/db" \
+            --socket="$MYSQL_UNIX_PORT" --pid-file="$ROOT/run/mariadbd.pid" --skip-networking \
+            --innodb-buffer-pool-size=32M --innodb-log-file-size=8M --innodb-lock-wait-timeout=900 \
+            --innodb-flush-log-at-trx-commit=0 --log-error="$ROOT/log/mariadb.log" \
+            </dev/null >/dev/null 2>&1 &
+    fi
     until_true 30 "${ask[@]}" -e 'select 1' || die "no MariaDB, see $ROOT/log/mariadb.log"
     "${ask[@]}" -e "create database if not exists slurm_acct_db;
         create user if not exists slurm@localhost identified by 'slurm';

@@ -213,6 +213,7 @@ def test_a_failing_run_fails_its_job_and_nothing_else(slurm, tmp_path, undisturb
     """Exit codes, reasons, dependants; `resume=` submits what is missing and nothing else."""
     sweep, mended = tmp_path / "sweep", tmp_path / "mended"
     words = (*RUN, *SLURM, "seed=1,2,3", "hydra.sweep.dir=sweep",
+             "+launcher.teardown=[echo bye]",  # whose exit code is not the run's
              f"+callbacks.fail={{_target_:tests.test_slurm.Fail,unless:{mended}}}")  # fmt: skip
     driver = subprocess.Popen(
         command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -285,6 +286,8 @@ def test_a_job_runs_what_was_submitted(slurm, tmp_path):
             "sbatch refused: unrecognized option '--foo=1'",
         ),
         (["+launcher.partitio=x"], "launcher.partitio: no such setting; did you mean partition?"),
+        (["launcher.setup=foo"], "launcher: a setting does not fit"),
+        (["launcher.gpus_per_node=a100:1"], "launcher: a setting does not fit"),
         (["launcher.time=2"], "launcher.time=2: minutes, more than the 120 seconds before the end"),
         (["hydra/sweeper=optuna", "launcher.wait=false"], "launcher.wait=false: a search needs"),
     ],
@@ -313,6 +316,9 @@ def test_many_jobs_are_several_arrays_and_none_is_submitted_twice(slurm, tmp_pat
     wait_for(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0)
     again = launch(tmp_path, "resume=sweep")
     assert again.returncode == 0 and "30 under way" in again.stdout, again.stderr
+    assert read_ledger(tmp_path / "sweep") == ledger
+    others = launch(tmp_path, *words, "seed=7,8")
+    assert others.returncode == 2 and "is under way with other overrides" in others.stderr
     assert read_ledger(tmp_path / "sweep") == ledger
     ask("scancel", *{job.job.split("_")[0] for job in ledger.values()})
 
