@@ -129,6 +129,11 @@ def to_config(cfg: DictConfig) -> Config:
     return config
 
 
+def is_taught(config: Config | DictConfig) -> bool:
+    """Whether a run needs its teacher: not at mode.alpha=0, nor at mode=sft from other weights."""
+    return bool(config.mode.get("alpha") or config.model.init)
+
+
 def config_keys(arguments: list[str]) -> list[str]:
     """Dotted keys of the config that the group choices among `arguments` compose."""
     from hydra import compose, initialize_config_dir

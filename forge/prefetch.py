@@ -6,18 +6,17 @@ Compute nodes without a network then find everything in the caches of the home d
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from forge import config as configs
-from forge.config import CONF, Config, Model, build
+from forge.config import CONF, Config, build, is_taught
 
 
 def main(overrides: list[str]) -> int:
@@ -28,35 +27,24 @@ def main(overrides: list[str]) -> int:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    seen: set[str] = set()
+    fetched: list[Any] = []
     for config in _composed(overrides):
-        wanted = [config.model, *(_teachers(config))]
-        new = [model for model in wanted if _unseen([config.task, asdict(model)], seen)]
+        wanted = [] if config.model.init else [config.model]
+        wanted += config.teacher.models() if is_taught(config) else []
+        new = [model for model in wanted if [config.task, model] not in fetched]
         if not new:
             continue
+        fetched += [[config.task, model] for model in new]
         check_all(config)
         task = build(config.task, "task")
         with tempfile.TemporaryDirectory() as scratch:
             args = training_arguments(config, task, Path(scratch))
             for model in new:
-                facts = prepare(
-                    replace(config, model=replace(model, init=None)), task, args, {}
-                ).facts
+                facts = prepare(replace(config, model=model), task, args, {}).facts
                 rows = ", ".join(f"{n} {split['n']:,}" for n, split in facts["data"].items())
                 name = model.path or f"{model.config.get('model_type')} of random weights"
                 print(f"here    {name}, tokenised rows: {rows}", flush=True)
     return 0
-
-
-def _unseen(what: Any, seen: set[str]) -> bool:
-    key = json.dumps(what, sort_keys=True, default=str)
-    return key not in seen and not seen.add(key)  # type: ignore[func-returns-value]
-
-
-def _teachers(config: Config) -> list[Model]:
-    """The models that teach; none but at mode=kd with a share for them."""
-    teaches = str(config.mode.get("_target_")).startswith("forge.modes.kd.")
-    return config.teacher.models() if teaches and config.mode.get("alpha") else []
 
 
 def _searched(option: re.Match[str]) -> str:

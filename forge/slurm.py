@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge import cluster, data, jobs, record, sweep
-from forge.config import register, to_config
+from forge.config import is_taught, register, to_config
 from forge.errors import Failure, UserError, did_you_mean, one_line
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
@@ -212,7 +212,7 @@ def _by_teacher(
     """
     groups: dict[str, list[int]] = {}
     for number, frozen in to_run.items():
-        taught = name == "slurm" and (frozen.mode.get("alpha") or frozen.model.init)
+        taught = name == "slurm" and is_taught(frozen)
         groups.setdefault(_teacher_key(frozen) if taught else "", []).append(number)
     found: list[tuple[list[int], DictConfig | None]] = []
     for key, numbers in groups.items():

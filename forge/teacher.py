@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from forge import cluster, data, models
-from forge.config import Config, Model, Teacher, build, to_config
+from forge.config import Config, Model, Teacher, build, is_taught, to_config
 from forge.errors import UserError
 from forge.logits import Expert, stored_logits
 from forge.record import METADATA, RESULTS, STATE, composition, read_json
@@ -83,8 +83,8 @@ def source(
 
 
 def untrained(config: Config) -> list[Model]:
-    """The teachers of a run that are to be fine-tuned before it; none at alpha=0 or mode=sft."""
-    if not (config.mode.get("alpha") or config.model.init):
+    """The teachers of a run that are to be fine-tuned before it."""
+    if not is_taught(config):
         return []
     task: TextTask = build(config.task, "task")
     rows = task.load()

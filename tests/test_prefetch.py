@@ -30,3 +30,12 @@ def test_without_a_share_for_the_teacher_it_is_left_alone(tokenised, tmp_path):
     words = [*TOY, *SMALL, f"cache_dir={tmp_path / 'cache'}", "mode=kd", "mode.alpha=0"]
     assert prefetch.main(words) == 0
     assert len(tokenised()) == 2
+
+
+def test_a_student_made_from_its_teacher_needs_the_teacher_alone(capsys, tmp_path):
+    words = [*TOY, f"cache_dir={tmp_path / 'cache'}", "model.init=teacher", "model.layers=2"]
+    assert prefetch.main([*words, "model@teacher=tiny"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("here")] == [
+        "here    bert of random weights, tokenised rows: train 600, validation 150"
+    ]
