@@ -112,12 +112,16 @@ def in_turn(do: Callable[[], T]) -> T:
 
 
 def meet() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank is here; rank 0, which keeps the store, until all know it."""
     if ranks() == 1:
         return
     name = f"forge/{next(turns)}"
-    _store().add(name, 1)
-    _wait(lambda: _store().add(name, 0) >= ranks())
+    here, aware = f"{name}/here", f"{name}/aware"
+    _store().add(here, 1)
+    _wait(lambda: _store().add(here, 0) == ranks())
+    _store().add(aware, 1)
+    if not rank():
+        _wait(lambda: _store().add(aware, 0) == ranks())
 
 
 def _wait(over: Callable[[], bool]) -> None:

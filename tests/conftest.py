@@ -19,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # layers this small gain nothing from a sec
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from xdist.scheduler import LoadScopeScheduling
 
 from forge.config import CONF, register
 
@@ -28,6 +29,18 @@ SMALL = (
     "model.config.intermediate_size=32",
     "precision=fp32",
 )
+
+
+class OneCluster(LoadScopeScheduling):
+    """Any test to any worker, but those of the SLURM cluster, which come first, to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "slurm" if "test_slurm.py" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneCluster:
+    """Instead of --dist loadgroup, which groups nothing (xdist 3.8 with pytest 9.2)."""
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -193,26 +193,35 @@ def in_ranks(work, count=2, leave=True):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    pipes = []
+    pipes = {}
     for rank in range(count):
         read, write = os.pipe()
-        if os.fork() == 0:
+        if (child := os.fork()) == 0:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
             os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
             try:
-                told = work()
-            except Exception as error:
-                told = f"{type(error).__name__}: {error}"
-            if leave:
-                cluster.meet()
-            os.write(write, json.dumps(told).encode())
-            os._exit(0)
+                try:
+                    told = work()
+                except Exception as error:
+                    told = f"{type(error).__name__}: {error}"
+                if leave:
+                    cluster.meet()
+                os.write(write, json.dumps(told).encode())
+            finally:
+                os._exit(0)  # whatever happens: a second pytest would go on from here
         os.close(write)
-        pipes.append(read)
-    told = [json.loads(os.read(pipe, 1 << 16)) for pipe in pipes]
-    for _ in pipes:
-        os.wait()
-    return told
+        pipes[child] = read
+    told = [os.read(pipe, 1 << 16) for pipe in pipes.values()]
+    for child in pipes:
+        os.waitpid(child, 0)
+    return [json.loads(text) for text in told]
+
+
+def test_ranks_that_meet_last_all_come_to_know_it(monkeypatch):
+    """Rank 0 takes the store with it when it ends."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds + 0.5 * cluster.rank()))
+    assert in_ranks(lambda: cluster.meet() or "met", leave=False) == ["met", "met"]
 
 
 def test_rank_0_decides_for_all():

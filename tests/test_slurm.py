@@ -19,7 +19,7 @@ from forge.jobs import Job, read_ledger, states
 from forge.record import read_json
 from tests.faults import RUN, outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # one cluster
+pytestmark = pytest.mark.slow
 LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 SLURM = ("launcher=slurm", "launcher.gpus_per_node=0", "launcher.cpus_per_task=1",
          "launcher.mem_gb=3", "launcher.time=30")  # fmt: skip
