@@ -57,15 +57,19 @@ class Job:
         return Path(self.folder, f"{self.job}_0_log.err")
 
 
-def read_ledger(sweep_dir: Path) -> dict[int, Job]:
-    """The last submission of each job of a sweep."""
-    found = {}
+def entered(sweep_dir: Path) -> list[Job]:
+    """Every submission, in their order."""
+    found = []
     file = sweep_dir / LEDGER
     for line in file.read_text().splitlines() if file.is_file() else ():
         with suppress(json.JSONDecodeError):  # a line that was being written
-            job = Job(**json.loads(line))
-            found[job.number] = job
+            found.append(Job(**json.loads(line)))
     return found
+
+
+def read_ledger(sweep_dir: Path) -> dict[int, Job]:
+    """The last submission of each job of a sweep."""
+    return {job.number: job for job in entered(sweep_dir)}
 
 
 def enter(sweep_dir: Path, jobs: Iterable[Job]) -> None:
@@ -122,7 +126,7 @@ def _process_state(job: Job) -> str:
         os.waitpid(int(job.job), os.WNOHANG)  # a child of ours that has ended
     try:
         os.kill(int(job.job), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # its number may be another user's by now
         return "COMPLETED"
     return "RUNNING"
 

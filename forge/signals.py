@@ -110,6 +110,16 @@ def goes_on(number: int) -> bool:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Signals that ask wait until the block is over; a process started in it never gets them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def watch() -> Iterator[Stop]:
     """Listen for signals inside the block; outside the main thread there is nothing to hear.
 

@@ -7,16 +7,12 @@ in hydra_plugins/. What is submitted is a `Run`: the composed config and nothing
 from __future__ import annotations
 
 import copy
-import io
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +24,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge import cluster, data, jobs, record, sweep
 from forge.config import is_taught, register, to_config
-from forge.errors import Failure, UserError, did_you_mean, one_line
+from forge.errors import Failure, UserError, did_you_mean
+from forge.submission import FILES, OURS, complete, submit
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
-COMMON = ("name", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")
-OURS = ("cluster", "wait", "time", "max_num_timeout", "python", *COMMON)
 OTHERS = 20  # seconds that a rank waits for rank 0
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -52,6 +46,7 @@ class Run:
 
     def __init__(self, config: DictConfig, shared: Shared) -> None:
         self.config, self.shared = config, shared
+        self.entry: dict[str, Any] = {}  # in the ledger
 
     def __call__(self) -> float:
         """The headline; a run that fails raises, and then SLURM calls its job FAILED."""
@@ -137,7 +132,7 @@ def launch(
         _tidy(sweep_dir)
         raise
     try:
-        print(_told(sweep_dir, settings["wait"], finished, alive, runs), flush=True)
+        print(_told(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
         if not settings["wait"]:
             sweep.running = None  # there is nothing to sum up yet
             return [_returned(words, jobs.Outcome()) for words in overrides]
@@ -181,6 +176,7 @@ def _sort(
 ) -> tuple[dict[int, jobs.Outcome], dict[int, jobs.Job], dict[int, DictConfig]]:
     """A sweep's runs: finished ones with their results, jobs alive, and configs yet to run."""
     finished, to_run = {}, {}
+    complete(sweep_dir)
     ledger = {n: job for n, job in jobs.read_ledger(sweep_dir).items() if n in numbered}
     states = jobs.states(ledger.values())
     alive = {n: job for n, job in ledger.items() if not jobs.is_over(states[job.job])}
@@ -266,133 +262,9 @@ def _after(settings: dict[str, Any], job: jobs.Job) -> dict[str, Any]:
     return settings | {"dependency": dependency, "additional_parameters": more}
 
 
-def submit(
-    settings: dict[str, Any],
-    sweep_dir: Path,
-    runs: dict[int, Run],
-    numbered: dict[int, list[str]],
-) -> dict[int, jobs.Job]:
-    """Submit runs as arrays that SLURM takes, each entered in the ledger; jobs by number."""
-    from submitit.core.utils import FailedJobError
-
-    if not runs:
-        return {}
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        executor = _executor(settings, sweep_dir)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise _misfit(error) from error
-    numbers, size = list(runs), _array_size(settings["cluster"])
-    submitted: dict[int, jobs.Job] = {}
-    for start in range(0, len(numbers), size):
-        chunk = numbers[start : start + size]
-        with _outside(settings["cluster"]):
-            try:
-                sent = executor.submit_array([runs[n] for n in chunk])
-            except FailedJobError as error:
-                raise _refusal(error, sweep_dir, len(submitted)) from error
-            except (AssertionError, TypeError, ValueError) as error:
-                raise _misfit(error) from error
-        for number, job in zip(chunk, sent, strict=True):
-            submitted[number] = jobs.Job(
-                job=job.job_id,
-                number=number,
-                overrides=numbered[number],
-                directory=str(sweep_dir.absolute() / str(runs[number].config.hydra.sweep.subdir)),
-                folder=str(job.paths.folder),
-                ranks=job.num_tasks,
-                cluster=settings["cluster"],
-                **jobs.at(),
-            )
-        jobs.enter(sweep_dir, [submitted[n] for n in chunk])
-    return submitted
-
-
-def _executor(settings: dict[str, Any], sweep_dir: Path) -> Any:
-    """submitit's executor with our settings under its names."""
-    import submitit
-
-    name = settings["cluster"]
-    start = {"python": _python(settings), "max_num_timeout": settings.get("max_num_timeout", 1000)}
-    executor = submitit.AutoExecutor(
-        folder=sweep_dir / ".submitit" / "%j",
-        cluster=name,
-        **{f"{name}_{key}": value for key, value in start.items()},
-    )
-    given = {
-        k: v for k, v in settings.items() if k in COMMON or (k not in OURS and name == "slurm")
-    }
-    if given.get("teardown"):  # the batch script's exit code is its last command's
-        given["teardown"] = ["forge_code=$?", *given["teardown"], "exit $forge_code"]
-    executor.update_parameters(
-        timeout_min=settings["time"],
-        **{k if k in COMMON else f"slurm_{k}": v for k, v in given.items()},
-    )
-    return executor
-
-
-def _python(settings: dict[str, Any]) -> str:
-    """What starts Python: signals wait for their handlers, a checkout's modules are found."""
-    words = ["env"]
-    if settings["cluster"] == "slurm":
-        block = (
-            "--block-signal=USR2,TERM"  # coreutils 8.31; without it a moment too early is lethal
-        )
-        if subprocess.run(["env", block, "true"], capture_output=True).returncode == 0:
-            words.append(block)
-    elif not settings.get("gpus_per_node"):  # submitit would hide them all
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        words += (
-            ["-u", "CUDA_VISIBLE_DEVICES"] if shown is None else [f"CUDA_VISIBLE_DEVICES={shown}"]
-        )
-    if (CHECKOUT / "launch.py").is_file():
-        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        words.append(f"PYTHONPATH={path}")
-    return f"{shlex.join(words)} {settings.get('python') or shlex.quote(sys.executable)}"
-
-
-def _array_size(name: str) -> int:
-    """How many jobs one array may hold."""
-    if name != "slurm":
-        return sys.maxsize
-    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
-    found = re.search(r"MaxArraySize\s*= (\d+)", shown.stdout)
-    return max(1, int(found[1])) if found else 1000
-
-
-@contextmanager
-def _outside(name: str) -> Iterator[None]:
-    """As if submitted from outside of any job, and of this terminal."""
-    from submitit import helpers
-
-    kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
-    ignored = (signal.SIGINT, signal.SIGHUP) if name == "local" else ()
-    with ExitStack() as stack:
-        stack.enter_context(helpers.clean_env())
-        stack.enter_context(redirect_stderr(io.StringIO()))  # sbatch's, which the error repeats
-        for key, value in kept.items():
-            os.environ[key] = value
-        for number in ignored:  # by the processes to start; what they are asked to do, they catch
-            stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
-        yield
-
-
-def _misfit(error: Exception) -> UserError:
-    """submitit's words for a setting that it cannot take."""
-    return UserError(f"launcher: a setting does not fit ({one_line(str(error)) or 'no words'})")
-
-
-def _refusal(error: Exception, sweep_dir: Path, submitted: int) -> UserError:
-    """sbatch's words in one line."""
-    lines = re.sub(r"sbatch: ((error|fatal): )?|^Try .*", "", str(error), flags=re.M).split("\n")
-    told = "; ".join(filter(None, lines))
-    some = f"; {submitted} jobs are submitted, {jobs.way_out(sweep_dir)}" if submitted else ""
-    return UserError(f"sbatch refused: {told} (its options come from launcher.*){some}")
-
-
 def _tidy(sweep_dir: Path) -> None:
     """Leave nothing behind of what was not submitted."""
-    folder = sweep_dir / ".submitit"
+    folder = sweep_dir / FILES
     for scrap in (*folder.glob("*.pkl"), *folder.glob(".submission_file_*")):
         scrap.unlink()
     if (sweep_dir / jobs.LEDGER).is_file() or any(sweep_dir.glob("[0-9]*")):
@@ -411,10 +283,13 @@ def _told(
     finished: dict[int, jobs.Outcome],
     alive: dict[int, jobs.Job],
     runs: dict[int, Run],
+    teachers: dict[int, jobs.Job],
 ) -> str:
     """One line: what was submitted, and how to come back."""
     arrays = sorted({alive[n].job.split("_")[0] for n in runs}, key=int)
     parts = [f"{len(runs)} jobs submitted ({', '.join(arrays)})"] if runs else []
+    if teachers:
+        parts.append(f"their teacher's job first ({', '.join(j.job for j in teachers.values())})")
     if others := len(alive) - len(runs):
         parts.append(f"{others} under way")
     if finished:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import WandbCallback, rewrite_logs
 
+from forge import signals
 from forge.record import RESULTS, Record, read_json
 
 log = logging.getLogger(__name__)
@@ -67,20 +68,22 @@ def wandb(
         mode = os.environ.get("WANDB_MODE", mode)  # type: ignore[assignment]  # wandb checks it
     choices = rec.metadata.get("choices", {})
     rec.note(wandb_id=rec.metadata.get("wandb_id") or secrets.token_hex(4))
-    run = wandb.init(
-        id=rec.metadata["wandb_id"],
-        resume="allow",
-        dir=rec.run_dir,
-        project=project,
-        entity=entity,
-        mode=mode,
-        name="/".join(rec.run_dir.parts[-4:]),
-        group=str(rec.run_dir.parent) if rec.run_dir.name.isdecimal() else None,
-        job_type=choices.get("mode"),
-        tags=[*(tags or ()), *(str(choices[k]) for k in ("task", "model", "mode") if k in choices)],
-        notes=notes,
-        config=rec.metadata["config"],
-    )
+    known = [str(choices[key]) for key in ("task", "model", "mode") if key in choices]
+    with signals.held():  # SLURM's go to all processes of a job, W&B's own among them
+        run = wandb.init(
+            id=rec.metadata["wandb_id"],
+            resume="allow",
+            dir=rec.run_dir,
+            project=project,
+            entity=entity,
+            mode=mode,
+            name="/".join(rec.run_dir.parts[-4:]),
+            group=str(rec.run_dir.parent) if rec.run_dir.name.isdecimal() else None,
+            job_type=choices.get("mode"),
+            tags=[*(tags or ()), *known],
+            notes=notes,
+            config=rec.metadata["config"],
+        )
     if mode == "offline":
         place = f"{rec.run_dir}/wandb/offline-run-*"  # one for each attempt
         log.info("tracking: no W&B login, kept offline; send it with: wandb sync %s", place)

@@ -209,6 +209,53 @@ def test_preemption_and_a_lost_node_cost_what_came_after_the_last_checkpoint(
     assert told == [["PREEMPTED", "COMPLETED"], ["NODE_FAIL", "COMPLETED"]]
 
 
+@pytest.fixture
+def signals_before_preemption(slurm):
+    """The cluster sends USR2 where it sent TERM."""
+    conf = slurm / "etc" / "slurm.conf"
+    before = conf.read_text()
+    conf.write_text(before + "SlurmctldParameters=preempt_send_user_signal\n")
+    ask("scontrol", "reconfigure")
+    yield
+    conf.write_text(before)
+    ask("scontrol", "reconfigure")
+
+
+def test_a_time_limit_and_a_preemption_that_signals_first_cost_nothing(
+    signals_before_preemption, tmp_path, undisturbed
+):
+    """A real limit of a minute; the bits of undisturbed runs, and one W&B run each."""
+    words = (*RUN, *SLURM, "tracking=wandb", "launcher.wait=false", "launcher.signal_delay_s=30",
+             "launcher.cpus_per_task=2",  # a node each
+             "+callbacks.pause={_target_:tests.test_slurm.Pause}")  # fmt: skip
+    places = {
+        "limited": ("seed=1", "launcher.time=1"),
+        "preempted": ("seed=2", "launcher.partition=low"),
+    }
+    for name, place in places.items():
+        done = launch(tmp_path, *words, *place, f"hydra.sweep.dir={name}")
+        assert done.returncode == 0, done.stderr
+    jobs = {name: read_ledger(tmp_path / name)[0].job for name in places}
+    wait_for((tmp_path / "preempted" / "0" / "paused").exists)
+    node = ask("squeue", "-hj", jobs["preempted"], "-o", "%N")
+    high = submit("true", "--partition=high", "--exclusive", f"--nodelist={node}")
+    for name in ("preempted", "limited"):
+        folder = tmp_path / name / "0"
+        wait_for(lambda at=folder: "SIGUSR2: finishing" in (at / "output.log").read_text())
+        (folder / "go").touch()
+    for seed, (name, job) in enumerate(jobs.items(), 1):
+        watched = come_back(tmp_path / name)
+        assert watched.returncode == 0, watched.stderr
+        folder = tmp_path / name / "0"
+        assert outcome(folder) == undisturbed[seed]
+        assert account(job) == "COMPLETED 0:0"
+        metadata = read_json(folder / "run_metadata.json")
+        assert len(metadata["attempts"]) == 2
+        sent = [path.name for path in folder.glob("wandb/offline-run-*")]
+        assert {n.rpartition("-")[2] for n in sent} == {metadata["wandb_id"]} and len(sent) == 2
+    assert account(high) == "COMPLETED 0:0"
+
+
 def test_a_failing_run_fails_its_job_and_nothing_else(slurm, tmp_path, undisturbed):
     """Exit codes, reasons, dependants; `resume=` submits what is missing and nothing else."""
     sweep, mended = tmp_path / "sweep", tmp_path / "mended"
@@ -314,6 +361,8 @@ def test_many_jobs_are_several_arrays_and_none_is_submitted_twice(slurm, tmp_pat
     wait_for(lambda: not (slurm / "run" / "slurmctld.pid").exists())
     subprocess.run(["slurmctld"], check=True)
     wait_for(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0)
+    file = tmp_path / "sweep" / "jobs.jsonl"
+    file.write_text("".join(file.read_text().splitlines(True)[:27]))  # killed before it could enter
     again = launch(tmp_path, "resume=sweep")
     assert again.returncode == 0 and "30 under way" in again.stdout, again.stderr
     assert read_ledger(tmp_path / "sweep") == ledger
