@@ -16,7 +16,9 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +29,22 @@ T = TypeVar("T")
 PARENT = "FORGE_PARENT"  # environment of a rank that `launch` started: the process that did
 GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
 NOTHING = "<NONE>"  # what torch's launcher takes for the message of a rank that left none
-GAVE_UP = "forge/gave_up"
-turns = itertools.count()
+
+
+@dataclass
+class Scope:
+    """What the ranks agree on in one run, apart from other runs of the same processes."""
+
+    name: str
+    turns: Iterator[int] = field(default_factory=itertools.count)
+    runs: Iterator[int] = field(default_factory=itertools.count)  # inside, or in a sweep
+
+    @property
+    def gave_up(self) -> str:
+        return f"{self.name}/gave_up"
+
+
+scope = Scope("forge")
 
 
 def rank() -> int:
@@ -72,6 +88,17 @@ def _store() -> Any:
     return next(iter(rendezvous("env://")))[0]
 
 
+@contextmanager
+def one_run() -> Iterator[None]:
+    """A rank that fails in this block says so to this run, not to the next of the sweep."""
+    global scope
+    around, scope = scope, Scope(f"{scope.name}/run{next(scope.runs)}")
+    try:
+        yield
+    finally:
+        scope = around
+
+
 def together(decide: Callable[[], T], key: str = "") -> T:
     """What rank 0 decides, known to all; its exception is raised by all.
 
@@ -79,7 +106,7 @@ def together(decide: Callable[[], T], key: str = "") -> T:
     """
     if ranks() == 1:
         return decide()
-    name = f"forge/{key or next(turns)}"
+    name = f"forge/{key}" if key else f"{scope.name}/{next(scope.turns)}"
     if rank():
         _wait(lambda: _store().check([name]))
         value, error = pickle.loads(_store().get(name))
@@ -115,7 +142,7 @@ def meet() -> None:
     """Wait until every rank is here; rank 0, which keeps the store, until all know it."""
     if ranks() == 1:
         return
-    name = f"forge/{next(turns)}"
+    name = f"{scope.name}/{next(scope.turns)}"
     here, aware = f"{name}/here", f"{name}/aware"
     _store().add(here, 1)
     _wait(lambda: _store().add(here, 0) == ranks())
@@ -129,7 +156,7 @@ def _wait(over: Callable[[], bool]) -> None:
 
     try:
         while not over():
-            if _store().check([GAVE_UP]):
+            if _store().check([scope.gave_up]):
                 raise Failure("another rank of this run has failed")
             time.sleep(0.01)
     except torch.distributed.DistError as error:
@@ -139,7 +166,7 @@ def _wait(over: Callable[[], bool]) -> None:
 def give_up() -> None:
     """Tell ranks that wait for this one that it will not come."""
     if ranks() > 1:
-        _store().set(GAVE_UP, "1")
+        _store().set(scope.gave_up, "1")
 
 
 def largest(value: int, device: Any) -> int:

@@ -86,7 +86,7 @@ def record(
     run_dir.mkdir(parents=True, exist_ok=True)
     from forge.signals import Preempted
 
-    with ExitStack() as locked, _library_logs():
+    with cluster.one_run(), ExitStack() as locked, _library_logs():
         cluster.together(lambda: locked.enter_context(_lock(run_dir)) and None)
         rec = Record(run_dir)
         first = not rec.metadata

@@ -217,6 +217,28 @@ def in_ranks(work, count=2, leave=True):
     return [json.loads(text) for text in told]
 
 
+def test_a_failed_run_says_nothing_to_the_next_of_the_sweep():
+    def work():
+        told = []
+        for number in range(2):
+            try:
+                with cluster.one_run():
+                    if cluster.rank() and not number:
+                        with cluster.one_run():  # its teacher's
+                            cluster.give_up()
+                        cluster.give_up()
+                        raise Failure("the teacher is bad")
+                    told.append(cluster.together(lambda: "agreed") if number else cluster.meet())
+            except Failure as error:
+                told.append(str(error))
+        return told
+
+    assert in_ranks(work) == [
+        ["another rank of this run has failed", "agreed"],
+        ["the teacher is bad", "agreed"],
+    ]
+
+
 def test_ranks_that_meet_last_all_come_to_know_it(monkeypatch):
     """Rank 0 takes the store with it when it ends."""
     sleep = time.sleep
