@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import socket
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +17,7 @@ from typing import Any
 
 from forge import compare
 from forge.config import dotted_values
-from forge.errors import UserError
+from forge.errors import UserError, one_line
 from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
@@ -44,8 +47,14 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory, finished or not."""
-    return Run(path, *(read_json(path / name) for name in (METADATA, STATE, RESULTS)))
+    """The run in a directory, finished or not; raises `UserError` for a file cut short."""
+    found = []
+    for name in (METADATA, STATE, RESULTS):
+        try:
+            found.append(read_json(path / name))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path / name}: cannot be read ({one_line(str(error))})") from error
+    return Run(path, *found)
 
 
 def finished_runs(folder: Path) -> list[Run]:
@@ -57,41 +66,33 @@ def finished_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
 
 
-def listing(folder: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and a line for each run at or below a directory, the last to change first.
-
-    A run whose process is gone, on this machine, is interrupted, whatever its record says.
-    """
-    runs = [read_run(file.parent) for file in folder.rglob(METADATA)]
-    if not runs:
-        raise UserError(f"{folder}: no run in it")
-    lines = []
-    for run in sorted(runs, key=lambda run: str(run.state.get("updated", "")), reverse=True):
-        headline = run.results.get("headline") or {}
-        steps = f"{run.state.get('step', 0)}/{run.state.get('max_steps', '?')}"
-        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
-        status = _status(run)
-        resume = "" if status in ("finished", "running") else f"python launch.py resume={run.path}"
-        lines.append([str(run.path), status, steps, value, _age(run.state.get("updated")), resume])
-    return ["run", "status", "step", "headline", "age", "to go on"], lines
+def what(run: Run) -> dict[str, Any]:
+    """What ran, by the names that the command line chose; a model by its path when it had one."""
+    choices, given = run.metadata.get("choices", {}), run.overrides
+    found = {key: choices.get(key) for key in WHAT}
+    if "model.path" in given and "model" not in given:
+        found["model"] = Path(given["model.path"].strip("'\"")).name
+    return found
 
 
-def _status(run: Run) -> str:
-    status = str(run.state.get("status", "not started"))
-    last = (run.metadata.get("attempts") or [{}])[-1]
-    if status != "running" or last.get("host") != socket.gethostname():
+def live(status: str, host: str | None, pid: int | None) -> str:
+    """A run whose process is gone, on this machine, is interrupted, whatever its record says."""
+    if status != "running" or pid is None or host != socket.gethostname():
         return status
-    return status if Path(f"/proc/{last.get('pid')}").exists() else "interrupted"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "interrupted"
+    except PermissionError:  # somebody else's
+        pass
+    return status
 
 
-def _age(updated: str | None) -> str:
+def age(updated: str | None) -> float | None:
+    """Seconds since a time that a record gives."""
     if not updated:
-        return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+        return None
+    return (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
 
 
 @dataclass
@@ -179,7 +180,7 @@ def read_sweep(folder: Path) -> Sweep:
         full = {setting: runs for setting, runs in settings.items() if len(runs) == most}
         best = max(full, key=lambda setting: mean(settings[setting]))
         rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
-    rows.sort(key=lambda row: [_sortable(value) for value in row.values.values()])
+    rows.sort(key=lambda row: [sortable(value) for value in row.values.values()])
     jobs = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
     unfinished = len({path.name for path in jobs} - {run.path.name for run in runs})
     sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
@@ -203,13 +204,15 @@ def _greater_is_better(metric: str) -> bool:
 
 
 def number(value: str | None) -> float | None:
+    """The number that a text spells, if any."""
     try:
         return float(value or "")
     except ValueError:
         return None
 
 
-def _sortable(value: str) -> tuple[bool, float, str]:
+def sortable(value: str) -> tuple[bool, float, str]:
+    """Numbers by their size, before words."""
     found = number(value)
     return (found is None, found or 0.0, value)
 
@@ -260,17 +263,20 @@ def shown(path: Path) -> list[tuple[str, str]]:
     run = read_run(path)
     if not run.metadata:
         raise UserError(f"{path}: no run in this directory")
-    data, state, status = run.metadata, run.state, _status(run)
-    attempts = data["attempts"]
+    data, state, attempts = run.metadata, run.state, run.metadata["attempts"]
+    host, pid = (attempts[-1].get(key) for key in ("host", "pid"))
+    status = live(state.get("status", "not started"), host, pid)
+    where = f" on {host}" if status == "running" else ""
+    steps = f"step {state.get('step', 0)} of {state.get('max_steps', '?')}"
     files = [p.name for p in sorted(path.iterdir()) if not p.name.startswith(".")]
     code = attempts[-1].get("commit", "unknown")[:10]
-    choices = dict(data["choices"])
-    if model := data["config"]["model"]["path"]:
-        choices["model"] = model
     lines = [
-        ("what", " ".join(f"{k}={choices[k]}" for k in WHAT if choices.get(k))),
+        ("what", " ".join(f"{key}={value}" for key, value in what(run).items() if value)),
         ("overrides", " ".join(data["overrides"])),
-        ("status", f"{status}, step {state.get('step', 0)} of {state.get('max_steps', '?')}"),
+        (
+            "status",
+            f"{status}{where}, step {state.get('step', 0)} of {state.get('max_steps', '?')}",
+        ),
         ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
         ("error", attempts[-1].get("error") or ""),
         ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
@@ -364,16 +370,19 @@ def comparison_text(found: dict[str, Any]) -> str:
 
 
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal."""
+    """A table; without lines around it, and as wide as it has to be, unless for a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=terminal)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i and cells[0][i][:1].isdigit() else "left")
+        number = i and cells and cells[0][i][:1].isdigit()
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in cells:
         table.add_row(*line)
     out = io.StringIO()
-    Console(file=out, width=120).print(table)
-    return out.getvalue().rstrip()
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    Console(file=out, width=width).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
