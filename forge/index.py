@@ -16,6 +16,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 
 def read(folder: Path, config: bool = False) -> list[dict[str, Any]]:
-    """`FACTS` and metrics (`validation.accuracy`) of each run, the last to change first.
+    """`FACTS` (age in seconds) and metrics (`validation.accuracy`) of runs, the youngest first.
 
     With `config` every dotted key of it too. Raises `UserError` when there is no run.
     """
@@ -101,13 +102,18 @@ def read(folder: Path, config: bool = False) -> list[dict[str, Any]]:
     known = _load(root, config)
     new = {p: _digest(p, s) for p, s in stamps.items() if p not in known or known[p][0] != s}
     _store(new, known.keys() - stamps.keys())
-    runs = []
+    runs, now = [], datetime.now(UTC)
     for path in stamps:
         _, facts, values = (new if path in new else known)[path]
         run = json.loads(facts)
         shown = os.path.normpath(os.path.join(folder, path[len(root) :].lstrip(os.sep)))
-        runs.append(_live(run, shown) | (json.loads(values) if config else {}))
-    return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, run["run"]))
+        runs.append(_live(run, shown, now) | (json.loads(values) if config else {}))
+    return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, _natural(run["run"])))
+
+
+def _natural(path: str) -> list[Any]:
+    """Sorts job 2 before job 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
 
 def _find(root: str) -> Iterator[tuple[str, str]]:
@@ -154,12 +160,14 @@ def _digest(path: str, stamp: str) -> tuple[str, str, str]:
     return stamp, json.dumps(facts), json.dumps(values)
 
 
-def _live(facts: dict[str, Any], path: str) -> dict[str, Any]:
+def _live(facts: dict[str, Any], path: str, now: datetime) -> dict[str, Any]:
     """What changes though no file does: whether the process is there, and time."""
     status = results.live(facts["status"], *facts.pop("process", (None, None)))
     over = status in ("finished", "running", "unreadable")
     run = dict.fromkeys(FACTS) | {"run": path} | facts
-    run |= {"status": status, "age": results.age(run["updated"])}
+    if run["updated"]:
+        run["age"] = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
+    run["status"] = status
     return run | {"resume": None if over else f"python launch.py resume={shlex.quote(path)}"}
 
 

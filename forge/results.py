@@ -10,7 +10,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,6 @@ def live(status: str, host: str | None, pid: int | None) -> str:
     except PermissionError:  # somebody else's
         pass
     return status
-
-
-def age(updated: str | None) -> float | None:
-    """Seconds since a time that a record gives."""
-    if not updated:
-        return None
-    return (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
 
 
 @dataclass
@@ -273,10 +265,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
     lines = [
         ("what", " ".join(f"{key}={value}" for key, value in what(run).items() if value)),
         ("overrides", " ".join(data["overrides"])),
-        (
-            "status",
-            f"{status}{where}, step {state.get('step', 0)} of {state.get('max_steps', '?')}",
-        ),
+        ("status", f"{status}{where}, {steps}"),
         ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
         ("error", attempts[-1].get("error") or ""),
         ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
