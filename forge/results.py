@@ -287,9 +287,11 @@ def shown(path: Path) -> list[tuple[str, str]]:
 def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
     """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
 
-    The test is of the headline, on every split that all have judged. Raises `UserError` for a run
+    The test is of the headline, on every split that both have judged. Raises `UserError` for a run
     that is not finished, other headlines or other examples.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("the same run is named twice; there is nothing to compare")
     runs = [read_run(path) for path in paths]
     for run in runs:
         if run.state.get("status") != "finished" or not run.results:
@@ -297,21 +299,17 @@ def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
     headlines = {run.results["headline"]["metric"] for run in runs}
     if len(headlines) > 1:
         raise UserError(f"{', '.join(sorted(headlines))}: runs of different headlines")
-    splits = [s for s in runs[0].results["splits"] if all(s in r.results["splits"] for r in runs)]
-    if not splits:
-        raise UserError("the runs have judged no split in common")
+    judged = [run.results["splits"] for run in runs]
+    names = dict.fromkeys((s, name) for splits in judged for s in splits for name in splits[s])
     return {
         "runs": [str(path) for path in paths],
         "config": _differing([run.metadata["config"] for run in runs]),
         "metrics": {
-            f"{split} {name}": [run.results["splits"][split].get(name) for run in runs]
-            for split in splits
-            for name in runs[0].results["splits"][split]
+            f"{split} {name}": [splits.get(split, {}).get(name) for splits in judged]
+            for split, name in names
             if name not in ("seconds", "examples_per_second")
         },
-        "pairs": [
-            _pair(a, b, split, *headlines) for a, b in combinations(runs, 2) for split in splits
-        ],
+        "pairs": [pair for a, b in combinations(runs, 2) for pair in _pairs(a, b, *headlines)],
     }
 
 
@@ -327,11 +325,22 @@ def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
+def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
+    """A test for each split that both have judged; raises `UserError` without any."""
+    splits = [split for split in a.results["splits"] if split in b.results["splits"]]
+    if not splits:
+        raise UserError(f"{a.path} and {b.path} have judged no split in common")
+    return [_pair(a, b, split, metric) for split in splits]
+
+
 def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
     answers = [compare.read_answers(r.path / "predictions" / f"{split}.parquet") for r in (a, b)]
-    found = compare.difference(answers[:1], answers[1:], metric)
+    try:
+        found = compare.difference(answers[:1], answers[1:], metric)
+    except UserError as error:
+        raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
     told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
-    return told | asdict(found) | {"smallest": found.smallest, "verdict": found.verdict}
+    return told | asdict(found) | {"verdict": found.verdict}
 
 
 def comparison_text(found: dict[str, Any]) -> str:
@@ -340,22 +349,36 @@ def comparison_text(found: dict[str, Any]) -> str:
     named = dict(zip(found["runs"], letters, strict=True))
     lines = [f"{letter}  {path}" for path, letter in named.items()]
     config = [[key, *map(str, values)] for key, values in found["config"].items()]
-    lines.append(drawn(["differs", *letters], config) if config else "\nthe configs are the same")
+    table = drawn(["differs", *letters], config) if config else "the configs are the same"
+    lines += ["", table]
     metrics = [
         [name, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)]
         for name, row in found["metrics"].items()
     ]
-    lines += [drawn(["metric", *letters], metrics), ""]
-    for pair in found["pairs"]:
-        p_value = "" if pair["p_value"] is None else f", McNemar p {pair['p_value']:.2g}"
-        sides = f"{named[pair['run']]} against {named[pair['reference']]}"
-        lines.append(
-            f"{sides}, {pair['split']} {pair['metric']}: {pair['verdict']}, {pair['value']:+.4f} "
-            f"[{pair['low']:+.4f}, {pair['high']:+.4f}]{p_value}, n {pair['n']:,}; "
-            f"a difference under {pair['smallest']:.4f} would not be shown"
-        )
-    lines.append("One run a side: the intervals are over the examples, not over seeds.")
+    lines += ["", drawn(["metric", *letters], metrics), ""]
+    lines += [_pair_text(pair, named) for pair in found["pairs"]]
+    lines.append(
+        "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
+        "difference: one that shows four times in five (80 % power)."
+    )
+    if any(pair["doubted"] for pair in found["pairs"]):
+        lines.append("A difference in accuracy is shown when McNemar's p is below 0.05, too.")
+    if len(found["pairs"]) > 1:
+        lines.append(f"{len(found['pairs'])} tests, not corrected for their number.")
     return "\n".join(lines)
+
+
+def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
+    metric, p_value = pair["metric"], ""
+    if pair["p_value"] is not None:
+        of = "" if metric == "accuracy" else " of accuracy"
+        p_value = f", McNemar p{of} {pair['p_value']:.2g}"
+    return (
+        f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
+        f"{pair['verdict']}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+        f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
+        f"{pair['smallest']:.4f}"
+    )
 
 
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -373,5 +396,5 @@ def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
         table.add_row(*line)
     out = io.StringIO()
     width = shutil.get_terminal_size().columns if terminal else 10_000
-    Console(file=out, width=width).print(table)
+    Console(file=out, width=width, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
