@@ -22,7 +22,7 @@ def doctor(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     from forge import report as reports
 
-    print(reports.report(args.directory))
+    print(reports.report(args.directory, args.out))
     return 0
 
 
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")

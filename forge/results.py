@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import socket
 import statistics
@@ -276,11 +277,11 @@ def shown(path: Path) -> list[tuple[str, str]]:
         told = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
         lines.append((split, ", ".join(told)))
     lines.append(("files", ", ".join(files)))
-    if status == "finished":
+    if status == "finished" and "model" in files:
         lines.append(("to use", f"model.path={path} or teacher.path={path}, or transformers with"))
         lines.append(("", str(path / "model")))
-    elif status != "running":
-        lines.append(("to go on", f"python launch.py resume={path}"))
+    elif status not in ("finished", "running"):
+        lines.append(("to go on", f"python launch.py resume={shlex.quote(str(path))}"))
     return [(name, value) for name, value in lines if value]
 
 
