@@ -47,7 +47,7 @@ class Difference:
     smallest: float
     n: int  # examples
     p_value: float | None = None
-    doubted: bool = False  # by McNemar's test, where it tests this metric of one pair
+    doubted: bool = False  # the interval leaves 0 out, and McNemar's test of this accuracy does not
 
     @property
     def verdict(self) -> str:
@@ -92,7 +92,7 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     if np.issubdtype(first.label.dtype, np.integer):
         found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
         if metric == "accuracy" and len(pairs) == 1:
-            found.doubted = found.p_value >= 0.05
+            found.doubted = found.p_value >= 0.05 and not found.low <= 0 <= found.high
             found.smallest = max(found.smallest, FEWEST / found.n)
     return found
 

@@ -350,20 +350,18 @@ def comparison_text(found: dict[str, Any]) -> str:
     named = dict(zip(found["runs"], letters, strict=True))
     lines = [f"{letter}  {path}" for path, letter in named.items()]
     config = [[key, *map(str, values)] for key, values in found["config"].items()]
-    table = drawn(["differs", *letters], config) if config else "the configs are the same"
-    lines += ["", table]
+    table = drawn(["differs", *letters], config) if config else "\nthe configs are the same"
+    lines.append(table)
     metrics = [
         [name, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)]
         for name, row in found["metrics"].items()
     ]
-    lines += ["", drawn(["metric", *letters], metrics), ""]
+    lines += [drawn(["metric", *letters], metrics), ""]
     lines += [_pair_text(pair, named) for pair in found["pairs"]]
     lines.append(
         "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
         "difference: one that shows four times in five (80 % power)."
     )
-    if any(pair["doubted"] for pair in found["pairs"]):
-        lines.append("A difference in accuracy is shown when McNemar's p is below 0.05, too.")
     if len(found["pairs"]) > 1:
         lines.append(f"{len(found['pairs'])} tests, not corrected for their number.")
     return "\n".join(lines)
@@ -374,16 +372,17 @@ def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
     if pair["p_value"] is not None:
         of = "" if metric == "accuracy" else " of accuracy"
         p_value = f", McNemar p{of} {pair['p_value']:.2g}"
+    by = " by McNemar's test" if pair["doubted"] else ""
     return (
         f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
-        f"{pair['verdict']}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+        f"{pair['verdict']}{by}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
         f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
         f"{pair['smallest']:.4f}"
     )
 
 
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table; without lines around it, and as wide as it has to be, unless for a terminal."""
+    """A table under an empty line; in a pipe without rules, and as wide as it has to be."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -398,4 +397,5 @@ def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     out = io.StringIO()
     width = shutil.get_terminal_size().columns if terminal else 10_000
     Console(file=out, width=width, markup=False, emoji=False, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join(["", *filter(None, lines)])

@@ -72,6 +72,7 @@ def test_one_percent_flipped_for_the_worse_is_shown_where_n_suffices():
     assert found.p_value < 1e-20 and found.smallest < 0.01
     few = difference(*flipped(400), "accuracy")  # four answers
     assert few.value == pytest.approx(-0.01) and few.verdict == "no difference shown"
+    assert few.high < 0 and few.doubted
     assert few.p_value == pytest.approx(0.125) and few.smallest > 0.01
 
 
