@@ -118,6 +118,8 @@ def _scorer(metric: str) -> Callable[..., float]:
 
     Forge's own are called without evaluate around them, which takes ten times as long.
     """
+    if metric == "accuracy":  # without the seconds that importing the metrics takes
+        return lambda run, rows=slice(None): float(np.mean(run.prediction[rows] == run.label[rows]))
     from forge import metrics
 
     (module,) = metrics.load([metric])
