@@ -39,6 +39,7 @@ bench: $(READY)  ## measure side by side: plain transformers.Trainer, labels, a 
 	$(BIN)/python -m tests.benchmarks.throughput
 	$(BIN)/python -m tests.benchmarks.distillation
 	$(BIN)/python -m tests.benchmarks.checkpointing
+	$(BIN)/python -m tests.benchmarks.runs_index
 
 slurm-up:  ## start a SLURM of two nodes here, to play with (root, Debian)
 	@tests/slurm_cluster.sh start

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from forge.errors import USER_ERRORS, Failure, UserError, explain
 
@@ -19,7 +22,7 @@ def doctor(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     from forge import report as reports
 
-    print(reports.report(args.directory))
+    print(reports.report(args.directory, args.out))
     return 0
 
 
@@ -27,7 +30,10 @@ def compare(args: argparse.Namespace) -> int:
     from forge import results
 
     found = results.side_by_side([args.first, *args.others])
-    print(json.dumps(found, indent=2) if args.json else results.comparison_text(found))
+    if args.json:
+        tell(found)
+    else:
+        print(results.comparison_text(found))
     return 0
 
 
@@ -37,25 +43,23 @@ def show(args: argparse.Namespace) -> int:
     lines = results.shown(args.directory)
     if args.json:
         run = results.read_run(args.directory)
-        found = {"metadata": run.metadata, "state": run.state, "results": run.results}
-        print(json.dumps(found, indent=2))
+        tell({"metadata": run.metadata, "state": run.state, "results": run.results})
     else:
         print("\n".join(f"{name:<11} {value}" for name, value in lines))
     return 0
 
 
 def runs(args: argparse.Namespace) -> int:
-    from forge import jobs, results
+    from forge import index, jobs
 
     if args.watch:
         return jobs.watch(args.directory)
-    header, lines = results.listing(args.directory)
+    asked, found = index.listing(args.directory, args.where, args.sort)
     if args.json:
-        print(json.dumps([dict(zip(header, line, strict=True)) for line in lines], indent=2))
-    elif sys.stdout.isatty():
-        print(results.drawn(header, lines))
+        keys = (*index.FACTS, *asked)
+        tell([{key: run.get(key) for key in keys} for run in found])
     else:
-        print("\n".join("\t".join(line) for line in [header, *lines]))
+        index.show(found, asked, args.csv)
     return 0
 
 
@@ -82,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")
@@ -97,7 +102,19 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
     verb.add_argument("directory", type=Path, nargs="?", default=Path("."))
-    verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
+    verb.add_argument(
+        "--where",
+        default="",
+        metavar="CONDITIONS",
+        help="'task=mnli mode=kd mode.alpha>=0.5 headline>0.8': choices, status, seed, metrics "
+        "(validation.accuracy), any key of the config; with = != > < >= <=",
+    )
+    verb.add_argument(
+        "--sort", default="age", metavar="KEY", help="any of these; -KEY: the largest first"
+    )
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="all columns, numbers in full")
+    form.add_argument("--json", action="store_true", help="the same as a list of objects")
     verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
 
@@ -117,10 +134,29 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """`--sort -KEY` as argparse wants it, which takes `-KEY` for an option: `--sort=-KEY`."""
+    words = iter(arguments)
+    return [f"{word}={next(words, '')}" if word == "--sort" else word for word in words]
+
+
+def tell(found: Any) -> None:
+    """Print one JSON document; what JSON has no number for, such as NaN, is null."""
+    print(json.dumps(_finite(found), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(nested) for key, nested in value.items()}
+    if isinstance(value, list):
+        return [_finite(nested) for nested in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
     root = parser()
-    args, options = root.parse_known_args(arguments)
+    args, options = root.parse_known_args(_joined(sys.argv[1:] if arguments is None else arguments))
     if options and getattr(args, "run", None) is not prefetch:
         root.error(f"unrecognized arguments: {' '.join(options)}")
     if options:  # launch.py's own, -m and --config-dir=
@@ -130,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
     except USER_ERRORS as error:
         line = str(error) if isinstance(error, UserError) else explain(error)
         print(f"error: {line}", file=sys.stderr)
@@ -137,6 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Failure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads has had enough, e.g. `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return code
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from forge.errors import UserError
 from forge.results import ALPHA, Row, Sweep, drawn, number, read_sweep
 
 REPEATS = 15  # of a timed forward pass; the median counts
@@ -21,15 +22,18 @@ def measure_models(sweep: Sweep) -> None:
     """
     timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
     for row in sweep.rows:
-        facts, model = _load(str(row.runs[0].path / "model"))
+        path = row.runs[0].path / "model"
+        if not path.is_dir():  # not copied along
+            continue
+        facts, model = _load(str(path))
         timed.setdefault((facts["name"], facts["weights"]), (facts, model))
-    for path in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
+    for name in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
         try:
-            facts, model = _load(path)
+            facts, model = _load(name)
         except (OSError, ValueError):  # of another machine
             continue
         facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
-        timed[path,] = (facts, model)
+        timed[name,] = (facts, model)
     data = sweep.rows[0].runs[0].metadata.get("data", {}).get(sweep.split, {})
     sweep.length = round(data.get("mean_length", 32))
     for batch in (1, 32):
@@ -239,10 +243,21 @@ def plot(sweep: Sweep, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def report(folder: Path) -> str:
-    """Write report.md and report.png into a sweep's directory; returns the text to print."""
+def report(folder: Path, out: Path | None = None) -> str:
+    """Write report.md and report.png into a sweep's directory or `out`; the text to print.
+
+    A sweep that cannot be written to is told all the same. Raises `UserError` for such an `out`.
+    """
     sweep = read_sweep(folder)
     measure_models(sweep)
-    (folder / "report.md").write_text(markdown(sweep), encoding="utf-8")
-    plot(sweep, folder / "report.png")
-    return f"{text(sweep)}\n\nreport  {folder / 'report.md'}, {folder / 'report.png'}"
+    files = [(out or folder) / name for name in ("report.md", "report.png")]
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        files[0].write_text(markdown(sweep), encoding="utf-8")
+        plot(sweep, files[1])
+        written = f"{files[0]}, {files[1]}"
+    except OSError as error:
+        if out:
+            raise UserError(f"--out {out}: {error.strerror}") from error
+        written = f"not written ({error.strerror}: {folder}); --out DIR writes it elsewhere"
+    return f"{text(sweep)}\n\nreport  {written}"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import shutil
 import socket
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from forge import compare
 from forge.config import dotted_values
-from forge.errors import UserError
+from forge.errors import UserError, one_line
 from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
@@ -44,8 +47,14 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory, finished or not."""
-    return Run(path, *(read_json(path / name) for name in (METADATA, STATE, RESULTS)))
+    """The run in a directory, finished or not; raises `UserError` for a file cut short."""
+    found = []
+    for name in (METADATA, STATE, RESULTS):
+        try:
+            found.append(read_json(path / name))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path / name}: cannot be read ({one_line(str(error))})") from error
+    return Run(path, *found)
 
 
 def finished_runs(folder: Path) -> list[Run]:
@@ -57,41 +66,26 @@ def finished_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
 
 
-def listing(folder: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and a line for each run at or below a directory, the last to change first.
-
-    A run whose process is gone, on this machine, is interrupted, whatever its record says.
-    """
-    runs = [read_run(file.parent) for file in folder.rglob(METADATA)]
-    if not runs:
-        raise UserError(f"{folder}: no run in it")
-    lines = []
-    for run in sorted(runs, key=lambda run: str(run.state.get("updated", "")), reverse=True):
-        headline = run.results.get("headline") or {}
-        steps = f"{run.state.get('step', 0)}/{run.state.get('max_steps', '?')}"
-        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
-        status = _status(run)
-        resume = "" if status in ("finished", "running") else f"python launch.py resume={run.path}"
-        lines.append([str(run.path), status, steps, value, _age(run.state.get("updated")), resume])
-    return ["run", "status", "step", "headline", "age", "to go on"], lines
+def what(run: Run) -> dict[str, Any]:
+    """What ran, by the names that the command line chose; a model by its path when it had one."""
+    choices, given = run.metadata.get("choices", {}), run.overrides
+    found = {key: choices.get(key) for key in WHAT}
+    if "model.path" in given and "model" not in given:
+        found["model"] = Path(given["model.path"].strip("'\"")).name
+    return found
 
 
-def _status(run: Run) -> str:
-    status = str(run.state.get("status", "not started"))
-    last = (run.metadata.get("attempts") or [{}])[-1]
-    if status != "running" or last.get("host") != socket.gethostname():
+def live(status: str, host: str | None, pid: int | None) -> str:
+    """A run whose process is gone, on this machine, is interrupted, whatever its record says."""
+    if status != "running" or pid is None or host != socket.gethostname():
         return status
-    return status if Path(f"/proc/{last.get('pid')}").exists() else "interrupted"
-
-
-def _age(updated: str | None) -> str:
-    if not updated:
-        return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "interrupted"
+    except PermissionError:  # somebody else's
+        pass
+    return status
 
 
 @dataclass
@@ -179,7 +173,7 @@ def read_sweep(folder: Path) -> Sweep:
         full = {setting: runs for setting, runs in settings.items() if len(runs) == most}
         best = max(full, key=lambda setting: mean(settings[setting]))
         rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
-    rows.sort(key=lambda row: [_sortable(value) for value in row.values.values()])
+    rows.sort(key=lambda row: [sortable(value) for value in row.values.values()])
     jobs = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
     unfinished = len({path.name for path in jobs} - {run.path.name for run in runs})
     sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
@@ -203,13 +197,15 @@ def _greater_is_better(metric: str) -> bool:
 
 
 def number(value: str | None) -> float | None:
+    """The number that a text spells, if any."""
     try:
         return float(value or "")
     except ValueError:
         return None
 
 
-def _sortable(value: str) -> tuple[bool, float, str]:
+def sortable(value: str) -> tuple[bool, float, str]:
+    """Numbers by their size, before words."""
     found = number(value)
     return (found is None, found or 0.0, value)
 
@@ -260,17 +256,17 @@ def shown(path: Path) -> list[tuple[str, str]]:
     run = read_run(path)
     if not run.metadata:
         raise UserError(f"{path}: no run in this directory")
-    data, state, status = run.metadata, run.state, _status(run)
-    attempts = data["attempts"]
+    data, state, attempts = run.metadata, run.state, run.metadata["attempts"]
+    host, pid = (attempts[-1].get(key) for key in ("host", "pid"))
+    status = live(state.get("status", "not started"), host, pid)
+    where = f" on {host}" if status == "running" else ""
+    steps = f"step {state.get('step', 0)} of {state.get('max_steps', '?')}"
     files = [p.name for p in sorted(path.iterdir()) if not p.name.startswith(".")]
     code = attempts[-1].get("commit", "unknown")[:10]
-    choices = dict(data["choices"])
-    if model := data["config"]["model"]["path"]:
-        choices["model"] = model
     lines = [
-        ("what", " ".join(f"{k}={choices[k]}" for k in WHAT if choices.get(k))),
+        ("what", " ".join(f"{key}={value}" for key, value in what(run).items() if value)),
         ("overrides", " ".join(data["overrides"])),
-        ("status", f"{status}, step {state.get('step', 0)} of {state.get('max_steps', '?')}"),
+        ("status", f"{status}{where}, {steps}"),
         ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
         ("error", attempts[-1].get("error") or ""),
         ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
@@ -281,20 +277,22 @@ def shown(path: Path) -> list[tuple[str, str]]:
         told = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
         lines.append((split, ", ".join(told)))
     lines.append(("files", ", ".join(files)))
-    if status == "finished":
+    if status == "finished" and "model" in files:
         lines.append(("to use", f"model.path={path} or teacher.path={path}, or transformers with"))
         lines.append(("", str(path / "model")))
-    elif status != "running":
-        lines.append(("to go on", f"python launch.py resume={path}"))
+    elif status not in ("finished", "running"):
+        lines.append(("to go on", f"python launch.py resume={shlex.quote(str(path))}"))
     return [(name, value) for name, value in lines if value]
 
 
 def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
     """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
 
-    The test is of the headline, on every split that all have judged. Raises `UserError` for a run
+    The test is of the headline, on every split that both have judged. Raises `UserError` for a run
     that is not finished, other headlines or other examples.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("the same run is named twice; there is nothing to compare")
     runs = [read_run(path) for path in paths]
     for run in runs:
         if run.state.get("status") != "finished" or not run.results:
@@ -302,21 +300,17 @@ def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
     headlines = {run.results["headline"]["metric"] for run in runs}
     if len(headlines) > 1:
         raise UserError(f"{', '.join(sorted(headlines))}: runs of different headlines")
-    splits = [s for s in runs[0].results["splits"] if all(s in r.results["splits"] for r in runs)]
-    if not splits:
-        raise UserError("the runs have judged no split in common")
+    judged = [run.results["splits"] for run in runs]
+    names = dict.fromkeys((s, name) for splits in judged for s in splits for name in splits[s])
     return {
         "runs": [str(path) for path in paths],
         "config": _differing([run.metadata["config"] for run in runs]),
         "metrics": {
-            f"{split} {name}": [run.results["splits"][split].get(name) for run in runs]
-            for split in splits
-            for name in runs[0].results["splits"][split]
+            f"{split} {name}": [splits.get(split, {}).get(name) for splits in judged]
+            for split, name in names
             if name not in ("seconds", "examples_per_second")
         },
-        "pairs": [
-            _pair(a, b, split, *headlines) for a, b in combinations(runs, 2) for split in splits
-        ],
+        "pairs": [pair for a, b in combinations(runs, 2) for pair in _pairs(a, b, *headlines)],
     }
 
 
@@ -332,11 +326,22 @@ def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
+def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
+    """A test for each split that both have judged; raises `UserError` without any."""
+    splits = [split for split in a.results["splits"] if split in b.results["splits"]]
+    if not splits:
+        raise UserError(f"{a.path} and {b.path} have judged no split in common")
+    return [_pair(a, b, split, metric) for split in splits]
+
+
 def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
     answers = [compare.read_answers(r.path / "predictions" / f"{split}.parquet") for r in (a, b)]
-    found = compare.difference(answers[:1], answers[1:], metric)
+    try:
+        found = compare.difference(answers[:1], answers[1:], metric)
+    except UserError as error:
+        raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
     told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
-    return told | asdict(found) | {"smallest": found.smallest, "verdict": found.verdict}
+    return told | asdict(found) | {"verdict": found.verdict}
 
 
 def comparison_text(found: dict[str, Any]) -> str:
@@ -345,35 +350,52 @@ def comparison_text(found: dict[str, Any]) -> str:
     named = dict(zip(found["runs"], letters, strict=True))
     lines = [f"{letter}  {path}" for path, letter in named.items()]
     config = [[key, *map(str, values)] for key, values in found["config"].items()]
-    lines.append(drawn(["differs", *letters], config) if config else "\nthe configs are the same")
+    table = drawn(["differs", *letters], config) if config else "\nthe configs are the same"
+    lines.append(table)
     metrics = [
         [name, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)]
         for name, row in found["metrics"].items()
     ]
     lines += [drawn(["metric", *letters], metrics), ""]
-    for pair in found["pairs"]:
-        p_value = "" if pair["p_value"] is None else f", McNemar p {pair['p_value']:.2g}"
-        sides = f"{named[pair['run']]} against {named[pair['reference']]}"
-        lines.append(
-            f"{sides}, {pair['split']} {pair['metric']}: {pair['verdict']}, {pair['value']:+.4f} "
-            f"[{pair['low']:+.4f}, {pair['high']:+.4f}]{p_value}, n {pair['n']:,}; "
-            f"a difference under {pair['smallest']:.4f} would not be shown"
-        )
-    lines.append("One run a side: the intervals are over the examples, not over seeds.")
+    lines += [_pair_text(pair, named) for pair in found["pairs"]]
+    lines.append(
+        "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
+        "difference: one that shows four times in five (80 % power)."
+    )
+    if len(found["pairs"]) > 1:
+        lines.append(f"{len(found['pairs'])} tests, not corrected for their number.")
     return "\n".join(lines)
 
 
+def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
+    metric, p_value = pair["metric"], ""
+    if pair["p_value"] is not None:
+        of = "" if metric == "accuracy" else " of accuracy"
+        p_value = f", McNemar p{of} {pair['p_value']:.2g}"
+    by = " by McNemar's test" if pair["doubted"] else ""
+    return (
+        f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
+        f"{pair['verdict']}{by}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+        f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
+        f"{pair['smallest']:.4f}"
+    )
+
+
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal."""
+    """A table under an empty line; in a pipe without rules, and as wide as it has to be."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=terminal)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i and cells[0][i][:1].isdigit() else "left")
+        number = i and cells and cells[0][i][:1].isdigit()
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in cells:
         table.add_row(*line)
     out = io.StringIO()
-    Console(file=out, width=120).print(table)
-    return out.getvalue().rstrip()
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    Console(file=out, width=width, markup=False, emoji=False, highlight=False).print(table)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join(["", *filter(None, lines)])

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forge.__main__ import main
 from forge.errors import UserError
+from forge.record import METADATA, STATE
 from forge.report import table, text, words
-from forge.results import comparison_text, read_sweep, side_by_side
+from forge.results import comparison_text, drawn, read_sweep, side_by_side
 from tests.commands import forge, launch
 from tests.conftest import TOY
 
@@ -24,7 +26,9 @@ def sweep(tmp_path):
             (folder / "predictions").mkdir(parents=True)
             seed = int(dict(o.split("=") for o in overrides).get("seed", 1))
             config = {"seed": seed, "trainer": {"load_best_model_at_end": best}}
+            attempts = [{"host": "elsewhere", "pid": 1, "started": "2026-01-01T00:00:00Z"}]
             metadata = {"overrides": overrides, "config": config, "data": {}}
+            metadata |= {"choices": {"task": "toy"}, "attempts": attempts}
             if teacher and "mode.alpha=0" not in overrides:
                 scores = {split: {"accuracy": teacher} for split in ("validation", "test")}
                 metadata["teacher"] = {"paths": [], "splits": scores}
@@ -180,14 +184,76 @@ def test_runs_side_by_side_and_the_verdict_on_each_pair(sweep):
     assert verdicts[("0", "1")] == "lower" and verdicts[("0", "2")] == "no difference shown"
     assert 0.001 < found["pairs"][0]["smallest"] < 0.01
     told = comparison_text(found)
+    assert told.index("differs") < told.index("metric") < told.index("B against A")
+    assert "3 tests, not corrected" in told and not set(told) & set("─━│")  # it is not a terminal
     assert "B against A, test accuracy: lower, -0.0100 [" in told and "n 10,000" in told
     code, out, _ = forge("compare", *map(str, paths[:2]), "--json")
     assert code == 0 and json.loads(out)["pairs"] == found["pairs"][:1]
 
 
-def test_what_cannot_be_compared_is_refused(sweep):
-    folder = sweep((["seed=1"], None, right(0.8, 0)), (["seed=2"], None, right(0.8, 1, 300)))
-    with pytest.raises(UserError, match="over different examples"):
-        side_by_side([folder / "0", folder / "1"])
-    with pytest.raises(UserError, match="nowhere: no finished run"):
-        side_by_side([folder / "0", folder / "nowhere"])
+def test_a_split_of_one_run_alone_is_shown_and_not_compared(sweep):
+    both, one = (["seed=1"], right(0.8, 0), right(0.8, 1)), (["seed=2"], right(0.8, 2), None)
+    folder = sweep(both, one)
+    found = side_by_side([folder / "0", folder / "1"])
+    assert found["metrics"]["test accuracy"] == [np.mean(right(0.8, 1)), None]
+    assert [pair["split"] for pair in found["pairs"]] == ["validation"]
+
+
+def test_what_cannot_be_compared_is_refused(sweep, capsys):
+    few, other = right(0.8, 1, 300), right(0.8, 0)
+    folder = sweep((["seed=1"], None, other), (["seed=2"], None, few), (["seed=3"], other, None))
+    for names, told in (
+        ("01", "1, test: the predictions are over different examples"),
+        ("02", "have judged no split in common"),
+        ("00", "named twice"),
+        ("0x", "x: no finished run"),
+    ):
+        assert main(["compare", *(str(folder / name) for name in names)]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+
+
+def test_values_in_brackets_are_shown_as_they_are():
+    assert "[kl,hidden]" in drawn(["key"], [["[kl,hidden]"]])
+
+
+def test_a_copy_from_another_machine_that_is_read_only(sweep, capsys, tmp_path):
+    runs = [([f"mode.alpha={a}", "seed=1"], right(r, 1), None) for a, r in (("0", 0.5), ("1", 0.8))]
+    folder = sweep(*runs, teacher=0.9)
+    metadata = json.loads((folder / "1" / METADATA).read_text())
+    metadata["teacher"]["paths"] = ["/scratch/elsewhere/teacher"]
+    (folder / "1" / METADATA).write_text(json.dumps(metadata))
+    (folder / "2").mkdir()
+    (folder / "2" / METADATA).write_text(json.dumps(metadata))
+    (folder / "2" / STATE).write_text('{"status": "running"}')
+    paths = [folder, *sorted(folder.rglob("*"))]
+    for path in paths:
+        path.chmod(path.stat().st_mode & 0o555)
+    before = [(path, path.stat().st_mtime_ns) for path in paths]
+
+    def told(*words):
+        assert main([*map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    assert len(json.loads(told("runs", folder, "--json"))) == 3
+    assert "running on elsewhere" in told("show", folder / "2")
+    assert json.loads(told("show", folder / "0", "--json"))["results"]["headline"]
+    assert "higher" in told("compare", folder / "0", folder / "1")
+    out = tmp_path / "out"
+    assert f"report  {out / 'report.md'}" in told("report", folder, "--out", out)
+    assert "alpha=1 against alpha=0: higher" in (out / "report.md").read_text()
+    assert [
+        (path, path.stat().st_mtime_ns) for path in [folder, *sorted(folder.rglob("*"))]
+    ] == before
+    for path in paths:
+        path.chmod(0o755)
+
+
+def test_a_report_that_cannot_be_written_is_printed_all_the_same(sweep, capsys):
+    folder = sweep((["mode.alpha=0"], right(0.5, 1), None), (["mode.alpha=1"], right(0.8, 1), None))
+    (folder / "report.md").mkdir()  # which stops root too
+    assert main(["report", str(folder)]) == 0
+    *_, verdict, _, _, last = capsys.readouterr().out.splitlines()
+    assert "higher" in verdict and "not written" in last and "--out DIR" in last
+    assert main(["report", str(folder), "--out", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out {folder}: ")
