@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,8 +19,14 @@ def doctor(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     from forge import report as reports
+    from forge import run_report
+    from forge.record import METADATA
 
-    print(reports.report(args.directory))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is told; nothing is fetched for it
+    if (args.directory / METADATA).is_file():
+        print(run_report.report(args.directory, args.out, args.json))
+    else:
+        print(reports.report(args.directory, args.json))
     return 0
 
 
@@ -80,8 +87,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
     verb.set_defaults(run=doctor)
 
-    verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
+    verb = verbs.add_parser("report", help="what a run or a sweep found: tables, tests and plots")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
+    verb.add_argument("--json", action="store_true", help="print the numbers as one object")
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from forge.results import ALPHA, Row, Sweep, drawn, number, read_sweep
+from forge.results import ALPHA, Row, Sweep, drawn, markdown_table, number, read_sweep
 
 REPEATS = 15  # of a timed forward pass; the median counts
 
@@ -188,8 +190,7 @@ def markdown(sweep: Sweep) -> str:
     parts = [f"# {sweep.folder.name}: {sweep.metric} on {sweep.split}", ""]
     for header, cells in (table(sweep), model_table(sweep)):
         if cells:
-            lines = [header, ["---"] * len(header), *cells]
-            parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
+            parts += [markdown_table(header, cells), ""]
     return "\n".join(
         [*parts, *(f"- {line}" for line in words(sweep)), "", "![plot](report.png)", ""]
     )
@@ -239,10 +240,35 @@ def plot(sweep: Sweep, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def report(folder: Path) -> str:
+def numbers(sweep: Sweep) -> dict[str, Any]:
+    """What the tables say, as plain values for JSON."""
+    rows = []
+    for row in sweep.rows:
+        scores = row.scores(sweep.split, sweep.metric)
+        rows.append(
+            {
+                "values": row.values | row.tuned,
+                "runs": [str(run.path) for run in row.runs],
+                "seeds": [run.seed for run in row.runs],
+                "scores": scores,
+                "mean": statistics.fmean(scores),
+                "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "reference": row.reference.values if row.reference else None,
+                "difference": asdict(row.against) if row.against else None,
+                "teacher": row.teacher or None,
+            }
+        )
+    about = {"sweep": str(sweep.folder), "metric": sweep.metric, "split": sweep.split}
+    told = {"unfinished": sweep.unfinished, "words": words(sweep)}
+    return about | {"rows": rows, "models": sweep.models} | told
+
+
+def report(folder: Path, as_json: bool = False) -> str:
     """Write report.md and report.png into a sweep's directory; returns the text to print."""
     sweep = read_sweep(folder)
     measure_models(sweep)
     (folder / "report.md").write_text(markdown(sweep), encoding="utf-8")
     plot(sweep, folder / "report.png")
+    if as_json:
+        return json.dumps(numbers(sweep), indent=2)
     return f"{text(sweep)}\n\nreport  {folder / 'report.md'}, {folder / 'report.png'}"
