@@ -23,10 +23,9 @@ def report(args: argparse.Namespace) -> int:
     from forge.record import METADATA
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is told; nothing is fetched for it
-    if (args.directory / METADATA).is_file():
-        print(run_report.report(args.directory, args.out, args.json))
-    else:
-        print(reports.report(args.directory, args.json))
+    of_run = (args.directory / METADATA).is_file()
+    found, text = (run_report if of_run else reports).report(args.directory, args.out)
+    print(json.dumps(found, indent=2) if args.json else text)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import statistics
 import time
@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from forge.errors import UserError
 from forge.results import ALPHA, Row, Sweep, drawn, markdown_table, number, read_sweep
 
 REPEATS = 15  # of a timed forward pass; the median counts
@@ -202,8 +203,8 @@ def text(sweep: Sweep) -> str:
     return "\n".join([*tables, "", *words(sweep)])
 
 
-def plot(sweep: Sweep, path: Path) -> None:
-    """The metric over the first swept key, error bars over seeds, one line for the rest."""
+def plot(sweep: Sweep) -> bytes:
+    """A PNG of the metric over the first swept key, error bars over seeds, a line for the rest."""
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -214,30 +215,40 @@ def plot(sweep: Sweep, path: Path) -> None:
     for row in sweep.rows:
         rest = ", ".join(f"{key}={v}" for key, v in row.values.items() if key != axis)
         lines.setdefault(rest, []).append(row)
-    numeric = all(number(row.values.get(axis)) is not None for row in sweep.rows)
+    found = (number(row.values.get(axis)) for row in sweep.rows)
+    places = [place for place in found if place is not None]
+    numeric = len(places) == len(sweep.rows)
+    if numeric and 0 < min(places) <= max(places) / 20:
+        plane.set_xscale("log")
     scale = 100 if _percent(sweep.metric) else 1
     for label, rows in lines.items():
         at: list[Any] = [row.values.get(axis, "") for row in rows]
         scores = [[scale * s for s in row.scores(sweep.split, sweep.metric)] for row in rows]
-        spread = [statistics.stdev(s) if len(s) > 1 else 0 for s in scores]
         plane.errorbar(
             [float(x) for x in at] if numeric else at,
             [statistics.fmean(s) for s in scores],
-            yerr=spread,
-            marker="o",
+            yerr=[statistics.stdev(s) if len(s) > 1 else 0 for s in scores],
+            fmt="o-" if numeric else "o",  # between names there is nothing
             capsize=4,
             label=label or "student",
         )
-    best = {
-        row.teacher["splits"].get(sweep.split, {}).get(sweep.metric)
-        for row in sweep.rows
-        if row.teacher
-    }
-    for score in best - {None}:
+    taught = _taught(sweep)
+    for score in taught:
         plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
     plane.set(xlabel=axis, ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}")
-    plane.legend()
-    figure.savefig(path, dpi=150)
+    if any(len(row.runs) > 1 for row in sweep.rows):
+        plane.set_title("error bars: standard deviation over seeds", fontsize="small")
+    if taught or len(lines) > 1:
+        plane.legend()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150, format="png")
+    return png.getvalue()
+
+
+def _taught(sweep: Sweep) -> set[float]:
+    """The scores of the sweep's teachers."""
+    taught = (row.teacher["splits"].get(sweep.split, {}) for row in sweep.rows if row.teacher)
+    return {scores[sweep.metric] for scores in taught if sweep.metric in scores}
 
 
 def numbers(sweep: Sweep) -> dict[str, Any]:
@@ -263,12 +274,26 @@ def numbers(sweep: Sweep) -> dict[str, Any]:
     return about | {"rows": rows, "models": sweep.models} | told
 
 
-def report(folder: Path, as_json: bool = False) -> str:
-    """Write report.md and report.png into a sweep's directory; returns the text to print."""
+def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+    """A sweep's numbers, and the text to print; writes report.md and report.png (see `write`)."""
     sweep = read_sweep(folder)
     measure_models(sweep)
-    (folder / "report.md").write_text(markdown(sweep), encoding="utf-8")
-    plot(sweep, folder / "report.png")
-    if as_json:
-        return json.dumps(numbers(sweep), indent=2)
-    return f"{text(sweep)}\n\nreport  {folder / 'report.md'}, {folder / 'report.png'}"
+    files = {"report.md": markdown(sweep).encode(), "report.png": plot(sweep)}
+    return numbers(sweep), f"{text(sweep)}\n\n{write(files, folder, out)}"
+
+
+def write(files: dict[str, bytes], folder: Path, out: Path | None) -> str:
+    """Write a report's files into the directory that it is of, or into `out`; a line that says so.
+
+    A directory that cannot be written to is said. Raises `UserError` for such an `out`.
+    """
+    paths = [(out or folder) / name for name in files]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, files.values(), strict=True):
+            path.write_bytes(content)
+    except OSError as error:
+        if out:
+            raise UserError(f"--out {out}: {error.strerror}") from error
+        return f"report  not written ({error.strerror}: {folder}); --out DIR writes it elsewhere"
+    return f"report  {', '.join(map(str, paths))}"

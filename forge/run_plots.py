@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge.run_report import MOST_LABELS, SHARE, Answers
+from forge.examine import Answers, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+SHARE = "gradient_share_"  # of a loss term, as mode=kd logs it
+MOST_LABELS = 12  # of a confusion matrix that is written out
+FEW = 10  # examples of a bin that says little
+ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
+    "fontsize": "small",
+    "ncols": 2,
+    "frameon": False,
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1),
+}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -38,13 +49,13 @@ def curves(found: dict[str, Any]) -> bytes:
     if any(key.startswith(SHARE) for entry in logged for key in entry):
         panels.append(_shares)
     figure = _figure(4.6 * len(panels), 3.6)
-    for panel, plane in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    for panel, plane in zip(
+        panels, figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], strict=True
+    ):
         panel(plane, found)
         plane.set(xlabel="optimizer steps")
         plane.grid(alpha=0.3)
-        plane.legend(
-            fontsize="small", ncols=2, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1)
-        )
+        plane.legend(**ABOVE)
     return _png(figure)
 
 
@@ -111,7 +122,7 @@ def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers)
         _scatter(left, answers)
         _histogram(right, facts, answers)
     else:
-        figure = _figure(10, 4.6)
+        figure = _figure(10, 4.8)
         planes = figure.subplot_mosaic(
             [["confusion", "reliability"], ["confusion", "counts"]], height_ratios=[3, 1]
         )
@@ -127,12 +138,13 @@ def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
     image = plane.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     few = len(counts) <= MOST_LABELS
     if few:
-        names = [labels[i] if i < len(labels) else str(i) for i in range(len(counts))]
-        names = [name if len(name) < 20 else f"{name[:18]}…" for name in names]
+        names = [name_of(labels, i) for i in range(len(counts))]
+        most = 20 if len(names) <= 4 else 12
+        names = [name if len(name) <= most else f"{name[:most]}…" for name in names]
         upright = max(map(len, names)) * len(names) > 40
         plane.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
         plane.set_yticks(range(len(names)), names)
-        size = 10 if len(names) <= 6 else 6
+        size = 10 if len(names) <= 6 else 7
         for (row, column), n in np.ndenumerate(counts):
             share = shares[row, column]
             color = "white" if share > 0.6 else "black"
@@ -144,22 +156,25 @@ def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
 
 
 def _reliability(plane: Axes, below: Axes, found: dict[str, Any] | None) -> None:
-    plane.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", xticklabels=[])
+    plane.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy", xticklabels=[])
     below.set(xlim=(0, 1), xlabel="confidence: probability of the answer", ylabel="examples")
     plane.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
-    if found:
-        middle = [(row["from"] + row["to"]) / 2 for row in found["table"]]
-        style = {"width": 1 / found["bins"], "edgecolor": "white"}
-        heights = [row["accuracy"] for row in found["table"]]
-        plane.bar(middle, heights, color="C0", label="accuracy in the bin", **style)
-        sure = [row["confidence"] for row in found["table"]]
-        plane.plot(sure, heights, "o", color="C3", markersize=4, label="at its mean confidence")
-        below.bar(middle, [row["n"] for row in found["table"]], color="C7", **style)
-        title = f"reliability: ECE {100 * found['ece']:.1f} %, {found['bins']} bins"
-    else:
-        title = "no finite probabilities"
-    plane.set_title(title, fontsize="medium")
-    plane.legend(fontsize="small", loc="upper left")
+    if found is None:
+        plane.set_title("no finite probabilities", fontsize="medium")
+        return
+    rows = found["table"]
+    middle = [(row["from"] + row["to"]) / 2 for row in rows]
+    heights = [row["accuracy"] for row in rows]
+    pale: Any = [("C0", 0.4 if row["n"] < FEW else 1.0) for row in rows]
+    style = {"width": 1 / found["bins"], "edgecolor": "white"}
+    plane.bar(middle, heights, color=pale, **style)
+    plane.bar([0], [0], color="C0", label=f"accuracy of a bin (pale: n < {FEW})")
+    sure = [row["confidence"] for row in rows]
+    plane.plot(sure, heights, "o", color="C3", markersize=4, label="… at its mean confidence")
+    plane.legend(
+        title=f"reliability: ECE {100 * found['ece']:.1f} %, {found['bins']} bins", **ABOVE
+    )
+    below.bar(middle, [row["n"] for row in rows], color="C7", **style)
 
 
 def _scatter(plane: Axes, answers: Answers) -> None:

@@ -11,8 +11,9 @@ from sklearn.calibration import calibration_curve
 from forge.__main__ import main
 from forge.config import build
 from forge.errors import UserError
+from forge.examine import calibration, examine, read_predictions
 from forge.record import read_json
-from forge.run_report import calibration, examine, markdown, read_predictions, report
+from forge.run_report import markdown, report
 
 NAMES = ("no", "yes")
 
@@ -133,13 +134,13 @@ def test_a_run_away_from_its_data_is_told_by_ids(run_dir, tmp_path):
     assert "| 2 | no | yes | 0.953 |\n" in markdown(found)
     missing = ("teacher's answers cannot be shown", "Texts are not available", "curves are not")
     assert [sum(word in note for note in found["notes"]) for word in missing] == [1, 1, 1]
-    assert "report.png" not in report(run_dir)
+    assert "report.png" not in report(run_dir)[1]
 
 
 def test_texts_that_have_changed_are_not_shown(run_dir, jsonl):
     jsonl("validation.jsonl", [{"text": "other", "label": NAMES[i % 2]} for i in range(8)])
     found = examine(run_dir)
-    assert "rows of validation have changed" in found["notes"][0]
+    assert "rows of validation are not those of the run" in found["notes"][0]
     assert "texts" not in found["splits"]["validation"]["errors"][0]
 
 
@@ -167,7 +168,7 @@ def test_answers_of_another_kind_are_said_and_left_out(run_dir, columns, reason)
     pq.write_table(pa.table(columns), run_dir / "predictions" / "validation.parquet")
     found = examine(run_dir)
     assert found["splits"] == {} and reason in found["notes"][0]
-    assert "accuracy" in report(run_dir)
+    assert "accuracy" in report(run_dir)[1]
 
 
 def test_a_regression_is_told_by_its_residuals(run_dir):
@@ -191,13 +192,13 @@ def test_logits_that_are_no_numbers_do_not_count(run_dir):
     where = run_dir / "predictions" / "validation.parquet"
     nan = float("nan")
     predictions(where, range(2), [0, 1], [0, 0], [[nan, nan], [2.0, 0.0]])
-    text = report(run_dir, as_json=True)
-    found = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
+    found, _ = report(run_dir)
+    json.dumps(found, allow_nan=False)  # NaN is not JSON
     assert found["splits"]["validation"]["calibration"]["n"] == 1
 
 
 def test_the_files_go_where_they_are_asked_for_or_it_is_said(run_dir, tmp_path):
-    told = report(run_dir, tmp_path / "out")
+    _, told = report(run_dir, tmp_path / "out")
     names = {"report.md", "report.png", "report_validation.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert all(name in told for name in names)
@@ -205,7 +206,10 @@ def test_the_files_go_where_they_are_asked_for_or_it_is_said(run_dir, tmp_path):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in (tmp_path / "out" / "report.md").read_text()
     assert not names & {path.name for path in run_dir.iterdir()}
-    told = report(run_dir, tmp_path / "out" / "report.md")
+    with pytest.raises(UserError, match=r"--out .*: File exists"):
+        report(run_dir, tmp_path / "out" / "report.md")
+    (run_dir / "report.md").mkdir()  # which stops root too
+    _, told = report(run_dir)
     assert "not written" in told and "--out DIR" in told and "accuracy" in told
 
 
@@ -214,6 +218,16 @@ def test_the_verb_tells_a_run_from_a_sweep(run_dir, capsys):
     assert json.loads(capsys.readouterr().out)["headline"]["value"] == 0.625
     assert main(["report", str(run_dir)]) == 0
     assert "calibration error (ECE, 15 bins)" in capsys.readouterr().out
+
+
+def test_a_better_evaluation_that_no_checkpoint_kept_is_said(run_dir):
+    metadata = read_json(run_dir / "run_metadata.json")
+    metadata["config"]["trainer"]["load_best_model_at_end"] = True
+    (run_dir / "run_metadata.json").write_text(json.dumps(metadata))
+    for best, said in ((0.625, False), (0.75, True)):
+        state = {"status": "finished", "best_value": best}
+        (run_dir / "training_state.json").write_text(json.dumps(state))
+        assert ("An evaluation in training gave" in str(examine(run_dir)["notes"])) is said
 
 
 def test_a_run_that_is_not_finished_is_refused(run_dir):
