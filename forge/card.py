@@ -89,7 +89,7 @@ def _sections(run: Run, model: dict[str, Any], classifies: bool) -> list[str]:
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
         parts += ["## Labels", "It gives one number." if numbers else named]
-        parts += ["## Use", _snippet(len(_text_columns(run)), numbers)]
+        parts += ["## Use", _snippet(len(_text_columns(run)), run.metadata["max_length"], numbers)]
     return [*parts, "## Made by", _made_by(run)]
 
 
@@ -120,7 +120,7 @@ def _training(run: Run) -> list[str]:
         f"input: {' and '.join(_text_columns(run))}, at most {run.metadata['max_length']} tokens",
         f"start: {start if not config['model'].get('init') else 'layers of the teacher'}",
         f"mode: {_chosen(run, 'mode')}, {run.results['train'].get('steps', 0):,} optimizer steps, "
-        f"learning rate {trained['learning_rate']:g}, seed {config['seed']}, "
+        f"learning rate {trained.get('learning_rate')}, seed {config['seed']}, "
         f"{run.metadata['precision']}",
     ]
     if taught := run.metadata.get("teacher"):
@@ -136,7 +136,7 @@ def teacher_name(run: Run, path: str) -> str:
     return path if given or not Path(path).is_absolute() else "/".join(Path(folder).parts[-4:])
 
 
-def _snippet(columns: int, numbers: bool) -> str:
+def _snippet(columns: int, tokens: int, numbers: bool) -> str:
     """How to use it with transformers alone."""
     texts = '"A first text.", "A second one."' if columns == 2 else '"A text."'
     said = '{"text": "A first text.", "text_pair": "A second one."}' if columns == 2 else texts
@@ -146,12 +146,13 @@ def _snippet(columns: int, numbers: bool) -> str:
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 path = "path/to/this/directory"  # or its name on the Hub
+limit = {{"truncation": True, "max_length": {tokens}}}  # as in training
 classify = pipeline("text-classification", model=path{how})
-print(classify({said}))
+print(classify({said}, **limit))
 
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path)
-logits = model(**tokenizer({texts}, return_tensors="pt")).logits
+logits = model(**tokenizer({texts}, **limit, return_tensors="pt")).logits
 print({what})
 ```"""
 
