@@ -21,8 +21,16 @@ def doctor(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     from forge import report as reports
+    from forge import run_report
+    from forge.record import METADATA
 
-    print(reports.report(args.directory, args.out))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is told; nothing is fetched for it
+    of_run = (args.directory / METADATA).is_file()
+    found, text = (run_report if of_run else reports).report(args.directory, args.out)
+    if args.json:
+        tell(found)
+    else:
+        print(text)
     return 0
 
 
@@ -84,9 +92,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
     verb.set_defaults(run=doctor)
 
-    verb = verbs.add_parser("report", help="table, paired tests and plot of a sweep")
+    verb = verbs.add_parser("report", help="what a run or a sweep found: tables, tests and plots")
     verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
     verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
+    verb.add_argument("--json", action="store_true", help="print the numbers as one object")
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")

@@ -6,13 +6,13 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from forge import checkpoints, cluster, data
+from forge import card, checkpoints, cluster, data
 from forge import config as configs
 from forge.config import Config, Precision, build, check
 from forge.errors import Failure, UserError, did_you_mean
@@ -68,7 +68,9 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             _follow(trainer, [signals.AtStepEnd(stop), *callbacks, *tracker], rec)
             train = _train(trainer, args, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
-                return evaluate(trainer, task, prepared.splits, run_dir, train)
+                value = evaluate(trainer, task, prepared.splits, run_dir, train)
+                _write_beside(trainer, prepared, run_dir)
+                return value
 
 
 GROUPS = ("task", "model", "mode", "trainer", "experiment")
@@ -186,6 +188,9 @@ class Prepared:
     model: PreTrainedModel
     facts: dict[str, Any]
     recorded: dict[str, Any]
+    taught: dict[str, Any] = field(
+        default_factory=dict
+    )  # per evaluation split the teachers' logits
 
 
 def prepare(
@@ -389,6 +394,18 @@ def evaluate(
         write_json(run_dir / RESULTS, results)
     log.info("%s", _table(results, task))
     return float(value)
+
+
+def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
+    """What is read a month later: the whole curve, the teachers' answers, the model's card."""
+    if cluster.rank():
+        return
+    if trainer.state.log_history:
+        trainer.save_state()  # checkpoints may be older, or none
+    for split, logits in prepared.taught.items():
+        file = run_dir / "predictions" / f"teacher_{split}.parquet"
+        _write_predictions(file, prepared.rows[split], prepared.task, logits)
+    card.write(run_dir)
 
 
 def first(predictions: Any) -> Any:

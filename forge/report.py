@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from forge.errors import UserError
-from forge.results import ALPHA, Row, Sweep, drawn, number, read_sweep
+from forge.results import ALPHA, Row, Sweep, drawn, markdown_table, number, read_sweep
 
 REPEATS = 15  # of a timed forward pass; the median counts
 
@@ -192,8 +194,7 @@ def markdown(sweep: Sweep) -> str:
     parts = [f"# {sweep.folder.name}: {sweep.metric} on {sweep.split}", ""]
     for header, cells in (table(sweep), model_table(sweep)):
         if cells:
-            lines = [header, ["---"] * len(header), *cells]
-            parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
+            parts += [markdown_table(header, cells), ""]
     return "\n".join(
         [*parts, *(f"- {line}" for line in words(sweep)), "", "![plot](report.png)", ""]
     )
@@ -205,8 +206,8 @@ def text(sweep: Sweep) -> str:
     return "\n".join([*tables, "", *words(sweep)])
 
 
-def plot(sweep: Sweep, path: Path) -> None:
-    """The metric over the first swept key, error bars over seeds, one line for the rest."""
+def plot(sweep: Sweep) -> bytes:
+    """A PNG of the metric over the first swept key, error bars over seeds, a line for the rest."""
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -217,47 +218,85 @@ def plot(sweep: Sweep, path: Path) -> None:
     for row in sweep.rows:
         rest = ", ".join(f"{key}={v}" for key, v in row.values.items() if key != axis)
         lines.setdefault(rest, []).append(row)
-    numeric = all(number(row.values.get(axis)) is not None for row in sweep.rows)
+    found = (number(row.values.get(axis)) for row in sweep.rows)
+    places = [place for place in found if place is not None]
+    numeric = len(places) == len(sweep.rows)
+    if numeric and 0 < min(places) <= max(places) / 20:
+        plane.set_xscale("log")
     scale = 100 if _percent(sweep.metric) else 1
     for label, rows in lines.items():
         at: list[Any] = [row.values.get(axis, "") for row in rows]
         scores = [[scale * s for s in row.scores(sweep.split, sweep.metric)] for row in rows]
-        spread = [statistics.stdev(s) if len(s) > 1 else 0 for s in scores]
         plane.errorbar(
             [float(x) for x in at] if numeric else at,
             [statistics.fmean(s) for s in scores],
-            yerr=spread,
-            marker="o",
+            yerr=[statistics.stdev(s) if len(s) > 1 else 0 for s in scores],
+            fmt="o-" if numeric else "o",  # between names there is nothing
             capsize=4,
             label=label or "student",
         )
-    best = {
-        row.teacher["splits"].get(sweep.split, {}).get(sweep.metric)
-        for row in sweep.rows
-        if row.teacher
-    }
-    for score in best - {None}:
+    taught = _taught(sweep)
+    for score in taught:
         plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
     plane.set(xlabel=axis, ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}")
-    plane.legend()
-    figure.savefig(path, dpi=150)
+    if any(len(row.runs) > 1 for row in sweep.rows):
+        plane.set_title("error bars: standard deviation over seeds", fontsize="small")
+    if taught or len(lines) > 1:
+        plane.legend()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150, format="png")
+    return png.getvalue()
 
 
-def report(folder: Path, out: Path | None = None) -> str:
-    """Write report.md and report.png into a sweep's directory or `out`; the text to print.
+def _taught(sweep: Sweep) -> set[float]:
+    """The scores of the sweep's teachers."""
+    taught = (row.teacher["splits"].get(sweep.split, {}) for row in sweep.rows if row.teacher)
+    return {scores[sweep.metric] for scores in taught if sweep.metric in scores}
 
-    A sweep that cannot be written to is told all the same. Raises `UserError` for such an `out`.
-    """
+
+def numbers(sweep: Sweep) -> dict[str, Any]:
+    """What the tables say, as plain values for JSON."""
+    rows = []
+    for row in sweep.rows:
+        scores = row.scores(sweep.split, sweep.metric)
+        rows.append(
+            {
+                "values": row.values | row.tuned,
+                "runs": [str(run.path) for run in row.runs],
+                "seeds": [run.seed for run in row.runs],
+                "scores": scores,
+                "mean": statistics.fmean(scores),
+                "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "reference": row.reference.values if row.reference else None,
+                "difference": asdict(row.against) if row.against else None,
+                "teacher": row.teacher or None,
+            }
+        )
+    about = {"sweep": str(sweep.folder), "metric": sweep.metric, "split": sweep.split}
+    told = {"unfinished": sweep.unfinished, "words": words(sweep)}
+    return about | {"rows": rows, "models": sweep.models} | told
+
+
+def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+    """A sweep's numbers, and the text to print; writes report.md and report.png (see `write`)."""
     sweep = read_sweep(folder)
     measure_models(sweep)
-    files = [(out or folder) / name for name in ("report.md", "report.png")]
+    files = {"report.md": markdown(sweep).encode(), "report.png": plot(sweep)}
+    return numbers(sweep), f"{text(sweep)}\n\n{write(files, folder, out)}"
+
+
+def write(files: dict[str, bytes], folder: Path, out: Path | None) -> str:
+    """Write a report's files into the directory that it is of, or into `out`; a line that says so.
+
+    A directory that cannot be written to is said. Raises `UserError` for such an `out`.
+    """
+    paths = [(out or folder) / name for name in files]
     try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(markdown(sweep), encoding="utf-8")
-        plot(sweep, files[1])
-        written = f"{files[0]}, {files[1]}"
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, files.values(), strict=True):
+            path.write_bytes(content)
     except OSError as error:
         if out:
             raise UserError(f"--out {out}: {error.strerror}") from error
-        written = f"not written ({error.strerror}: {folder}); --out DIR writes it elsewhere"
-    return f"{text(sweep)}\n\nreport  {written}"
+        return f"report  not written ({error.strerror}: {folder}); --out DIR writes it elsewhere"
+    return f"report  {', '.join(map(str, paths))}"

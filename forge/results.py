@@ -23,6 +23,7 @@ from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 ALPHA = "mode.alpha"
 CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
 WHAT = ("task", "model", "mode", "experiment")
+TIMINGS = ("seconds", "examples_per_second")  # of an evaluation, beside its metrics
 APART = ("seed", "resume")  # overrides that do not make rows of their own
 
 
@@ -44,6 +45,15 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.metadata["config"]["seed"])
+
+    @property
+    def command(self) -> str:
+        """The command line that makes this run again."""
+        words, processes = self.metadata.get("overrides", []), self.metadata.get("processes", 1)
+        start = ["python"]
+        if processes > 1 and not any(word.startswith("launcher=") for word in words):
+            start = ["torchrun", f"--nproc-per-node={processes}"]
+        return shlex.join([*start, "launch.py", *words])
 
 
 def read_run(path: Path) -> Run:
@@ -308,7 +318,7 @@ def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
         "metrics": {
             f"{split} {name}": [splits.get(split, {}).get(name) for splits in judged]
             for split, name in names
-            if name not in ("seconds", "examples_per_second")
+            if name not in TIMINGS
         },
         "pairs": [pair for a, b in combinations(runs, 2) for pair in _pairs(a, b, *headlines)],
     }
@@ -379,6 +389,32 @@ def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
         f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
         f"{pair['smallest']:.4f}"
     )
+
+
+def metrics_cells(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Header, and a line for each split with its metrics and n; its teacher's where recorded."""
+    splits, taught = run.results["splits"], run.metadata.get("teacher", {}).get("splits", {})
+    columns = [name for name in next(iter(splits.values())) if name not in TIMINGS]
+    cells = []
+    for split, scores in splits.items():
+        cells.append([split, *(_told(scores.get(name)) for name in columns)])
+        if split in taught:
+            theirs = {"n": scores["n"]} | taught[split]
+            cells.append([f"{split}, teacher", *(_told(theirs.get(name)) for name in columns)])
+    return ["split", *columns], cells
+
+
+def _told(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table for a file."""
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    lines = [header, ["---"] * len(header), *escaped]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

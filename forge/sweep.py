@@ -64,7 +64,7 @@ def tell() -> int:
     if lines:
         print(results.drawn(COLUMNS, short))
     try:
-        print(report.report(folder))
+        print(report.report(folder)[1])
     except UserError as error:
         print(f"report  {error}")
     sys.stdout.flush()

@@ -325,10 +325,9 @@ def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, 
                 "teacher.path=, or go on with mode.gate=off"
             )
     weights = shares(prepared.config.teacher)
-    scores = {
-        split: task.judge(np.asarray(combine(answers[split], weights)), labels[split])
-        for split in task.evaluation
-    }
+    for split in task.evaluation:
+        prepared.taught[split] = np.asarray(combine(answers[split], weights))
+    scores = {split: task.judge(prepared.taught[split], labels[split]) for split in task.evaluation}
     if len(experts) > 1:
         log.info(
             "teachers together, their probabilities averaged (weights %s): %s %.4f",

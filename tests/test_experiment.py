@@ -141,6 +141,8 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(toy_run, metadata, monkey
     assert results(run_dir)["splits"]["validation"]["loss"] == pytest.approx(
         results(whole)["splits"]["validation"]["loss"], abs=0
     )
+    cards = [(folder / "model" / "README.md").read_text() for folder in (whole, run_dir)]
+    assert cards[0] == cards[1]
 
 
 def test_a_mistake_leaves_no_directory_behind(toy_run, tmp_path):

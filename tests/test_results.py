@@ -10,7 +10,7 @@ import pytest
 from forge.__main__ import main
 from forge.errors import UserError
 from forge.record import METADATA, STATE
-from forge.report import table, text, words
+from forge.report import numbers, table, text, words
 from forge.results import comparison_text, drawn, read_sweep, side_by_side
 from tests.commands import forge, launch
 from tests.conftest import TOY
@@ -147,6 +147,20 @@ def test_every_table_has_a_column_for_names(sweep):
     assert [line[0] for line in cells] == ["all", "teacher"]
 
 
+def test_a_sweeps_numbers_are_plain(sweep):
+    runs = [
+        ([f"mode.alpha={a}", f"seed={s}"], right(0.5 + a / 3, s), None)
+        for a in (0, 1)
+        for s in (1, 2)
+    ]
+    found = json.loads(json.dumps(numbers(read_sweep(sweep(*runs, teacher=0.9)))))
+    control, taught = found["rows"]
+    assert control["values"] == {"mode.alpha": "0"} and control["seeds"] == [1, 2]
+    assert taught["mean"] == pytest.approx(np.mean(taught["scores"]))
+    assert taught["difference"]["value"] == pytest.approx(taught["mean"] - control["mean"])
+    assert taught["reference"] == control["values"] and control["difference"] is None
+
+
 def test_a_folder_without_finished_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no finished run in it"):
         read_sweep(tmp_path)
@@ -166,6 +180,11 @@ def test_a_study_ends_with_its_table_and_its_plot(tmp_path):
     assert "| mode.alpha |" in told and "| teacher |" in told
     again = forge("report", str(tmp_path / "sweep"))
     assert again.returncode == 0 and "alpha=1 against alpha=0: " in again.stdout
+    again = forge("report", str(tmp_path / "sweep"), "--json")
+    assert [row["values"] for row in json.loads(again.stdout)["rows"]] == [
+        {"mode.alpha": "0"},
+        {"mode.alpha": "1"},
+    ]
 
 
 def test_runs_side_by_side_and_the_verdict_on_each_pair(sweep):
