@@ -41,7 +41,8 @@ WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wa
 # Keys that forge/dashboard.py shows
 HEADLINE, TEACHER, CURVE = "headline", "teacher/headline", "eval/headline"
 SPEED = ("train/examples_per_second", "train/tokens_per_second")
-LEAVING = 15.0  # seconds for a service's goodbye in a run that was stopped
+LEAVING = 15.0  # seconds for a goodbye in a run that was stopped
+FINISHING = 10.0  # seconds on top of W&B's own limit
 TEXT = 500  # characters of a text in the table of predictions
 
 
@@ -93,11 +94,12 @@ class Curves(TrainerCallback):
             del row["step"]
             self._log(row, args, then, control)
             self.sent = step
-            self.rec.stand(tracked=self.rec.state.get("tracked", {}) | {self.name: step})
 
     def _log(self, row: dict[str, Any], *seen: Any) -> None:
         assert self.service is not None
         self.service.on_log(*seen, logs=row)
+        tracked = self.rec.state.get("tracked", {}) | {self.name: seen[1].global_step}
+        self.rec.stand(tracked=tracked)
 
     def _try(self, action: Callable[[], None]) -> None:
         while self.working:
@@ -210,9 +212,10 @@ def _about(rec: Record, tags: list[str]) -> dict[str, Any]:
     model = rec.metadata["config"]["model"]["path"]
     described = [choices.get("task"), _name(Path(model)) if model else choices.get("model")]
     described.append(choices.get("mode"))
-    for path in rec.metadata.get("teacher", {}).get("paths", ()):
-        named = rec.metadata["config"]["teacher"]["path"]
-        described.append(f"teacher:{_name(Path(path)) if named else choices['model@teacher']}")
+    for path in map(Path, rec.metadata.get("teacher", {}).get("paths", ())):
+        chosen = None if rec.metadata["config"]["teacher"]["path"] else choices.get("model@teacher")
+        chosen = chosen or _name(path.parent if path.name == "model" else path)
+        described.append(f"teacher:{chosen}")
     return {
         "id": rec.metadata["wandb_id"],
         "name": _name(folder),
@@ -319,7 +322,7 @@ class WandbRun(Curves):
     def finish(self, exit_code: int) -> None:
         if not self.working:
             return
-        limit = (self.run.settings.finish_timeout or 60.0) + 10 if exit_code == 0 else LEAVING
+        limit = self.run.settings.finish_timeout + FINISHING if exit_code == 0 else LEAVING
         if error := _within(limit, partial(self.run.finish, exit_code)):
             log.warning(
                 "tracking: W&B did not end well (%s); this run's results are not touched; send "
