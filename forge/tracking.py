@@ -291,11 +291,10 @@ class WandbRun(Curves):
             return super()._failed(error)
         import wandb
 
-        begun = " --include-online" if self.run is not None and self.mode == "online" else ""
         log.warning(
-            "tracking: W&B failed (%s); nothing is lost: the curve goes on offline; send it later "
-            "with: wandb sync%s %s",
-            _words(error), begun, self.place,
+            "tracking: W&B failed after step %d (%s); from there the curve goes on offline; send "
+            "it later with: wandb sync %s",
+            max(self.sent, 0), _words(error), self.place,
         )  # fmt: skip
         self.fell_back, self.mode, self.run = True, "offline", None
         _within(LEAVING, wandb.teardown)  # it holds on to the run's id
@@ -305,9 +304,27 @@ class WandbRun(Curves):
         found = read_json(self.rec.run_dir / RESULTS)
         self._try(lambda: self.run.summary.update(_summary(found, self.rec.metadata)))
         if table_rows:
-            self._try(lambda: self.run.summary.update(_tables(self.rec, prepared, table_rows)))
+            self._extra("predictions", lambda: self._log_tables(prepared, table_rows))
         if log_model:
-            self._try(self._log_model)
+            self._extra("model", self._log_model)
+
+    def _extra(self, what: str, action: Callable[[], None]) -> None:
+        if self.working:
+            try:
+                action()
+            except Exception as error:
+                place = f"{self.rec.run_dir}/{what}"
+                log.warning("tracking: W&B has not taken %s (%s)", place, _words(error))
+
+    def _log_tables(self, prepared: Prepared, limit: int) -> None:
+        """Per evaluation split its first rows, the same in every run."""
+        import wandb
+
+        for split in prepared.task.evaluation:
+            rows = predicted(self.rec.run_dir, prepared, split, limit)
+            values = [list(row.values()) for row in rows]
+            table = wandb.Table(columns=list(rows[0]), data=values)
+            self.run.summary.update({f"predictions/{split}": table})
 
     def _log_model(self) -> None:
         import wandb
@@ -324,10 +341,13 @@ class WandbRun(Curves):
             return
         limit = self.run.settings.finish_timeout + FINISHING if exit_code == 0 else LEAVING
         if error := _within(limit, partial(self.run.finish, exit_code)):
+            online = (
+                "" if self.run.offline else " --include-online"
+            )  # again, so rows may come twice
             log.warning(
-                "tracking: W&B did not end well (%s); this run's results are not touched; send "
-                "what is missing with: wandb sync --include-online %s",
-                _words(error), self.place,
+                "tracking: W&B did not end well (%s); this run's results are whole; if W&B lacks "
+                "the end of the curve: wandb sync%s %s",
+                _words(error), online, self.place,
             )  # fmt: skip
 
 
@@ -373,19 +393,6 @@ def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, flo
     if headline["metric"] in taught:
         found[TEACHER] = taught[headline["metric"]]
     return {HEADLINE: headline["value"], **found}
-
-
-def _tables(rec: Record, prepared: Prepared, limit: int) -> dict[str, Any]:
-    """Per split a table of its first rows, the same in every run: texts, label, answer."""
-    import wandb
-
-    return {
-        f"predictions/{split}": wandb.Table(
-            columns=list(rows[0]), data=[list(row.values()) for row in rows]
-        )
-        for split in prepared.task.evaluation
-        if (rows := predicted(rec.run_dir, prepared, split, limit))
-    }
 
 
 def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
