@@ -203,6 +203,7 @@ def wandb(
         except Preempted:
             curves.preempted()
             raise
+        curves.end()
         curves.results(prepared, table_rows, log_model)
 
 
@@ -247,7 +248,7 @@ class WandbRun(Curves):
         self._try(lambda: None)
         if self.working and mode == "offline" and not self.fell_back:
             log.info("tracking: W&B offline; send it later with: wandb sync %s", self.place)
-        elif self.working and not self.run.offline:
+        elif self.working and not self.run.offline and self.run.url:  # not of mode=disabled
             log.info("tracking: %s", self.run.url)
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -341,9 +342,8 @@ class WandbRun(Curves):
             return
         limit = self.run.settings.finish_timeout + FINISHING if exit_code == 0 else LEAVING
         if error := _within(limit, partial(self.run.finish, exit_code)):
-            online = (
-                "" if self.run.offline else " --include-online"
-            )  # again, so rows may come twice
+            # What an online attempt had sent already may then be there twice.
+            online = "" if self.run.offline else " --include-online"
             log.warning(
                 "tracking: W&B did not end well (%s); this run's results are whole; if W&B lacks "
                 "the end of the curve: wandb sync%s %s",
@@ -374,10 +374,12 @@ def _words(error: Exception) -> str:
 
 
 def _last_step(file: Path) -> int:
-    """The last step in an offline file; what a killed process had not written is not there."""
+    """The last step in a .wandb file; what a killed process had not written is not there."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return int(json.loads(done.stdout).get("summary", {}).get("_step", -1))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:  # killed before there was anything; such a file cannot be sent either
+        return -1
+    return int((json.loads(done.stdout).get("summary") or {}).get("_step", -1))
 
 
 def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:

@@ -19,8 +19,8 @@ import pytest
 import wandb
 from transformers import TrainerCallback, TrainerState
 
-from forge import dashboard, tracking
-from forge.config import build
+from forge import cluster, dashboard, experiment, tracking
+from forge.config import build, to_config
 from forge.errors import UserError
 from forge.record import Record, read_json
 from forge.trainer import Trainer
@@ -299,6 +299,19 @@ def test_of_a_distillation_terms_shares_and_the_teacher_are_sent(toy_run, servic
     assert "eval/headline" in keys and keys <= fake.keys
     for pattern in re.findall(r'"metricRegex": "([^"]+)"', shown):
         assert any(re.fullmatch(pattern, key) for key in fake.keys)
+
+
+def test_only_rank_0_tracks(composed, monkeypatch):
+    monkeypatch.setattr(cluster, "rank", lambda: 1)
+    track = experiment._tracking(to_config(composed("tracking=wandb")))
+    with track(None, None) as callbacks:
+        assert callbacks == []
+
+
+@pytest.mark.parametrize("content", [b"", b":W&B\xe1\xbe\x00"])
+def test_a_file_that_a_kill_left_empty_counts_for_nothing(tmp_path, content):
+    (tmp_path / "run-x.wandb").write_bytes(content)
+    assert tracking._last_step(tmp_path / "run-x.wandb") == -1
 
 
 def about(tmp_path, choices, folder, **more):
