@@ -71,6 +71,12 @@ def runs(args: argparse.Namespace) -> int:
     return 0
 
 
+def dashboard(args: argparse.Namespace) -> int:
+    from forge import dashboard
+
+    return dashboard.main(args.project, args.entity, args.dry_run)
+
+
 def prefetch(args: argparse.Namespace) -> int:
     from forge import prefetch
 
@@ -126,6 +132,12 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="the same as a list of objects")
     verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
+
+    verb = verbs.add_parser("dashboard", help="a saved W&B workspace over the runs of a project")
+    verb.add_argument("project", metavar="PROJECT", help="as in tracking.project")
+    verb.add_argument("--entity", help="user or team; that of the login when it is left out")
+    verb.add_argument("--dry-run", action="store_true", help="print it, sending nothing")
+    verb.set_defaults(run=dashboard)
 
     verb = verbs.add_parser(
         "prefetch",

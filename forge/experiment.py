@@ -64,8 +64,8 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
         )
         rec.note(**prepared.facts)
-        with track(rec) as tracker:
-            _follow(trainer, [signals.AtStepEnd(stop), *callbacks, *tracker], rec)
+        with track(rec, prepared) as tracker:
+            _follow(trainer, [*tracker, signals.AtStepEnd(stop), *callbacks], rec)
             train = _train(trainer, args, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
                 value = evaluate(trainer, task, prepared.splits, run_dir, train)
@@ -300,17 +300,15 @@ def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
         trainer.add_callback(callback)
 
 
-def _tracking(config: Config) -> Callable[[Record], AbstractContextManager[list[Any]]]:
-    """Called with the record: a context that yields the tracking callbacks, none for null."""
-    if config.tracking is None:
-        return lambda rec: nullcontext([])
-    start = build(config.tracking, "tracking")
-    if cluster.rank():
-        return lambda rec: nullcontext([])
+def _tracking(config: Config) -> Callable[[Record, Prepared], AbstractContextManager[list[Any]]]:
+    """Called with what is tracked: a context that yields the callbacks, none for null."""
+    start = None if config.tracking is None else build(config.tracking, "tracking")
+    if start is None or cluster.rank():
+        return lambda rec, prepared: nullcontext([])
 
     @contextmanager
-    def track(rec: Record) -> Iterator[list[Any]]:
-        with start(rec=rec) as callback:
+    def track(rec: Record, prepared: Prepared) -> Iterator[list[Any]]:
+        with start(rec=rec, prepared=prepared) as callback:
             yield [callback]
 
     return track
