@@ -52,11 +52,62 @@ def runs(args: argparse.Namespace) -> int:
     header, lines = results.listing(args.directory)
     if args.json:
         print(json.dumps([dict(zip(header, line, strict=True)) for line in lines], indent=2))
-    elif sys.stdout.isatty():
+    else:
+        print_table(header, lines)
+    return 0
+
+
+def print_table(header: list[str], lines: list[list[str]]) -> None:
+    """Drawn in a terminal, tabs between plain cells when piped."""
+    from forge import results
+
+    if sys.stdout.isatty():
         print(results.drawn(header, lines))
     else:
         print("\n".join("\t".join(line) for line in [header, *lines]))
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from forge import use
+
+    found = use.evaluate(args.directory, args.overrides, args.out)
+    text = found.pop("text")
+    print(json.dumps(found, indent=2) if args.json else text)
+    return 1 if found["lost"] and args.out else 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    from forge import use
+
+    if args.pair and len(args.pair) != len(args.text or ()):
+        raise UserError(
+            f"--pair: {len(args.pair)} of them, and --text {len(args.text or ())} times"
+        )
+    texts = [texts for texts in (args.text, args.pair) if texts]
+    found = use.predict(args.runs, texts, args.file)
+    if args.out:
+        use.write_rows(args.out, found["rows"])
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    if not args.out:
+        print_table(*use.prediction_table(found))
+    print("\n".join(use.prediction_notes(found)), file=None if sys.stdout.isatty() else sys.stderr)
     return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from forge import export
+
+    found = export.export(args.directory, args.out)
+    print(json.dumps(found, indent=2) if args.json else export.text(found))
+    return 0
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    from forge import reproduce
+
+    return reproduce.main(args.directory, args.run_it, args.out, args.json)
 
 
 def prefetch(args: argparse.Namespace) -> int:
@@ -101,6 +152,39 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
 
+    verb = verbs.add_parser("evaluate", help="a run's model on another split, file or task")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("overrides", nargs="*", help="e.g. task.evaluation=[test], or task=rte")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/evaluations/NAME")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=evaluate)
+
+    verb = verbs.add_parser("predict", help="what the models of runs answer to texts")
+    verb.add_argument("runs", type=Path, metavar="RUN", nargs="+")
+    asked = verb.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", action="append", help="may be given several times")
+    asked.add_argument("--file", type=Path, help="csv, tsv, json, jsonl or parquet")
+    verb.add_argument("--pair", action="append", metavar="TEXT", help="the second text of a pair")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line for each row")
+    verb.add_argument("--json", action="store_true", help="one object instead of a table")
+    verb.set_defaults(run=predict)
+
+    verb = verbs.add_parser("export", help="a run's model as ONNX, checked and timed")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--onnx", action="store_true", required=True, help="the format")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/onnx")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=export)
+
+    verb = verbs.add_parser(
+        "reproduce", help="the command of a run; with --run: are the bits equal?"
+    )
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--run", action="store_true", dest="run_it", help="run it again and compare")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="the new run's directory")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=reproduce)
+
     verb = verbs.add_parser(
         "prefetch",
         help="download and tokenise what a run or sweep needs, for nodes without network",
@@ -121,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
     root = parser()
     args, options = root.parse_known_args(arguments)
-    if options and getattr(args, "run", None) is not prefetch:
+    if options and getattr(args, "run", None) not in (prefetch, evaluate):
         root.error(f"unrecognized arguments: {' '.join(options)}")
     if options:  # launch.py's own, -m and --config-dir=
         args.overrides += options

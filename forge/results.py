@@ -15,7 +15,7 @@ from typing import Any
 from forge import compare
 from forge.config import dotted_values
 from forge.errors import UserError
-from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
+from forge.record import EVALUATION, METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
 CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
@@ -44,7 +44,10 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory, finished or not."""
+    """The run in a directory, finished or not; or an evaluation of one, as a run of its own."""
+    if (path / EVALUATION).is_file():
+        found = read_json(path / EVALUATION)
+        return Run(path, found, {"status": "finished"}, read_json(path / RESULTS))
     return Run(path, *(read_json(path / name) for name in (METADATA, STATE, RESULTS)))
 
 
