@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from forge.tasks import TextTask
     from forge.trainer import Trainer
 
-MAY_CHANGE = ("task", "precision", "cache_dir", "trainer.per_device_eval_batch_size")
-MAY_CHANGE += ("trainer.use_cpu", "hydra.searchpath")
-SEARCHPATH = MAY_CHANGE[-1]  # what --config-dir= becomes
+SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
+EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
+MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
 JUDGED = ("validation", "test")  # files that a task of files judges by
 ELSEWHERE = ("revision", "subfolder", "variant", "token")  # of where the first weights came from
 BATCH = 32  # examples at once, of `predict`
@@ -161,9 +161,8 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
         given = {told.key_or_group: told for told in parsed}
         for key in given:
             if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
-                raise UserError(
-                    f"{key}: a finished run has its own; give {' or '.join(MAY_CHANGE)}"
-                )
+                others = ", ".join(MAY_CHANGE[:-1])
+                raise UserError(f"{key}: a finished run has its own; evaluate takes {others}")
         defaults: list[Any] = ["schema", "_self_"]
         name = str(run.metadata.get("choices", {}).get("task", "task"))
         if "task" in given:
@@ -171,7 +170,7 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
             defaults, _ = ["schema", {"task": name}, "_self_"], recorded.pop("task")
         node = {"defaults": defaults, **recorded, "cache_dir": compose("config").cache_dir}
         ConfigStore.instance().store("recorded", node)
-        groups = [told.input_line for told in parsed if told.key_or_group in ("task", SEARCHPATH)]
+        groups = [str(t.input_line) for t in parsed if t.key_or_group in ("task", SEARCHPATH)]
         cfg = compose("recorded", groups)
         try:
             cfg = compose("recorded", words)
@@ -189,7 +188,7 @@ def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
         task.max_length = run.metadata.get("max_length", task.max_length)
     if "problem_type" in task and task.problem_type is None:
         task.problem_type = "regression" if head.num_labels == 1 else "classification"
-    if "labels" in task and task.labels is None and head.num_labels > 1:
+    if "labels" in task and task.labels is None and len(models.head_names(head)) > 1:
         task.labels = models.head_names(head)
     if isinstance(files := task.get("files"), DictConfig):  # training rows are not read
         missing = [split for split in files if OmegaConf.is_missing(files, split)]
@@ -241,7 +240,9 @@ def predict(
     `ms_per_example` is the wall clock of tokenising and of all forward passes, in batches of at
     most `BATCH`, the first one tried beforehand, divided by the examples.
     """
-    runs, asked, rows = [], [], []
+    runs: list[dict[str, Any]] = []
+    asked: list[list[dict[str, Any]]] = []
+    rows: list[tuple[str, ...]] = []
     for run in map(finished, paths):
         columns = _asked(run, texts, file)
         with library_logs():
@@ -250,7 +251,7 @@ def predict(
         logits, cut, seconds = _answers(model, tokenizer, columns, length)
         names = models.head_names(model.config)
         asked.append([_answer(row, names) for row in logits])
-        told = {"run": str(run.path), "labels": names if len(names) > 1 else []}
+        told: dict[str, Any] = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         told |= {"device": str(model.device), "cut": cut, "max_length": length}
         runs.append(told | {"ms_per_example": 1000 * seconds / len(logits)})
         rows = rows or list(zip(*columns, strict=True))
@@ -288,7 +289,7 @@ def _answers(
     import torch
 
     collate = data.Collator(tokenizer)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))
+    torch.nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
 
     @torch.inference_mode()
     def ask(encoded: dict[str, list[Any]], some: list[int]) -> Any:
