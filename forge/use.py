@@ -171,11 +171,11 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
         node = {"defaults": defaults, **recorded, "cache_dir": compose("config").cache_dir}
         ConfigStore.instance().store("recorded", node)
         groups = [str(t.input_line) for t in parsed if t.key_or_group in ("task", SEARCHPATH)]
-        cfg = compose("recorded", groups)
+        known: list[str] = []
         try:
+            known = [key for key, _ in dotted_values(plain(compose("recorded", groups)))]
             cfg = compose("recorded", words)
         except USER_ERRORS as error:
-            known = [key for key, _ in dotted_values(OmegaConf.to_container(cfg))]
             raise UserError(explain(error, known)) from error
     _as_the_run(cfg.task, run, given)
     return cfg, name
@@ -191,9 +191,10 @@ def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
     if "labels" in task and task.labels is None and len(models.head_names(head)) > 1:
         task.labels = models.head_names(head)
     if isinstance(files := task.get("files"), DictConfig):  # training rows are not read
-        missing = [split for split in files if OmegaConf.is_missing(files, split)]
-        for split in missing if any(f"task.files.{s}" in given for s in JUDGED) else ():
-            files[split] = None
+        judged = any(f"task.files.{split}" in given for split in JUDGED)
+        for split in ("train", *JUDGED) if judged else ("train",):
+            if OmegaConf.is_missing(files, split):
+                files[split] = None
 
 
 def _prepared(
@@ -208,13 +209,13 @@ def _prepared(
     tokenizer = models.load_tokenizer(source(run), ())
     head = architecture(run)
     length = models.max_length(task.max_length, tokenizer, head)
-    rows = task.load(training=False)
     ours, theirs = models.names(task), models.head_names(head)
     if task.num_labels != head.num_labels or (len(ours) > 1 and not models.match(theirs, ours)):
         raise UserError(
             f"{run.path}: its head knows [{', '.join(theirs)}], the task [{', '.join(ours)}]; "
-            "they must be the same names; set task.labels=[…] where the data's ids stand for them"
+            "they must be the same names (task.labels=[…] says what the data's are)"
         )
+    rows = task.load(training=False)
     splits, facts = tokenize(rows, tokenizer, length, task, config.cache_dir)
     splits = {split: data.longest_first(read) for split, read in splits.items()}
     trainer = Trainer(
