@@ -138,6 +138,8 @@ def _overrides(ours: Any, theirs: Any, prefix: str = "") -> tuple[list[str], lis
         name = f"{prefix}{key}"
         if name in NOT_COMPARED or (key in ours and key in theirs and ours[key] == theirs[key]):
             continue
+        if theirs.get(key) == MASK:
+            continue  # which is said
         if key not in theirs:
             (unknown if key in schema else words).append(name if key in schema else f"~{name}")
         elif isinstance(ours.get(key), dict) and isinstance(theirs[key], dict):
