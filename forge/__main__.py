@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from forge.errors import USER_ERRORS, Failure, UserError, explain
 
@@ -152,6 +153,26 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
 
+    _add_uses(verbs)
+
+    verb = verbs.add_parser(
+        "prefetch",
+        help="download and tokenise what a run or sweep needs, for nodes without network",
+    )
+    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=mnli mode=kd")
+    verb.set_defaults(run=prefetch)
+
+    verb = verbs.add_parser(
+        "verify-resume", help="prove that a config resumes to the bit: run, kill, go on, compare"
+    )
+    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=toy model=tiny")
+    verb.add_argument("--steps", type=int, default=20, help="of the run; it is killed at half")
+    verb.set_defaults(run=verify_resume)
+    return root
+
+
+def _add_uses(verbs: Any) -> None:
+    """What is done with a finished run."""
     verb = verbs.add_parser("evaluate", help="a run's model on another split, file or task")
     verb.add_argument("directory", type=Path, metavar="RUN")
     verb.add_argument("overrides", nargs="*", help="e.g. task.evaluation=[test], or task=rte")
@@ -184,21 +205,6 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", type=Path, metavar="DIR", help="the new run's directory")
     verb.add_argument("--json", action="store_true", help="one object instead of text")
     verb.set_defaults(run=reproduce)
-
-    verb = verbs.add_parser(
-        "prefetch",
-        help="download and tokenise what a run or sweep needs, for nodes without network",
-    )
-    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=mnli mode=kd")
-    verb.set_defaults(run=prefetch)
-
-    verb = verbs.add_parser(
-        "verify-resume", help="prove that a config resumes to the bit: run, kill, go on, compare"
-    )
-    verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=toy model=tiny")
-    verb.add_argument("--steps", type=int, default=20, help="of the run; it is killed at half")
-    verb.set_defaults(run=verify_resume)
-    return root
 
 
 def main(arguments: list[str] | None = None) -> int:

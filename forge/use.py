@@ -178,7 +178,7 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
         except USER_ERRORS as error:
             raise UserError(explain(error, known)) from error
     _as_the_run(cfg.task, run, given)
-    return cfg, name
+    return cfg, name.replace("/", "-")
 
 
 def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
