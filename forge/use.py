@@ -140,7 +140,7 @@ def _text(found: dict[str, Any], table: str) -> str:
     lines += [f"note    {note}" for note in found["notes"]]
     kept = f"kept    {found['kept']}"
     if found["lost"]:
-        kept = f"lost    {found['lost']}; --out DIR keeps it elsewhere"
+        kept = f"kept    nowhere ({found['lost']}); --out DIR keeps it elsewhere"
     return "\n".join([*lines, table, kept])
 
 

@@ -119,7 +119,7 @@ def test_beside_a_read_only_run_the_results_are_there_but_not_kept(run, tmp_path
     (run / "evaluations").write_text("")  # in the way: root may write anywhere
     found = evaluate(run, [])
     assert found["kept"] is None and found["headline"] == results(run)["headline"]
-    assert "--out DIR keeps it elsewhere" in found["text"]
+    assert "kept    nowhere (" in found["text"]
     found = evaluate(run, [], tmp_path / "elsewhere")
     assert results(tmp_path / "elsewhere")["headline"] == found["headline"]
     (tmp_path / "mine").mkdir()
