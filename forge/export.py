@@ -121,7 +121,10 @@ def _session(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class
+        raise Failure(f"onnxruntime cannot load it: {one_line(str(error))[:300]}") from error
 
 
 def _batch(

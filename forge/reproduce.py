@@ -38,7 +38,7 @@ def main(path: Path, run_it: bool, out: Path | None, as_json: bool) -> int:
     1 when metrics or weights are not identical. Raises `Failure` when the new run fails.
     """
     run = read_run(path)
-    if not run.metadata:
+    if "attempts" not in run.metadata:
         raise UserError(f"{path}: no run in this directory")
     words, notes = command(run)
     notes += differences(run)

@@ -261,7 +261,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
 def shown(path: Path) -> list[tuple[str, str]]:
     """Name and value of what one asks first of a run; raises `UserError` when there is none."""
     run = read_run(path)
-    if not run.metadata:
+    if "attempts" not in run.metadata:
         raise UserError(f"{path}: no run in this directory")
     data, state, status = run.metadata, run.state, _status(run)
     attempts = data["attempts"]

@@ -243,9 +243,8 @@ def predict(
     """
     runs: list[dict[str, Any]] = []
     asked: list[list[dict[str, Any]]] = []
-    rows: list[tuple[str, ...]] = []
-    for run in map(finished, paths):
-        columns = _asked(run, texts, file)
+    read = [(run, _asked(run, texts, file)) for run in map(finished, paths)]
+    for run, columns in read:
         with library_logs():
             model, tokenizer = load(run)
         length = max_length(run, tokenizer, model.config)
@@ -255,7 +254,7 @@ def predict(
         told: dict[str, Any] = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         told |= {"device": str(model.device), "cut": cut, "max_length": length}
         runs.append(told | {"ms_per_example": 1000 * seconds / len(logits)})
-        rows = rows or list(zip(*columns, strict=True))
+    rows = zip(*read[0][1], strict=True)
     return {
         "runs": runs,
         "rows": [
@@ -267,6 +266,7 @@ def predict(
 
 def _asked(run: Run, given: list[list[str]] | None, file: Path | None) -> list[list[str]]:
     """The columns of texts that a run's model reads."""
+    architecture(run)  # a classifier: its task has texts
     wanted = run.metadata["config"]["task"]["text"]
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if file:

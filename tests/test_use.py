@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from forge import toy
 from forge.errors import UserError
-from forge.results import side_by_side
+from forge.reproduce import main
+from forge.results import shown, side_by_side
 from forge.use import evaluate, predict, prediction_table
 from tests.commands import forge
 from tests.conftest import SMALL, TOY, launch_in, results, write_rows
@@ -135,6 +136,13 @@ def test_evaluations_are_compared_as_runs_are(run, tmp_path):
     found = side_by_side(kept)
     assert found["config"] == {"precision": ["fp32", "bf16"]}
     assert found["pairs"][0]["n"] == 150
+    for verb in (
+        lambda path: evaluate(path, []),
+        shown,
+        lambda path: main(path, False, None, False),
+    ):
+        with pytest.raises(UserError, match="run in this directory"):
+            verb(kept[0])
 
 
 def test_rows_of_a_file_are_answered_in_their_order(run, rows, tmp_path):
