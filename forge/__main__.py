@@ -77,6 +77,49 @@ def dashboard(args: argparse.Namespace) -> int:
     return dashboard.main(args.project, args.entity, args.dry_run)
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    from forge import use
+
+    found = use.evaluate(args.directory, args.overrides, args.out)
+    text = found.pop("text")
+    tell(found) if args.json else print(text)
+    return 1 if found["lost"] and args.out else 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    from forge import results, use
+
+    if args.pair and len(args.pair) != len(args.text or ()):
+        raise UserError(
+            f"--pair: {len(args.pair)} of them, and --text {len(args.text or ())} times"
+        )
+    texts = [texts for texts in (args.text, args.pair) if texts]
+    found = use.predict(args.runs, texts, args.file)
+    if args.out:
+        use.write_rows(args.out, found["rows"])
+    if args.json:
+        tell(found)
+        return 0
+    if not args.out:
+        results.print_table(*use.prediction_table(found))
+    print("\n".join(use.prediction_notes(found)), file=None if sys.stdout.isatty() else sys.stderr)
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from forge import export
+
+    found = export.export(args.directory, args.out)
+    tell(found) if args.json else print(export.text(found))
+    return 0
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    from forge import reproduce
+
+    return reproduce.main(args.directory, args.run_it, args.out, args.json)
+
+
 def prefetch(args: argparse.Namespace) -> int:
     from forge import prefetch
 
@@ -93,28 +136,14 @@ def parser() -> argparse.ArgumentParser:
     """All verbs; each sets `run`, a function from its arguments to the exit code."""
     root = argparse.ArgumentParser("python -m forge", description="Runs start with launch.py.")
     verbs = root.add_subparsers(title="verbs", metavar="VERB")
+    _add_readings(verbs)
+    _add_uses(verbs)
+    _add_checks(verbs)
+    return root
 
-    verb = verbs.add_parser("doctor", help="check this machine: one line per check")
-    verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
-    verb.set_defaults(run=doctor)
 
-    verb = verbs.add_parser("report", help="what a run or a sweep found: tables, tests and plots")
-    verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
-    verb.add_argument("--json", action="store_true", help="print the numbers as one object")
-    verb.set_defaults(run=report)
-
-    verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")
-    verb.add_argument("first", type=Path, metavar="RUN")
-    verb.add_argument("others", type=Path, metavar="RUN", nargs="+")
-    verb.add_argument("--json", action="store_true", help="one object instead of text")
-    verb.set_defaults(run=compare)
-
-    verb = verbs.add_parser("show", help="what ran, where it stands, its metrics, how to use it")
-    verb.add_argument("directory", type=Path, metavar="RUN")
-    verb.add_argument("--json", action="store_true", help="its whole record as one object")
-    verb.set_defaults(run=show)
-
+def _add_readings(verbs: Any) -> None:
+    """What tells of runs."""
     verb = verbs.add_parser("runs", help="status, step, headline and age of runs; how to go on")
     verb.add_argument("directory", type=Path, nargs="?", default=Path("."))
     verb.add_argument(
@@ -133,11 +162,35 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--watch", action="store_true", help="follow a sweep that was submitted")
     verb.set_defaults(run=runs)
 
+    verb = verbs.add_parser("show", help="what ran, where it stands, its metrics, how to use it")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--json", action="store_true", help="its whole record as one object")
+    verb.set_defaults(run=show)
+
+    verb = verbs.add_parser("compare", help="runs side by side, with a paired test of each pair")
+    verb.add_argument("first", type=Path, metavar="RUN")
+    verb.add_argument("others", type=Path, metavar="RUN", nargs="+")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=compare)
+
+    verb = verbs.add_parser("report", help="what a run or a sweep found: tables, tests and plots")
+    verb.add_argument("directory", type=Path, help="e.g. multirun/toy/tiny/kd/20260101-120000Z")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write the files there")
+    verb.add_argument("--json", action="store_true", help="print the numbers as one object")
+    verb.set_defaults(run=report)
+
     verb = verbs.add_parser("dashboard", help="a saved W&B workspace over the runs of a project")
     verb.add_argument("project", metavar="PROJECT", help="as in tracking.project")
     verb.add_argument("--entity", help="user or team; that of the login when it is left out")
     verb.add_argument("--dry-run", action="store_true", help="print it, sending nothing")
     verb.set_defaults(run=dashboard)
+
+
+def _add_checks(verbs: Any) -> None:
+    """What is done before a run."""
+    verb = verbs.add_parser("doctor", help="check this machine: one line per check")
+    verb.add_argument("--json", action="store_true", help="a list of objects instead of lines")
+    verb.set_defaults(run=doctor)
 
     verb = verbs.add_parser(
         "prefetch",
@@ -152,7 +205,42 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=toy model=tiny")
     verb.add_argument("--steps", type=int, default=20, help="of the run; it is killed at half")
     verb.set_defaults(run=verify_resume)
-    return root
+
+
+def _add_uses(verbs: Any) -> None:
+    """What is done with a finished run."""
+    verb = verbs.add_parser("evaluate", help="a run's model on another split, file or task")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("overrides", nargs="*", help="e.g. task.evaluation=[test], or task=rte")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/evaluations/NAME")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=evaluate)
+
+    verb = verbs.add_parser("predict", help="what the models of runs answer to texts")
+    verb.add_argument("runs", type=Path, metavar="RUN", nargs="+")
+    asked = verb.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", action="append", help="may be given several times")
+    asked.add_argument("--file", type=Path, help="csv, tsv, json, jsonl or parquet")
+    verb.add_argument("--pair", action="append", metavar="TEXT", help="the second text of a pair")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line for each row")
+    verb.add_argument("--json", action="store_true", help="one object instead of a table")
+    verb.set_defaults(run=predict)
+
+    verb = verbs.add_parser("export", help="a run's model as ONNX, checked and timed")
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--onnx", action="store_true", required=True, help="the format")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/onnx")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=export)
+
+    verb = verbs.add_parser(
+        "reproduce", help="the command of a run; with --run: are the bits equal?"
+    )
+    verb.add_argument("directory", type=Path, metavar="RUN")
+    verb.add_argument("--run", action="store_true", dest="run_it", help="run it again and compare")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="the new run's directory")
+    verb.add_argument("--json", action="store_true", help="one object instead of text")
+    verb.set_defaults(run=reproduce)
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -178,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
     root = parser()
     args, options = root.parse_known_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    if options and getattr(args, "run", None) is not prefetch:
+    if options and getattr(args, "run", None) not in (prefetch, evaluate):
         root.error(f"unrecognized arguments: {' '.join(options)}")
     if options:  # launch.py's own, -m and --config-dir=
         args.overrides += options

@@ -12,6 +12,7 @@ import re
 import time
 import typing
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -132,6 +133,32 @@ def to_config(cfg: DictConfig) -> Config:
 def is_taught(config: Config | DictConfig) -> bool:
     """Whether a run needs its teacher: not at mode.alpha=0, nor at mode=sft from other weights."""
     return bool(config.mode.get("alpha") or config.model.init)
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """`hydra.compose` finds conf/ within, inside a run and outside."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def searched(words: list[str]) -> list[str]:
+    """Words of launch.py's command line as `hydra.compose` takes them: `--config-dir=` is a path
+    to search, `-m` is left out."""
+    found = [word for word in words if word not in ("-m", "--multirun")]
+    return [
+        f"hydra.searchpath=['file://{Path(option[1]).absolute()}']"
+        if (option := re.match("--config-dir=(.*)", word))
+        else word
+        for word in found
+    ]
 
 
 def config_keys(arguments: list[str]) -> list[str]:

@@ -200,6 +200,21 @@ def digest(content: bytes) -> str:
     return xxhash.xxh128(content).hexdigest()
 
 
+def encode(
+    texts: list[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list[Any]]:
+    """One or two columns of texts as `input_ids`, …, `length` and `truncated`."""
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    full = [i for i, n in enumerate(encoded["length"]) if n == max_length]
+    cut = set()
+    if full:  # as long as allowed: was there more?
+        whole = tokenizer(*([t[i] for i in full] for t in texts), verbose=False)["input_ids"]
+        cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+    encoded["truncated"] = [i in cut for i in range(len(encoded["length"]))]
+    return dict(encoded)
+
+
 def tokenize(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -212,18 +227,6 @@ def tokenize(
 
     Cached under `cache_dir` by the content of rows and tokenizer; fast tokenizers use all cores.
     """
-
-    def encode(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
-        texts = [batch[column] for column in text]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
-        full = [i for i, n in enumerate(encoded["length"]) if n == max_length]
-        cut = set()
-        if full:  # as long as allowed: was there more?
-            whole = tokenizer(*([t[i] for i in full] for t in texts), verbose=False)["input_ids"]
-            cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
-        encoded["truncated"] = [i in cut for i in range(len(encoded["length"]))]
-        return dict(encoded)
 
     spelled = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     spelled.pop("truncation", None), spelled.pop("padding", None)
@@ -241,7 +244,7 @@ def tokenize(
             f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
         ) from error
     return rows.map(
-        encode,
+        lambda batch: encode([batch[column] for column in text], tokenizer, max_length),
         batched=True,
         remove_columns=text,
         new_fingerprint=key,

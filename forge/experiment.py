@@ -214,7 +214,7 @@ def prepare(
     if config.model.init:
         model = models.shallower(model, *models.student(config.model, task, tokenizer))
     splits, facts = cluster.in_turn(
-        lambda: _tokenize(rows, tokenizer, max_length, task, config.cache_dir)
+        lambda: tokenize(rows, tokenizer, max_length, task, config.cache_dir)
     )
     for name, before in recorded.get("data", {}).items():
         if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
@@ -228,7 +228,7 @@ def prepare(
     return Prepared(config, task, args, rows, splits, tokenizer, model, noted, dict(recorded))
 
 
-def _tokenize(
+def tokenize(
     rows: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -370,7 +370,19 @@ def evaluate(
     train: dict[str, Any],
 ) -> float:
     """Judge every evaluation split; write results.json, predictions/ and model/."""
-    results: dict[str, Any] = {"splits": {}, "train": train}
+    results = judge(trainer, task, splits, run_dir) | {"train": train}
+    trainer.save_model(str(run_dir / "model"))
+    if not cluster.rank():
+        write_json(run_dir / RESULTS, results)
+    log.info("%s", table(results, task))
+    return float(results["headline"]["value"])
+
+
+def judge(
+    trainer: Trainer, task: TextTask, splits: dict[str, Dataset], folder: Path
+) -> dict[str, Any]:
+    """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
+    results: dict[str, Any] = {"splits": {}}
     for name in task.evaluation:
         output = trainer.predict(splits[name])
         logits = first(output.predictions)
@@ -382,16 +394,12 @@ def evaluate(
             "examples_per_second": round(metrics["samples_per_second"], 2),
         }
         if not cluster.rank():
-            file = run_dir / "predictions" / f"{name}.parquet"
+            file = folder / "predictions" / f"{name}.parquet"
             _write_predictions(file, splits[name], task, logits)
     split = task.evaluation[0]
     value = results["splits"][split][task.headline]
     results["headline"] = {"metric": task.headline, "split": split, "value": value}
-    trainer.save_model(str(run_dir / "model"))
-    if not cluster.rank():
-        write_json(run_dir / RESULTS, results)
-    log.info("%s", _table(results, task))
-    return float(value)
+    return results
 
 
 def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
@@ -434,7 +442,8 @@ def _cell(value: float | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _table(results: dict[str, Any], task: TextTask) -> str:
+def table(results: dict[str, Any], task: TextTask) -> str:
+    """The metrics of each split, and what training took."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -448,8 +457,7 @@ def _table(results: dict[str, Any], task: TextTask) -> str:
         table.add_row(name, *(_cell(scores.get(column, "")) for column in columns))
     text = io.StringIO()
     Console(file=text, width=100).print(table)
-    train = results["train"]
-    if train:
+    if train := results.get("train"):
         text.write(
             f"trained {train['steps']:,} steps in {train['seconds']:,.0f} s: "
             f"{train['examples_per_second']:,.0f} examples/s, "

@@ -245,13 +245,12 @@ def show(runs: list[dict[str, Any]], asked: list[str], as_csv: bool = False) -> 
         writer.writeheader()
         writer.writerows(runs)
     elif not sys.stdout.isatty():
-        header, lines = cells(runs, asked)
-        print("\n".join("\t".join(line) for line in [header, *lines]))
+        results.print_table(*cells(runs, asked))
     elif runs:
         header, lines = cells(runs[:SHOWN], asked)
         filled = [any(column) for column in zip(*lines, strict=True)]
         lines = [list(compress(line, filled)) for line in lines]
-        print(results.drawn(list(compress(header, filled)), lines))
+        results.print_table(list(compress(header, filled)), lines)
         if len(runs) > SHOWN:
             print(f"… and {len(runs) - SHOWN:,} more: --where narrows, --csv lists all")
     else:

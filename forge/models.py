@@ -290,6 +290,11 @@ def _with_layers(source: PreTrainedModel, chosen: list[int]) -> dict[str, torch.
     return state
 
 
+def head_names(config: PretrainedConfig) -> list[str]:
+    """The labels of a head, in their order."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
 def has_head(config: PretrainedConfig) -> bool:
     """Whether the checkpoint was saved as a classifier."""
     return any("ForSequenceClassification" in name for name in config.architectures or ())
@@ -314,7 +319,7 @@ def _name_labels(config: PretrainedConfig, task: TextTask) -> None:
 
 def _head_order(model: Model, task: TextTask, config: PretrainedConfig, where: str) -> list[int]:
     """For each label of the task its row in the trained head, matched by name, case-folded."""
-    theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    theirs = head_names(config)
     ours = names(task)
     way_out = f"; start a fresh head with {where}.new_head=true, or set task.labels"
     if len(theirs) != len(ours):
@@ -333,14 +338,24 @@ def _head_order(model: Model, task: TextTask, config: PretrainedConfig, where: s
         return list(range(len(ours)))
     if task.num_labels == 1:
         return [0]
-    if set(theirs) == set(ours):
-        return [theirs.index(name) for name in ours]
-    rows = {name.casefold(): i for i, name in enumerate(theirs)}
-    if len(rows) < len(ours) or rows.keys() != {name.casefold() for name in ours}:
+    order = match(theirs, ours)
+    if order is None:
         raise UserError(
             f"{where}.path={model.path}: its head knows [{', '.join(theirs)}], "
             f"the task [{', '.join(ours)}]{way_out}"
         )
+    return order
+
+
+def match(theirs: list[str], ours: list[str]) -> list[int] | None:
+    """For each of our labels its place among theirs, by name, case-folded; None for others."""
+    if len(theirs) != len(ours):
+        return None
+    if set(theirs) == set(ours):
+        return [theirs.index(name) for name in ours]
+    rows = {name.casefold(): i for i, name in enumerate(theirs)}
+    if len(rows) < len(ours) or rows.keys() != {name.casefold() for name in ours}:
+        return None
     return [rows[name.casefold()] for name in ours]
 
 

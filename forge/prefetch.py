@@ -6,17 +6,15 @@ Compute nodes without a network then find everything in the caches of the home d
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from forge import config as configs
-from forge.config import CONF, Config, build, is_taught
+from forge.config import Config, build, is_taught
 
 
 def main(overrides: list[str]) -> int:
@@ -47,22 +45,13 @@ def main(overrides: list[str]) -> int:
     return 0
 
 
-def _searched(option: re.Match[str]) -> str:
-    """`--config-dir=DIR` in the words of an override."""
-    return f"hydra.searchpath=['file://{Path(option[1]).absolute()}']"
-
-
 def _composed(overrides: list[str]) -> Iterator[Config]:
     """The config of each job, a sweep's values multiplied out as Hydra does."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    configs.register()
-    words = [word for word in overrides if word not in ("-m", "--multirun")]
-    words = [re.sub("^--config-dir=(.*)", _searched, word) for word in words]
-    started = GlobalHydra.instance().is_initialized()
-    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+    words = configs.searched(overrides)
+    with configs.composing():
         parsed = OverridesParser.create().parse_overrides(words)
         plain = [
             word for word, told in zip(words, parsed, strict=True) if not told.is_sweep_override()

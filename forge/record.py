@@ -32,6 +32,7 @@ from forge.errors import USER_ERRORS, UserError
 
 log = logging.getLogger(__name__)
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
+EVALUATION = "evaluation.json"  # what a run's model was judged on afterwards, beside its results
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl")
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
@@ -86,7 +87,7 @@ def record(
     run_dir.mkdir(parents=True, exist_ok=True)
     from forge.signals import Preempted
 
-    with cluster.one_run(), ExitStack() as locked, _library_logs():
+    with cluster.one_run(), ExitStack() as locked, library_logs():
         cluster.together(lambda: locked.enter_context(_lock(run_dir)) and None)
         rec = Record(run_dir)
         first = not rec.metadata
@@ -320,7 +321,7 @@ def cpu_name() -> str:
 
 
 @contextmanager
-def _library_logs() -> Iterator[None]:
+def library_logs() -> Iterator[None]:
     """Warnings and library logs go where ours go; their bars show in a terminal only."""
     global routed
     if routed:  # by the run around this one, which trains its teacher
@@ -378,6 +379,30 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one when there is no such file."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
+
+
+@contextmanager
+def whole(folder: Path, marker: str) -> Iterator[Path]:
+    """A scratch folder that takes the place of `folder` at the end, and is gone after an error.
+
+    Raises `UserError` for a folder that is there and is not an earlier one, with `marker` in it.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder / marker).is_file():
+        raise UserError(f"{folder}: it is there already, without a {marker}; name a new directory")
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            scratch.rename(folder)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

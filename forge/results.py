@@ -18,7 +18,7 @@ from typing import Any
 from forge import compare
 from forge.config import dotted_values
 from forge.errors import UserError, one_line
-from forge.record import METADATA, NOT_COMPARED, RESULTS, STATE, read_json
+from forge.record import EVALUATION, METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
 ALPHA = "mode.alpha"
 CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
@@ -57,14 +57,20 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory, finished or not; raises `UserError` for a file cut short."""
+    """The run in a directory, finished or not, or an evaluation of one, as a run of its own.
+
+    Raises `UserError` for a file cut short.
+    """
     found = []
-    for name in (METADATA, STATE, RESULTS):
+    for name in (EVALUATION, METADATA, STATE, RESULTS):
         try:
             found.append(read_json(path / name))
         except (OSError, ValueError) as error:
             raise UserError(f"{path / name}: cannot be read ({one_line(str(error))})") from error
-    return Run(path, *found)
+    evaluation, *record = found
+    if evaluation:
+        return Run(path, evaluation, {"status": "finished"}, record[-1])
+    return Run(path, *record)
 
 
 def finished_runs(folder: Path) -> list[Run]:
@@ -264,7 +270,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
 def shown(path: Path) -> list[tuple[str, str]]:
     """Name and value of what one asks first of a run; raises `UserError` when there is none."""
     run = read_run(path)
-    if not run.metadata:
+    if "attempts" not in run.metadata:
         raise UserError(f"{path}: no run in this directory")
     data, state, attempts = run.metadata, run.state, run.metadata["attempts"]
     host, pid = (attempts[-1].get(key) for key in ("host", "pid"))
@@ -435,3 +441,11 @@ def drawn(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     Console(file=out, width=width, markup=False, emoji=False, highlight=False).print(table)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join(["", *filter(None, lines)])
+
+
+def print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Drawn in a terminal, else a line for each row, tabs between."""
+    if sys.stdout.isatty():
+        print(drawn(header, cells))
+    else:
+        print("\n".join("\t".join(line) for line in [header, *cells]))

@@ -95,15 +95,16 @@ class TextTask(ABC):
         module = self.modules[self.metrics.index(self.headline)]
         return bool(getattr(module, "greater_is_better", True))
 
-    def load(self) -> dict[str, Dataset]:
-        """The train and evaluation splits: columns id, text_0 (and text_1), labels.
+    def load(self, training: bool = True) -> dict[str, Dataset]:
+        """The train (when `training`) and evaluation splits: id, text_0 (and text_1), labels.
 
         `id` is the row's number in its source; in the unlabelled split it is -1 minus that, and
         `labels` is -1. Raises `UserError` for what cannot be learnt from.
         """
         source = self.dataset()
-        splits = {split: self._split(source, split) for split in (self.train, *self.evaluation)}
-        if self.unlabelled_split:
+        names = [self.train, *self.evaluation] if training else self.evaluation
+        splits = {split: self._split(source, split) for split in names}
+        if self.unlabelled_split and training:
             texts = self._columns(source, self.unlabelled_split)
             kept = range(len(texts[self.text[0]]))[: self.max_rows]
             columns = self._rows(
@@ -116,7 +117,7 @@ class TextTask(ABC):
     def _columns(self, source: data.Source, split: str, *more: str) -> dict[str, list[Any]]:
         columns = data.read(source, split, [*self.text, *more])
         for column in self.text:
-            columns[column] = _texts(columns[column], split, column)
+            columns[column] = texts(columns[column], split, column)
         return columns
 
     def _rows(
@@ -197,8 +198,8 @@ class Classification(TextTask):
             "the data's names" + did_you_mean(str(spelled[first]), self.names, listed=False)
         )
 
-    def load(self) -> dict[str, Dataset]:
-        splits = super().load()
+    def load(self, training: bool = True) -> dict[str, Dataset]:
+        splits = super().load(training)
         if "f1" in self.metrics and self.num_labels != 2:
             raise UserError(
                 f"metric f1: it is for two labels, the task has {self.num_labels}; use f1_macro"
@@ -297,7 +298,8 @@ def _load_metrics(names: list[str]) -> list[EvaluationModule]:
     return metrics.load(names)
 
 
-def _texts(values: list[Any], split: str, column: str) -> list[str]:
+def texts(values: list[Any], split: str, column: str) -> list[str]:
+    """A column as texts; raises `UserError` where a row has none."""
     missing = [i for i, value in enumerate(values) if value is None or value != value]
     odd = [i for i, value in enumerate(values) if not isinstance(value, str | int | float | None)]
     if odd:
