@@ -166,6 +166,15 @@ class Trainer(transformers.Trainer):
         finally:
             random.setstate(state)
 
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """As transformers', among the weights that are saved: when it evaluates more often than it
+        saves, the best evaluation is otherwise one whose weights are gone, and a checkpoint that
+        is better than all others that are left does not count as the best."""
+        saves = self.control.should_save and not self.off_schedule()
+        if self.args.load_best_model_at_end and not saves and self.args.save_strategy != "best":
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', with a loss that counts every row once.
 

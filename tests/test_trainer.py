@@ -1,12 +1,14 @@
 """The house trainer computes what transformers.Trainer computes, and the same every time."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge.trainer import ShuffledLengthGroups
+from forge.trainer import ShuffledLengthGroups, Trainer
 from tests.conftest import results
 
 PLAIN = (
@@ -17,8 +19,6 @@ PLAIN = (
 
 
 def losses(run_dir):
-    import json
-
     newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [row["loss"] for row in history if "loss" in row]
@@ -152,3 +152,22 @@ def test_grouping_by_length_wastes_less_than_shuffling(toy_run):
         for s in ("group_by_length", "random")
     ]
     assert 0 < shares[0] < shares[1] < 0.6
+
+
+def test_the_best_is_the_best_of_those_that_were_saved(toy_run, monkeypatch):
+    told = iter([0.9, 0.5, 0.6, 0.7, 0.8, 0.4])  # at steps 2, 4 … 12, of which every other saves
+    log = Trainer.log
+
+    def scripted(self, logs, *args):
+        if "eval_accuracy" in logs:
+            logs["eval_accuracy"] = next(told, 0)
+        log(self, logs, *args)
+
+    monkeypatch.setattr(Trainer, "log", scripted)
+    run_dir = toy_run("trainer.max_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=4",
+                      "trainer.eval_strategy=steps", "trainer.eval_steps=2")  # fmt: skip
+    state = json.loads((run_dir / "trainer_state.json").read_text())
+    assert (Path(state["best_model_checkpoint"]).name, state["best_metric"]) == (
+        "checkpoint-8",
+        0.7,
+    )
