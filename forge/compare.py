@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from forge.errors import UserError
 
-RESAMPLES = {"accuracy": 10_000, "other": 1_000}
+RESAMPLES = {"shares": 10_000, "other": 1_000}
+SHARES = ("accuracy", "exact_match")  # of right answers
 
 
 @dataclass
@@ -55,14 +56,18 @@ class Difference:
         return "lower" if self.high < 0 else "no difference shown"
 
 
-def read_answers(path: Path) -> Answers:
-    """The predictions of a split, as a run wrote them; raises `UserError` when there are none."""
+def read_answers(path: Path, metric: str) -> Answers:
+    """What `metric` reads of a split's predictions, as a run wrote them.
+
+    Raises `UserError` when there are none.
+    """
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise UserError(f"{path}: no such predictions; the run did not finish or has other splits")
-    table = pq.read_table(path, columns=["id", "label", "prediction"])
-    return Answers(*(table[name].to_numpy() for name in ("id", "label", "prediction")))
+    names = ["id", *getattr(_module(metric), "columns", ("label", "prediction"))]
+    table = pq.read_table(path, columns=names)
+    return Answers(*(table[name].to_numpy() for name in names))
 
 
 def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:
@@ -82,7 +87,7 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     values = [_metric(b, metric) - _metric(a, metric) for a, b in pairs]
     resampled = _resample(reference, other, metric)
     found = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
-    if np.issubdtype(first.label.dtype, np.integer):
+    if not np.issubdtype(first.prediction.dtype, np.floating):
         found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
     return found
 
@@ -101,10 +106,14 @@ def _interval(values: list[float], resampled: NDArray[Any]) -> tuple[float, floa
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def _metric(run: Answers, metric: str, rows: Any = slice(None)) -> float:
+def _module(metric: str) -> Any:
     from forge import metrics
 
-    (module,) = metrics.load([metric])
+    return metrics.load([metric])[0]
+
+
+def _metric(run: Answers, metric: str, rows: Any = slice(None)) -> float:
+    module = _module(metric)
     found = module.compute(predictions=run.prediction[rows], references=run.label[rows])
     return float(found[metric])
 
@@ -112,10 +121,10 @@ def _metric(run: Answers, metric: str, rows: Any = slice(None)) -> float:
 def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[Any]:
     """Mean differences over the pairs [resamples], the examples drawn with replacement."""
     rng, count = np.random.default_rng(0), len(reference[0].id)
-    if metric == "accuracy":
+    if metric in SHARES:
         right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
         gains = right[1] - right[0]
-        draws = range(RESAMPLES["accuracy"])
+        draws = range(RESAMPLES["shares"])
         return np.array([gains[rng.integers(0, count, count)].mean() for _ in draws])
     values = np.empty(RESAMPLES["other"])
     for i in range(len(values)):

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -225,14 +225,27 @@ def tokenize(
         encoded["truncated"] = [i in cut for i in range(len(encoded["length"]))]
         return dict(encoded)
 
+    key = fingerprint(
+        rows._fingerprint, identity(tokenizer), tokenizer.model_input_names, text, max_length
+    )
+    return stored(rows, encode, text, key, cache_dir)
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What of a tokenizer decides on the tokens of a text."""
     spelled = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     spelled.pop("truncation", None), spelled.pop("padding", None)
-    identity = [
-        type(tokenizer).__name__,
-        spelled or tokenizer.get_vocab(),
-        tokenizer.truncation_side,
-    ]
-    key = fingerprint(rows._fingerprint, identity, tokenizer.model_input_names, text, max_length)
+    return [type(tokenizer).__name__, spelled or tokenizer.get_vocab(), tokenizer.truncation_side]
+
+
+def stored(
+    rows: Dataset,
+    encode: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]],
+    replaced: list[str],
+    key: str,
+    cache_dir: Path,
+) -> Dataset:
+    """The rows with what `encode` makes of them in place of some columns; cached under `key`."""
     target = cache_dir / "tokenised" / f"{key}.arrow"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +256,7 @@ def tokenize(
     return rows.map(
         encode,
         batched=True,
-        remove_columns=text,
+        remove_columns=replaced,
         new_fingerprint=key,
         cache_file_name=str(target),
         desc="Tokenising",
@@ -280,7 +293,9 @@ class Collator:
         from transformers import DataCollatorWithPadding
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        self.pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+        self.pad: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(
+            tokenizer, pad_to_multiple_of=multiple
+        )
         self.columns = (*tokenizer.model_input_names, "labels", *extra)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from forge.signals import Stop
-    from forge.tasks import TextTask
+    from forge.tasks import Task
     from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,12 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             return float(headline["value"])
         config = configs.to_config(cfg)
         check_all(config)
-        task: TextTask = build(config.task, "task")
+        task: Task = build(config.task, "task")
+        if task.head == "CausalLM" and configs.is_taught(config):
+            raise UserError(
+                "mode=kd, model.init: teachers are for classification and regression so far; "
+                "learn this task with mode=sft"
+            )
         args = training_arguments(config, task, run_dir)
         make_trainer = build(config.mode, "mode")
         track = _tracking(config)
@@ -60,9 +65,10 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             train_dataset=prepared.splits[task.train],
             eval_dataset=prepared.splits[task.evaluation[0]],
             processing_class=prepared.tokenizer,
-            data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args), "id"),
-            compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
+            data_collator=task.collator(prepared.tokenizer, data.pad_multiple(args)),
+            compute_metrics=getattr(task, "compute_metrics", None),
         )
+        trainer.in_training = task.in_training
         rec.note(**prepared.facts)
         with track(rec) as tracker:
             _follow(trainer, [signals.AtStepEnd(stop), *callbacks, *tracker], rec)
@@ -107,7 +113,7 @@ def check_all(config: Config) -> None:
         check(config.tracking, "tracking")
 
 
-def training_arguments(config: Config, task: TextTask, run_dir: Path) -> TrainingArguments:
+def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
     """The trainer group as `TrainingArguments`, with what follows from the rest of the config."""
     import torch
 
@@ -129,7 +135,7 @@ def training_arguments(config: Config, task: TextTask, run_dir: Path) -> Trainin
     return args
 
 
-def _check_ranges(trainer: dict[str, Any], task: TextTask) -> None:
+def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
     """What `TrainingArguments` takes without a word and training trips over."""
     from transformers import TrainingArguments
 
@@ -178,7 +184,7 @@ class Prepared:
     """What a mode trains on; `facts` are for the record, `recorded` those of earlier attempts."""
 
     config: Config
-    task: TextTask
+    task: Any  # a Task; each mode knows which kinds it takes
     args: TrainingArguments
     rows: dict[str, Dataset]  # per split: id, texts, labels
     splits: dict[str, Dataset]  # the same, tokenised; evaluation splits longest first
@@ -189,24 +195,27 @@ class Prepared:
 
 
 def prepare(
-    config: Config, task: TextTask, args: TrainingArguments, recorded: dict[str, Any]
+    config: Config, task: Task, args: TrainingArguments, recorded: dict[str, Any]
 ) -> Prepared:
     """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
     from transformers import set_seed
 
     from forge import models, teacher
+    from forge.tasks import TextTask
 
     rows = cluster.in_turn(task.load)
     source = config.model
     if config.model.init:
+        assert isinstance(task, TextTask)  # see `run`
         source = teacher.source(config, task, rows, recorded)
-    texts = (text for column in task.text_columns for text in rows[task.train][column])
+    texts = task.texts(rows[task.train])
     tokenizer = cluster.in_turn(lambda: models.load_tokenizer(source, texts))
+    task.make_ready(tokenizer)
     architecture = models.load_config(source, task, tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
     model = cluster.in_turn(lambda: models.load(source, task, architecture))
-    if config.model.init:
+    if config.model.init and isinstance(task, TextTask):
         model = models.shallower(model, *models.student(config.model, task, tokenizer))
     splits, facts = cluster.in_turn(
         lambda: _tokenize(rows, tokenizer, max_length, task, config.cache_dir)
@@ -227,15 +236,13 @@ def _tokenize(
     rows: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    task: TextTask,
+    task: Task,
     cache_dir: str | None,
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """Every split tokenised, those that are only evaluated longest first, and facts of each."""
     cache, splits, facts = data.cache_directory(cache_dir), {}, {}
     for name, split in rows.items():
-        read = data.tokenize(
-            split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
-        )
+        read = task.tokenize(split, tokenizer, max_length, cache)
         facts[name] = {
             "n": len(split),
             "truncated": sum(read["truncated"]),
@@ -361,7 +368,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
 
 def evaluate(
     trainer: Trainer,
-    task: TextTask,
+    task: Task,
     splits: dict[str, Dataset],
     run_dir: Path,
     train: dict[str, Any],
@@ -369,18 +376,9 @@ def evaluate(
     """Judge every evaluation split; write results.json, predictions/ and model/."""
     results: dict[str, Any] = {"splits": {}, "train": train}
     for name in task.evaluation:
-        output = trainer.predict(splits[name])
-        logits = first(output.predictions)
-        metrics = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
-        results["splits"][name] = {
-            **{k: metrics[k] for k in (*task.metrics, "loss") if k in metrics},
-            "n": len(logits),
-            "seconds": round(metrics["runtime"], 3),
-            "examples_per_second": round(metrics["samples_per_second"], 2),
-        }
+        results["splits"][name], columns = task.examine(trainer, splits[name])
         if not cluster.rank():
-            file = run_dir / "predictions" / f"{name}.parquet"
-            _write_predictions(file, splits[name], task, logits)
+            _write_predictions(run_dir / "predictions" / f"{name}.parquet", splits[name], columns)
     split = task.evaluation[0]
     value = results["splits"][split][task.headline]
     results["headline"] = {"metric": task.headline, "split": split, "value": value}
@@ -391,41 +389,31 @@ def evaluate(
     return float(value)
 
 
-def first(predictions: Any) -> Any:
-    """Logits of shape [rows, num_labels]; some models return more beside them."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
-
-
-def _write_predictions(path: Path, split: Dataset, task: TextTask, logits: Any) -> None:
-    """Per example, in the order of ids: id, label, prediction, logits."""
+def _write_predictions(path: Path, split: Dataset, columns: dict[str, list[Any]]) -> None:
+    """Per example, in the order of ids: id, label, prediction, and what else the task says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "id": list(split["id"]),
-            "label": list(split["labels"]),
-            "prediction": task.predict(logits).tolist(),
-            "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
-        }
-    )
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(table.sort_by("id"), path)
+    pq.write_table(pa.table({"id": list(split["id"]), **columns}).sort_by("id"), path)
 
 
-def _cell(value: float | str) -> str:
+def _cell(value: float | str | list[float]) -> str:
+    if isinstance(value, list):
+        return " .. ".join(map(_cell, value))
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _table(results: dict[str, Any], task: TextTask) -> str:
+def _table(results: dict[str, Any], task: Task) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    columns = [*task.metrics, "loss", "n", "examples_per_second"]
+    scored = results["splits"][task.evaluation[0]]
+    columns = [name for name in scored if name != "seconds"]
     table.add_column("split")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")

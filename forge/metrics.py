@@ -6,6 +6,7 @@ be given by its path. Predictions are label ids, or values for regression.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
 
     dtype: ClassVar[str] = "int64"
     greater_is_better: ClassVar[bool] = True
+    of_texts: ClassVar[bool] = False  # for what a language model writes
+    columns: ClassVar[tuple[str, str]] = ("label", "prediction")  # of the predictions' file
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -110,6 +113,28 @@ class Mse(Metric):
         from sklearn.metrics import mean_squared_error
 
         return float(mean_squared_error(true, predicted))
+
+
+class ExactMatch(Metric):
+    """Share of right answers among generated ones: pass@1."""
+
+    dtype = "string"
+    of_texts = True
+
+    def score(self, true: Any, predicted: Any) -> float:
+        return float(sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true))
+
+
+class Perplexity(Metric):
+    """exp of the mean negative log-likelihood of a token, from each row's tokens and their sum."""
+
+    dtype = "float64"
+    greater_is_better = False
+    of_texts = True
+    columns = ("tokens", "nll")
+
+    def score(self, true: Any, predicted: Any) -> float:
+        return math.exp(min(sum(predicted) / sum(true), 700))
 
 
 def constant(values: Any) -> bool:

@@ -77,7 +77,7 @@ def _latency(
 
 
 def _percent(metric: str) -> bool:
-    return metric.startswith(("accuracy", "f1", "precision", "recall"))
+    return metric.startswith(("accuracy", "exact_match", "f1", "precision", "recall"))
 
 
 def _show(value: float, metric: str, sign: bool = False) -> str:

@@ -246,7 +246,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
         return
     sides = [
         [
-            compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet")
+            compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet", sweep.metric)
             for seed in row.seeds
             for run in [next(run for run in side.runs if run.seed == seed)]
         ]
@@ -333,7 +333,8 @@ def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
-    answers = [compare.read_answers(r.path / "predictions" / f"{split}.parquet") for r in (a, b)]
+    files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
+    answers = [compare.read_answers(file, metric) for file in files]
     found = compare.difference(answers[:1], answers[1:], metric)
     told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
     return told | asdict(found) | {"smallest": found.smallest, "verdict": found.verdict}
