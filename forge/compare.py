@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from forge.errors import UserError
 
-RESAMPLES = {"shares": 10_000, "other": 1_000}
-SHARES = ("accuracy", "exact_match")  # of right answers
+RESAMPLES = {"accuracy": 10_000, "other": 1_000}
+SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _resample(reference: list[Answers], other: list[Answers], metric: str) -> ND
     if metric in SHARES:
         right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
         gains = right[1] - right[0]
-        draws = range(RESAMPLES["shares"])
+        draws = range(RESAMPLES["accuracy"])
         return np.array([gains[rng.integers(0, count, count)].mean() for _ in draws])
     values = np.empty(RESAMPLES["other"])
     for i in range(len(values)):

@@ -210,8 +210,8 @@ def prepare(
         source = teacher.source(config, task, rows, recorded)
     texts = task.texts(rows[task.train])
     tokenizer = cluster.in_turn(lambda: models.load_tokenizer(source, texts))
-    task.make_ready(tokenizer)
     architecture = models.load_config(source, task, tokenizer)
+    task.make_ready(tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
     model = cluster.in_turn(lambda: models.load(source, task, architecture))

@@ -418,7 +418,7 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
 
     own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
     model.generation_config = GenerationConfig(
-        **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True
     )
     try:
         return _in_batches(trainer, split, "Generating", collate, one)
@@ -442,20 +442,20 @@ def _in_batches(
 ) -> list[Any]:
     """`one` of every batch, the ranks' shares put together again, in the order of the rows."""
     import torch
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     assert trainer.model is not None
     ranks, size = cluster.ranks(), trainer.args.per_device_eval_batch_size
     mine: Any = split.select(range(cluster.rank(), len(split), ranks))
-    batches = DataLoader(mine, batch_size=size, collate_fn=collate, shuffle=False)
+    starts = range(0, len(mine), size)
     hidden = not sys.stderr.isatty() or cluster.rank() > 0
     training, found = trainer.model.training, []
     trainer.model.eval()
     half, device = trainer.args.bf16 or trainer.args.fp16, trainer.args.device
     dtype = torch.float16 if trainer.args.fp16 else torch.bfloat16
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
-        for batch in tqdm(batches, title, leave=False, disable=hidden):
+        for start in tqdm(starts, title, leave=False, disable=hidden):
+            batch = collate(list(mine.select(range(start, min(start + size, len(mine))))))
             found += one({name: tensor.to(device) for name, tensor in batch.items()})
     trainer.model.train(training)
     shares = cluster.gather(found)

@@ -175,6 +175,7 @@ def load_config(
         config.pad_token_id = tokenizer.pad_token_id
         if tokenizer.eos_token_id is not None:
             config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, None
+        _check_head(model, task, config, where)
         return config
     path = resolve(model.path, f"{where}.path")
     with hub.access("model", path, f"{where}.path=DIR"):
@@ -184,7 +185,24 @@ def load_config(
             f"{where}.tokenizer={model.tokenizer}: it has {len(tokenizer)} tokens, the model "
             f"{config.vocab_size}; name the tokenizer that the model was trained with"
         )
+    _check_head(model, task, config, where)
     return config
+
+
+def _check_head(model: Model, task: Task, config: PretrainedConfig, where: str) -> None:
+    """Raise `UserError` for a model that is to write and cannot."""
+    if isinstance(task, TextTask):
+        return
+    name = model.path or config.model_type
+    if model.new_head:
+        raise UserError(f"{where}.new_head=true: a language model's head is its vocabulary")
+    trained = model.path is not None and not model.from_scratch
+    if not (any(map(generates, config.architectures or ())) if trained else _is_decoder(config)):
+        raise UserError(
+            f"{where} {name}: {', '.join(config.architectures or [config.model_type])} has no head "
+            "that generates text; choose a causal language model, e.g. model=tiny_lm or "
+            "model=smollm"
+        )
 
 
 @contextmanager
@@ -235,8 +253,6 @@ def load(
         keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
         order = _head_order(model, task, config, where) if keep else None
         _name_labels(config, task)
-    else:
-        _check_generates(model, config, where)
     if model.path is None or model.from_scratch:
         if model.layers is not None and not model.init:
             raise UserError(
@@ -262,20 +278,6 @@ def load(
         _permute_head(built, order)
         log.info("head of %s: labels put into the task's order: %s", path, ", ".join(names(task)))
     return built if model.layers is None else shallower(built, model.layers, head=task.head)
-
-
-def _check_generates(model: Model, config: PretrainedConfig, where: str) -> None:
-    """Raise `UserError` for a model that cannot write."""
-    name = model.path or config.model_type
-    if model.new_head:
-        raise UserError(f"{where}.new_head=true: a language model's head is its vocabulary")
-    trained = model.path is not None and not model.from_scratch
-    if not (any(map(generates, config.architectures or ())) if trained else _is_decoder(config)):
-        raise UserError(
-            f"{where} {name}: {', '.join(config.architectures or [config.model_type])} has no head "
-            "that generates text; choose a causal language model, e.g. model=tiny_lm or "
-            "model=smollm"
-        )
 
 
 def shallower(
