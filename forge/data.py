@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
+IGNORED = -100  # the label of a token that is not trained on
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 

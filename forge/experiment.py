@@ -416,7 +416,8 @@ def _table(results: dict[str, Any], task: Task) -> str:
     columns = [name for name in scored if name != "seconds"]
     table.add_column("split")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        shown = "95 % interval" if column.endswith("_interval") else column.replace("_", " ")
+        table.add_column(shown, justify="right")
     for name, scores in results["splits"].items():
         table.add_row(name, *(_cell(scores.get(column, "")) for column in columns))
     text = io.StringIO()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from forge import cluster, data
+from forge import data, decoding, metrics
+from forge.data import IGNORED
 from forge.errors import UserError
 from forge.tasks import Task
 
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
     from evaluate import EvaluationModule
-    from torch import Tensor
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)"
 ANSWERS = {"whole": r"(?s)(.*)", "number": rf"(?<![\w.])({NUMBER})"}  # what task.answer may name
-IGNORED = -100  # the label of a token that is not trained on
 Ids = list[int]
 Count = Annotated[int, Field(ge=1)]
 
@@ -204,10 +202,10 @@ class Generation(Task):
 
     def in_training(self, trainer: transformers.Trainer, split: Dataset) -> dict[str, float]:
         """The loss over all rows, and the answers to the first ones."""
-        nll, tokens = losses(trainer, split)
+        nll, tokens = decoding.losses(trainer, split)
         few = split.select(np.argsort(split["id"])[: self.generate_rows])
         few = few.select(np.argsort(np.negative(few["prompt_length"]), kind="stable"))
-        answers = [self.extract(text) for text in generate(trainer, few, self.greedy())]
+        answers = [self.extract(text) for text in decoding.generate(trainer, few, self.greedy())]
         right = [self.judge(*pair) for pair in zip(answers, few["label"], strict=True)]
         return {"exact_match": float(np.mean(right)), **_of_tokens(nll, tokens)}
 
@@ -216,16 +214,16 @@ class Generation(Task):
     ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         """The columns are label, prediction (the answer), completion, prompt, nll and tokens."""
         started = time.monotonic()
-        nll, tokens = losses(trainer, split)
+        nll, tokens = decoding.losses(trainer, split)
         order = np.argsort(np.negative(split["prompt_length"]), kind="stable")
         ordered, back = split.select(order), np.argsort(order, kind="stable")
-        texts = generate(trainer, ordered, self.greedy())
+        texts = decoding.generate(trainer, ordered, self.greedy())
         completions = [texts[i] for i in back]
         answers = [self.extract(text) for text in completions]
         right = [self.judge(*pair) for pair in zip(answers, split["label"], strict=True)]
         scores: dict[str, Any] = {
             "exact_match": float(np.mean(right)),
-            "exact_match_interval": wilson(sum(right), len(right)),
+            "exact_match_interval": metrics.wilson(sum(right), len(right)),
             **self._pass_at(trainer, ordered),
             **_of_tokens(nll, tokens),
             "n": len(right),
@@ -256,9 +254,9 @@ class Generation(Task):
         with torch.random.fork_rng():
             torch.manual_seed(trainer.args.seed)
             for _ in range(self.samples):
-                answers = map(self.extract, generate(trainer, split, self.sampled()))
+                answers = map(self.extract, decoding.generate(trainer, split, self.sampled()))
                 right += [self.judge(*pair) for pair in zip(answers, split["label"], strict=True)]
-        return {f"pass@{k}": pass_at(k, self.samples, right.tolist()) for k in self.pass_at}
+        return {f"pass@{k}": metrics.pass_at(k, self.samples, right.tolist()) for k in self.pass_at}
 
     def greedy(self) -> dict[str, Any]:
         """`transformers.GenerationConfig`'s settings for the one answer that is judged."""
@@ -343,123 +341,7 @@ def _check_lengths(split: Dataset, max_length: int) -> None:
     )
 
 
-def wilson(right: int, n: int) -> list[float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(right, n).proportion_ci(method="wilson")
-    return [round(float(found.low), 6), round(float(found.high), 6)]
-
-
-def pass_at(k: int, samples: int, right: list[int]) -> float:
-    """The chance that one of k samples is right, unbiased (Chen et al. 2021, equation 1).
-
-    `right` is the number of right ones among `samples`, for each prompt.
-    """
-    missed = [math.comb(samples - r, k) / math.comb(samples, k) for r in right]
-    return float(1 - np.mean(missed))
-
-
 def _of_tokens(nll: list[float], tokens: list[int]) -> dict[str, float]:
     """Loss and perplexity: every token of a completion counts once."""
     loss = math.fsum(nll) / max(sum(tokens), 1)
     return {"perplexity": math.exp(min(loss, 700)), "loss": loss}
-
-
-def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], list[int]]:
-    """Per row the negative log-likelihood of its completion, and that one's tokens."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    def one(batch: dict[str, Tensor]) -> list[tuple[float, int]]:
-        labels = batch.pop("labels")[:, 1:]  # the logits at a token are about the next one
-        logits = trainer.model(**batch).logits[:, :-1]  # type: ignore[misc]
-        taught = labels != IGNORED
-        nll = cross_entropy(logits[taught].float(), labels[taught], reduction="none").double()
-        ends = taught.sum(1).cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        return [(float(nll[a:b].sum()), b - a) for a, b in zip(starts, ends, strict=True)]
-
-    tokenizer: Any = trainer.processing_class
-
-    def collate(rows: list[dict[str, Any]]) -> Any:
-        ids = {"input_ids": [row["input_ids"] for row in rows]}
-        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt")
-        batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
-        for labels, row in zip(batch["labels"], rows, strict=True):
-            labels[: row["length"]] = torch.tensor(row["labels"])
-        return batch
-
-    found = _in_batches(trainer, split, "Reading", collate, one)
-    return [nll for nll, _ in found], [tokens for _, tokens in found]
-
-
-def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, Any]) -> list[str]:
-    """What the model writes after each prompt; rows with long prompts should come first."""
-    from transformers import GenerationConfig
-
-    tokenizer: Any = trainer.processing_class
-    model: Any = trainer.model
-    ends = _ends(model.generation_config, tokenizer)
-    room = getattr(model.config, "max_position_embeddings", None) or 10**9
-
-    def collate(rows: list[dict[str, Any]]) -> Any:
-        prompts = {"input_ids": [row["input_ids"][: row["prompt_length"]] for row in rows]}
-        return tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
-
-    def one(batch: dict[str, Tensor]) -> list[str]:
-        longest = batch["input_ids"].shape[1]
-        limit = min(settings["max_new_tokens"], room - longest)
-        if limit < 1:
-            raise UserError(f"a prompt of {longest} tokens fills the model's {room}")
-        written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
-        texts = [ids[: next((i for i, t in enumerate(ids) if t in ends), None)] for ids in written]
-        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
-
-    own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
-    model.generation_config = GenerationConfig(
-        **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True
-    )
-    try:
-        return _in_batches(trainer, split, "Generating", collate, one)
-    finally:
-        model.generation_config = own
-
-
-def _ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and those that the model names."""
-    named = getattr(own, "eos_token_id", None)
-    more = named if isinstance(named, list) else [] if named is None else [named]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
-
-
-def _in_batches(
-    trainer: transformers.Trainer,
-    split: Dataset,
-    title: str,
-    collate: Callable[[list[dict[str, Any]]], Any],
-    one: Callable[[Any], list[Any]],
-) -> list[Any]:
-    """`one` of every batch, the ranks' shares put together again, in the order of the rows."""
-    import torch
-    from tqdm import tqdm
-
-    assert trainer.model is not None
-    ranks, size = cluster.ranks(), trainer.args.per_device_eval_batch_size
-    mine: Any = split.select(range(cluster.rank(), len(split), ranks))
-    starts = range(0, len(mine), size)
-    hidden = not sys.stderr.isatty() or cluster.rank() > 0
-    training, found = trainer.model.training, []
-    trainer.model.eval()
-    half, device = trainer.args.bf16 or trainer.args.fp16, trainer.args.device
-    dtype = torch.float16 if trainer.args.fp16 else torch.bfloat16
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
-        for start in tqdm(starts, title, leave=False, disable=hidden):
-            batch = collate(list(mine.select(range(start, min(start + size, len(mine))))))
-            found += one({name: tensor.to(device) for name, tensor in batch.items()})
-    trainer.model.train(training)
-    shares = cluster.gather(found)
-    rows = [None] * len(split)
-    for rank, share in enumerate(shares):
-        rows[rank::ranks] = share
-    return rows

@@ -11,6 +11,7 @@ import os
 from typing import Any, ClassVar
 
 import evaluate
+import numpy as np
 from datasets import Features, Value
 
 from forge.errors import UserError, did_you_mean, one_line
@@ -140,6 +141,23 @@ class Perplexity(Metric):
 def constant(values: Any) -> bool:
     """Whether all values are the same."""
     return len(set(values)) < 2
+
+
+def wilson(right: int, n: int) -> list[float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(method="wilson")
+    return [round(float(found.low), 6), round(float(found.high), 6)]
+
+
+def pass_at(k: int, samples: int, right: list[int]) -> float:
+    """The chance that one of k samples is right, unbiased (Chen et al. 2021, equation 1).
+
+    `right` is the number of right ones among `samples`, for each prompt.
+    """
+    missed = [math.comb(samples - r, k) / math.comb(samples, k) for r in right]
+    return float(1 - np.mean(missed))
 
 
 def snake(name: str) -> str:

@@ -13,8 +13,11 @@ from transformers import Trainer, TrainingArguments
 from forge import models
 from forge.compare import RESAMPLES, difference, read_answers
 from forge.config import Model
+from forge.data import IGNORED
+from forge.decoding import generate, losses
 from forge.errors import UserError
-from forge.generation import IGNORED, Generation, generate, losses, pass_at, wilson
+from forge.generation import Generation
+from forge.metrics import pass_at, wilson
 from tests.conftest import results, write_rows
 from tests.test_trainer import losses as curve
 
