@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from forge import cluster
 from forge.data import IGNORED
-from forge.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smaller
 
 
 def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], list[int]]:
@@ -45,7 +46,8 @@ def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], 
             labels[: row["length"]] = torch.tensor(row["labels"])
         return batch
 
-    found = _in_batches(trainer, split, "Reading", collate, one)
+    most = LOGITS // (max(split["length"]) * len(tokenizer))
+    found = _in_batches(trainer, split, "Reading", collate, one, max(1, most))
     return [nll for nll, _ in found], [tokens for _, tokens in found]
 
 
@@ -64,9 +66,7 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
 
     def one(batch: dict[str, Tensor]) -> list[str]:
         longest = batch["input_ids"].shape[1]
-        limit = min(settings["max_new_tokens"], room - longest)
-        if limit < 1:
-            raise UserError(f"a prompt of {longest} tokens fills the model's {room}")
+        limit = min(settings["max_new_tokens"], room - longest)  # a prompt leaves at least 1
         written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
         texts = [ids[: next((i for i, t in enumerate(ids) if t in ends), None)] for ids in written]
         return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
@@ -94,13 +94,15 @@ def _in_batches(
     title: str,
     collate: Callable[[list[dict[str, Any]]], Any],
     one: Callable[[Any], list[Any]],
+    most: int | None = None,
 ) -> list[Any]:
-    """`one` of every batch, the ranks' shares put together again, in the order of the rows."""
+    """`one` of every batch, all ranks' together, in the order of the rows."""
     import torch
     from tqdm import tqdm
 
     assert trainer.model is not None
     ranks, size = cluster.ranks(), trainer.args.per_device_eval_batch_size
+    size = min(size, most or size)
     mine: Any = split.select(range(cluster.rank(), len(split), ranks))
     starts = range(0, len(mine), size)
     hidden = not sys.stderr.isatty() or cluster.rank() > 0
