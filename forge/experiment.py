@@ -47,11 +47,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
         config = configs.to_config(cfg)
         check_all(config)
         task: Task = build(config.task, "task")
-        if task.head == "CausalLM" and configs.is_taught(config):
-            raise UserError(
-                "mode=kd, model.init: teachers are for classification and regression so far; "
-                "learn this task with mode=sft"
-            )
+        _check_taught(config, task)
         args = training_arguments(config, task, run_dir)
         make_trainer = build(config.mode, "mode")
         track = _tracking(config)
@@ -111,6 +107,14 @@ def check_all(config: Config) -> None:
             check(node, f"callbacks.{name}")
     if config.tracking is not None:
         check(config.tracking, "tracking")
+
+
+def _check_taught(config: Config, task: Task) -> None:
+    if task.head == "CausalLM" and configs.is_taught(config):
+        raise UserError(
+            "mode=kd, model.init: teachers are for classification and regression so far; learn "
+            "this task with mode=sft"
+        )
 
 
 def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
@@ -242,7 +246,10 @@ def _tokenize(
     """Every split tokenised, those that are only evaluated longest first, and facts of each."""
     cache, splits, facts = data.cache_directory(cache_dir), {}, {}
     for name, split in rows.items():
-        read = task.tokenize(split, tokenizer, max_length, cache)
+        try:
+            read = task.tokenize(split, tokenizer, max_length, cache)
+        except UserError as error:
+            raise UserError(f"split {name}: {error}") from error
         facts[name] = {
             "n": len(split),
             "truncated": sum(read["truncated"]),
@@ -400,7 +407,7 @@ def _write_predictions(path: Path, split: Dataset, columns: dict[str, list[Any]]
 
 def _cell(value: float | str | list[float]) -> str:
     if isinstance(value, list):
-        return " .. ".join(map(_cell, value))
+        return " .. ".join(f"{end:.3f}" for end in value)
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -350,7 +350,10 @@ def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
         (("mode=kd",), "teachers are for classification and regression so far"),
         (("model=tiny",), "model bert: bert has no head that generates text"),
         (("model.new_head=true",), "a language model's head is its vocabulary"),
-        (("task.max_length=20",), "row .*: its prompt has .* tokens, the limit .* is 20"),
+        (
+            ("task.max_length=20",),
+            "split train: row .*: its prompt has .* tokens, the limit .* is 20",
+        ),
         (("+task.chat=true",), "the tokenizer has no chat template"),
         (("task.max_new_tokens=0",), "task.max_new_tokens=0: .*greater than or equal to 1"),
     ],
