@@ -163,9 +163,9 @@ class Generation(Task):
             yield from (_encode_chat(*p, tokenizer) for p in zip(prompts, completions, strict=True))
             return
         begin, plain = tokenizer.bos_token, {"add_special_tokens": False, "verbose": False}
-        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]  # of itself
-        texts = [f"{begin * begins}{p.removeprefix(begin)}" for p in prompts] if begin else prompts
-        read, written = (tokenizer(part, **plain)["input_ids"] for part in (texts, completions))
+        if begin and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:  # of itself
+            prompts = [begin + prompt.removeprefix(begin) for prompt in prompts]
+        read, written = (tokenizer(part, **plain)["input_ids"] for part in (prompts, completions))
         for prompt, completion in zip(read, written, strict=True):
             yield prompt, [*completion, tokenizer.eos_token_id]
 

@@ -267,6 +267,15 @@ def test_a_text_begins_once(task_of, tmp_path, text):
     assert row["input_ids"][0] == tokenizer.bos_token_id
 
 
+def test_a_beginning_that_is_written_out_stays(task_of, tmp_path):
+    """For a tokenizer that has such a token and adds it to nothing."""
+    task, tokenizer = task_of([{"prompt": "<s>two", "completion": " x"}]), tokenizer_of()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    assert row["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.decode(row["input_ids"]) == "<s>two x</s>"
+
+
 def test_a_chat_is_written_by_its_template_and_begins_and_ends_once(task_of, tmp_path):
     turns = [{"role": "system", "content": "be"}, *CHAT]
     task = task_of([{"m": turns}], messages="m")
@@ -320,8 +329,13 @@ def test_the_interval_is_wilsons():
 
 
 def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
-    monkeypatch.setitem(RESAMPLES, "other", 20)
-    settings = ("trainer.max_steps=3", "task.generate_rows=20", "task.samples=2")
+    monkeypatch.setitem(RESAMPLES, "other", 5)
+    settings = (
+        "trainer.max_steps=3",
+        "task.generate_rows=20",
+        "task.samples=2",
+        "trainer.num_train_epochs=1",
+    )
     first = launch(*TINY, *settings, "task.pass_at=[2]", at="a")
     scores = results(first)["splits"]["validation"]
     assert scores["n"] == 60 and scores["exact_match_interval"][0] == 0
