@@ -226,7 +226,11 @@ class TextTask(Task):
             "n": len(logits),
             "seconds": round(found["runtime"], 3),
             "examples_per_second": round(found["samples_per_second"], 2),
-        }, {
+        }, self.answers(split, logits)
+
+    def answers(self, split: Dataset, logits: NDArray[Any]) -> dict[str, list[Any]]:
+        """The columns of a predictions' file."""
+        return {
             "label": list(split["labels"]),
             "prediction": self.predict(logits).tolist(),
             "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
