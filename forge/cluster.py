@@ -191,6 +191,16 @@ def total(value: float, device: Any) -> float:
     return float(seen)
 
 
+def gather(values: list[T]) -> list[list[T]]:
+    """The values of every rank, in evaluation."""
+    import torch
+
+    shares: list[Any] = [values] * ranks()
+    if ranks() > 1:
+        torch.distributed.all_gather_object(shares, values)
+    return shares
+
+
 def started() -> float:
     """Now, seconds since 1970; with several ranks the moment at which rank 0 first asked."""
     return time.time() if ranks() == 1 else _agreed_start()

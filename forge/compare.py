@@ -19,6 +19,7 @@ from forge.errors import UserError
 RESAMPLES = {"accuracy": 10_000, "other": 1_000}
 POWERS = (0.975, 0.8)  # 5 % on two sides, and a true difference missed once in five
 FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to be under 0.05
+SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
 
 
 @dataclass
@@ -61,14 +62,18 @@ class Difference:
         return "lower" if self.high < 0 and not self.doubted else "no difference shown"
 
 
-def read_answers(path: Path) -> Answers:
-    """The predictions of a split, as a run wrote them; raises `UserError` when there are none."""
+def read_answers(path: Path, metric: str) -> Answers:
+    """What `metric` reads of a split's predictions, as a run wrote them.
+
+    Raises `UserError` when there are none.
+    """
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise UserError(f"{path}: no such predictions; the run did not finish or has other splits")
-    table = pq.read_table(path, columns=["id", "label", "prediction"]).sort_by("id")
-    return Answers(*(table[name].to_numpy() for name in ("id", "label", "prediction")))
+    names = ["id", *_columns(metric)]
+    table = pq.read_table(path, columns=names).sort_by("id")
+    return Answers(*(table[name].to_numpy() for name in names))
 
 
 def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:
@@ -89,9 +94,9 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     values = [score(b) - score(a) for a, b in pairs]
     resampled = _resample(reference, other, metric)
     found = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
-    if np.issubdtype(first.label.dtype, np.integer):
+    if not np.issubdtype(first.prediction.dtype, np.floating):
         found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
-        if metric == "accuracy" and len(pairs) == 1:
+        if metric in SHARES and len(pairs) == 1:
             found.doubted = found.p_value >= 0.05 and not found.low <= 0 <= found.high
             found.smallest = max(found.smallest, FEWEST / found.n)
     return found
@@ -113,12 +118,21 @@ def _interval(values: list[float], resampled: NDArray[Any]) -> tuple[float, floa
     return mean - float(half), mean + float(half), float(half + power)
 
 
+def _columns(metric: str) -> tuple[str, str]:
+    """The reference's and the prediction's column in a predictions' file."""
+    if metric in SHARES:
+        return "label", "prediction"
+    from forge import metrics
+
+    return getattr(metrics.load([metric])[0], "columns", ("label", "prediction"))
+
+
 def _scorer(metric: str) -> Callable[..., float]:
     """A function from the answers, and optionally some rows of them, to the metric.
 
     Forge's own are called without evaluate around them, which takes ten times as long.
     """
-    if metric == "accuracy":  # without the seconds that importing the metrics takes
+    if metric in SHARES:  # without the seconds that importing the metrics takes
         return lambda run, rows=slice(None): float(np.mean(run.prediction[rows] == run.label[rows]))
     from forge import metrics
 
@@ -136,7 +150,7 @@ def _scorer(metric: str) -> Callable[..., float]:
 def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[Any]:
     """Mean differences over the pairs [resamples], the examples drawn with replacement."""
     rng, count = np.random.default_rng(0), len(reference[0].id)
-    if metric == "accuracy":
+    if metric in SHARES:
         right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
         gains, often = np.unique(right[1] - right[0], return_counts=True)
         drawn = rng.multinomial(count, often / count, RESAMPLES["accuracy"])  # how often each gain

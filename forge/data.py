@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
+IGNORED = -100  # the label of a token that is not trained on
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -228,14 +229,30 @@ def tokenize(
     Cached under `cache_dir` by the content of rows and tokenizer; fast tokenizers use all cores.
     """
 
+    def encoded(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+        return encode([batch[column] for column in text], tokenizer, max_length)
+
+    key = fingerprint(
+        rows._fingerprint, identity(tokenizer), tokenizer.model_input_names, text, max_length
+    )
+    return stored(rows, encoded, text, key, cache_dir)
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What of a tokenizer decides on the tokens of a text."""
     spelled = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     spelled.pop("truncation", None), spelled.pop("padding", None)
-    identity = [
-        type(tokenizer).__name__,
-        spelled or tokenizer.get_vocab(),
-        tokenizer.truncation_side,
-    ]
-    key = fingerprint(rows._fingerprint, identity, tokenizer.model_input_names, text, max_length)
+    return [type(tokenizer).__name__, spelled or tokenizer.get_vocab(), tokenizer.truncation_side]
+
+
+def stored(
+    rows: Dataset,
+    encode: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]],
+    replaced: list[str],
+    key: str,
+    cache_dir: Path,
+) -> Dataset:
+    """The rows with what `encode` makes of them in place of some columns; cached under `key`."""
     target = cache_dir / "tokenised" / f"{key}.arrow"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -244,9 +261,9 @@ def tokenize(
             f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
         ) from error
     return rows.map(
-        lambda batch: encode([batch[column] for column in text], tokenizer, max_length),
+        encode,
         batched=True,
-        remove_columns=text,
+        remove_columns=replaced,
         new_fingerprint=key,
         cache_file_name=str(target),
         desc="Tokenising",
@@ -283,7 +300,9 @@ class Collator:
         from transformers import DataCollatorWithPadding
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        self.pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+        self.pad: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(
+            tokenizer, pad_to_multiple_of=multiple
+        )
         self.columns = (*tokenizer.model_input_names, "labels", *extra)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:

@@ -17,13 +17,14 @@ from forge import config as configs
 from forge.config import Config, Precision, build, check
 from forge.errors import Failure, UserError, did_you_mean
 from forge.record import RESULTS, Record, environment, read_json, record, write_json
+from forge.results import cell
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from forge.signals import Stop
-    from forge.tasks import TextTask
+    from forge.tasks import Task
     from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             return float(headline["value"])
         config = configs.to_config(cfg)
         check_all(config)
-        task: TextTask = build(config.task, "task")
+        task: Task = build(config.task, "task")
+        _check_taught(config, task)
         args = training_arguments(config, task, run_dir)
         make_trainer = build(config.mode, "mode")
         track = _tracking(config)
@@ -60,9 +62,10 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             train_dataset=prepared.splits[task.train],
             eval_dataset=prepared.splits[task.evaluation[0]],
             processing_class=prepared.tokenizer,
-            data_collator=data.Collator(prepared.tokenizer, data.pad_multiple(args), "id"),
-            compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
+            data_collator=task.collator(prepared.tokenizer, data.pad_multiple(args)),
+            compute_metrics=getattr(task, "compute_metrics", None),
         )
+        trainer.in_training = task.in_training
         rec.note(**prepared.facts)
         with track(rec, prepared) as tracker:
             _follow(trainer, [*tracker, signals.AtStepEnd(stop), *callbacks], rec)
@@ -109,7 +112,15 @@ def check_all(config: Config) -> None:
         check(config.tracking, "tracking")
 
 
-def training_arguments(config: Config, task: TextTask, run_dir: Path) -> TrainingArguments:
+def _check_taught(config: Config, task: Task) -> None:
+    if task.head == "CausalLM" and configs.is_taught(config):
+        raise UserError(
+            "mode=kd, model.init: teachers are for classification and regression so far; learn "
+            "this task with mode=sft"
+        )
+
+
+def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
     """The trainer group as `TrainingArguments`, with what follows from the rest of the config."""
     import torch
 
@@ -131,7 +142,7 @@ def training_arguments(config: Config, task: TextTask, run_dir: Path) -> Trainin
     return args
 
 
-def _check_ranges(trainer: dict[str, Any], task: TextTask) -> None:
+def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
     """What `TrainingArguments` takes without a word and training trips over."""
     from transformers import TrainingArguments
 
@@ -180,7 +191,7 @@ class Prepared:
     """What a mode trains on; `facts` are for the record, `recorded` those of earlier attempts."""
 
     config: Config
-    task: TextTask
+    task: Any  # a Task; each mode knows which kinds it takes
     args: TrainingArguments
     rows: dict[str, Dataset]  # per split: id, texts, labels
     splits: dict[str, Dataset]  # the same, tokenised; evaluation splits longest first
@@ -194,24 +205,27 @@ class Prepared:
 
 
 def prepare(
-    config: Config, task: TextTask, args: TrainingArguments, recorded: dict[str, Any]
+    config: Config, task: Task, args: TrainingArguments, recorded: dict[str, Any]
 ) -> Prepared:
     """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
     from transformers import set_seed
 
     from forge import models, teacher
+    from forge.tasks import TextTask
 
     rows = cluster.in_turn(task.load)
     source = config.model
     if config.model.init:
+        assert isinstance(task, TextTask)  # see `run`
         source = teacher.source(config, task, rows, recorded)
-    texts = (text for column in task.text_columns for text in rows[task.train][column])
+    texts = task.texts(rows[task.train])
     tokenizer = cluster.in_turn(lambda: models.load_tokenizer(source, texts))
     architecture = models.load_config(source, task, tokenizer)
+    task.make_ready(tokenizer)
     max_length = models.max_length(task.max_length, tokenizer, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
     model = cluster.in_turn(lambda: models.load(source, task, architecture))
-    if config.model.init:
+    if config.model.init and isinstance(task, TextTask):
         model = models.shallower(model, *models.student(config.model, task, tokenizer))
     splits, facts = cluster.in_turn(
         lambda: tokenize(rows, tokenizer, max_length, task, config.cache_dir)
@@ -232,15 +246,16 @@ def tokenize(
     rows: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    task: TextTask,
+    task: Task,
     cache_dir: str | None,
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """Every split tokenised, those that are only evaluated longest first, and facts of each."""
     cache, splits, facts = data.cache_directory(cache_dir), {}, {}
     for name, split in rows.items():
-        read = data.tokenize(
-            split, tokenizer, text=task.text_columns, max_length=max_length, cache_dir=cache
-        )
+        try:
+            read = task.tokenize(split, tokenizer, max_length, cache)
+        except UserError as error:
+            raise UserError(f"split {name}: {error}") from error
         facts[name] = {
             "n": len(split),
             "truncated": sum(read["truncated"]),
@@ -364,7 +379,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
 
 def evaluate(
     trainer: Trainer,
-    task: TextTask,
+    task: Task,
     splits: dict[str, Dataset],
     run_dir: Path,
     train: dict[str, Any],
@@ -378,24 +393,13 @@ def evaluate(
     return float(results["headline"]["value"])
 
 
-def judge(
-    trainer: Trainer, task: TextTask, splits: dict[str, Dataset], folder: Path
-) -> dict[str, Any]:
+def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path) -> dict[str, Any]:
     """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
     results: dict[str, Any] = {"splits": {}}
     for name in task.evaluation:
-        output = trainer.predict(splits[name])
-        logits = first(output.predictions)
-        metrics = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
-        results["splits"][name] = {
-            **{k: metrics[k] for k in (*task.metrics, "loss") if k in metrics},
-            "n": len(logits),
-            "seconds": round(metrics["runtime"], 3),
-            "examples_per_second": round(metrics["samples_per_second"], 2),
-        }
+        results["splits"][name], columns = task.examine(trainer, splits[name])
         if not cluster.rank():
-            file = folder / "predictions" / f"{name}.parquet"
-            _write_predictions(file, splits[name], task, logits)
+            _write_predictions(folder / "predictions" / f"{name}.parquet", splits[name], columns)
     split = task.evaluation[0]
     value = results["splits"][split][task.headline]
     results["headline"] = {"metric": task.headline, "split": split, "value": value}
@@ -404,57 +408,43 @@ def judge(
 
 def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
     """What is read a month later: the whole curve, the teachers' answers, the model's card."""
+    from forge.tasks import TextTask
+
     if cluster.rank():
         return
     if trainer.state.log_history:
         trainer.save_state()  # checkpoints may be older, or none
     for split, logits in prepared.taught.items():
-        file = run_dir / "predictions" / f"teacher_{split}.parquet"
-        _write_predictions(file, prepared.rows[split], prepared.task, logits)
+        file, rows = run_dir / "predictions" / f"teacher_{split}.parquet", prepared.rows[split]
+        assert isinstance(prepared.task, TextTask)  # others have no teachers
+        _write_predictions(file, rows, prepared.task.answers(rows, logits))
     card.write(run_dir)
 
 
-def first(predictions: Any) -> Any:
-    """Logits of shape [rows, num_labels]; some models return more beside them."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
-
-
-def _write_predictions(path: Path, split: Dataset, task: TextTask, logits: Any) -> None:
-    """Per example, in the order of ids: id, label, prediction, logits."""
+def _write_predictions(path: Path, split: Dataset, columns: dict[str, list[Any]]) -> None:
+    """Per example, in the order of ids: id, label, prediction, and what else the task says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "id": list(split["id"]),
-            "label": list(split["labels"]),
-            "prediction": task.predict(logits).tolist(),
-            "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
-        }
-    )
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(table.sort_by("id"), path)
+    pq.write_table(pa.table({"id": list(split["id"]), **columns}).sort_by("id"), path)
 
 
-def _cell(value: float | str) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else value
-
-
-def table(results: dict[str, Any], task: TextTask) -> str:
+def table(results: dict[str, Any], task: Task) -> str:
     """The metrics of each split, and what training took."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    columns = [*task.metrics, "loss", "n", "examples_per_second"]
+    scored = results["splits"][task.evaluation[0]]
+    columns = [name for name in scored if name != "seconds"]
     table.add_column("split")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        shown = "95 % interval" if column.endswith("_interval") else column.replace("_", " ")
+        table.add_column(shown, justify="right")
     for name, scores in results["splits"].items():
-        table.add_row(name, *(_cell(scores.get(column, "")) for column in columns))
+        table.add_row(name, *(cell(scores.get(column)) for column in columns))
     text = io.StringIO()
     Console(file=text, width=100).print(table)
     if train := results.get("train"):

@@ -6,10 +6,12 @@ be given by its path. Predictions are label ids, or values for regression.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, ClassVar
 
 import evaluate
+import numpy as np
 from datasets import Features, Value
 
 from forge.errors import UserError, did_you_mean, one_line
@@ -20,6 +22,8 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
 
     dtype: ClassVar[str] = "int64"
     greater_is_better: ClassVar[bool] = True
+    of_texts: ClassVar[bool] = False  # for what a language model writes
+    columns: ClassVar[tuple[str, str]] = ("label", "prediction")  # of the predictions' file
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -112,9 +116,48 @@ class Mse(Metric):
         return float(mean_squared_error(true, predicted))
 
 
+class ExactMatch(Metric):
+    """Share of right answers among generated ones: pass@1."""
+
+    dtype = "string"
+    of_texts = True
+
+    def score(self, true: Any, predicted: Any) -> float:
+        return float(sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true))
+
+
+class Perplexity(Metric):
+    """exp of the mean negative log-likelihood of a token, from each row's tokens and their sum."""
+
+    dtype = "float64"
+    greater_is_better = False
+    of_texts = True
+    columns = ("tokens", "nll")
+
+    def score(self, true: Any, predicted: Any) -> float:
+        return math.exp(min(sum(predicted) / sum(true), 700))
+
+
 def constant(values: Any) -> bool:
     """Whether all values are the same."""
     return len(set(values)) < 2
+
+
+def wilson(right: int, n: int) -> list[float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(method="wilson")
+    return [round(float(found.low), 6), round(float(found.high), 6)]
+
+
+def pass_at(k: int, samples: int, right: list[int]) -> float:
+    """The chance that one of k samples is right, unbiased (Chen et al. 2021, equation 1).
+
+    `right` is the number of right ones among `samples`, for each prompt.
+    """
+    missed = [math.comb(samples - r, k) / math.comb(samples, k) for r in right]
+    return float(1 - np.mean(missed))
 
 
 def snake(name: str) -> str:

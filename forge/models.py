@@ -17,11 +17,11 @@ from torch import nn
 from forge import hub
 from forge.config import Model
 from forge.errors import UserError, did_you_mean, one_line
+from forge.tasks import Task, TextTask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from forge.tasks import TextTask
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,15 @@ def resolve(path: str, where: str = "model.path", file: str = "config.json") -> 
 def load_tokenizer(
     model: Model, texts: Iterable[str], where: str = "model"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model`; without a path, WordPiece trained on `texts`."""
+    """The tokenizer of `model`; without a path one trained on `texts`.
+
+    That is WordPiece for an encoder, byte pairs for a decoder.
+    """
     from transformers import AutoTokenizer
 
     if model.path is None and model.tokenizer is None:
+        if _is_decoder(_architecture(model.config)()):
+            return _train_byte_pairs(model.config, texts)
         return _train_wordpiece(model.config, texts)
     if model.tokenizer:
         path = resolve(model.tokenizer, f"{where}.tokenizer", "tokenizer_config.json")
@@ -91,6 +96,53 @@ def _train_wordpiece(config: dict[str, Any], texts: Iterable[str]) -> PreTrained
     )
 
 
+def _train_byte_pairs(config: dict[str, Any], texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Byte-level BPE of at most `config.vocab_size`: any text comes back as it was.
+
+    Digits stay single, so that a number is spelled and not one of many unrelated words.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pairs = Tokenizer(models.BPE())
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pairs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), by_bytes])
+    pairs.decoder = decoders.ByteLevel()
+    learn = trainers.BpeTrainer(
+        vocab_size=config.get("vocab_size", 32000),
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=sorted(by_bytes.alphabet()),
+        show_progress=False,
+    )
+    pairs.train_from_iterator(texts, learn)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pairs,
+        pad_token="<pad>",
+        eos_token="</s>",
+        model_max_length=config.get("max_position_embeddings", 2048),
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the architecture is made to go on with a text; BERT could, when it is told to."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return bool(getattr(config, "is_decoder", False))
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def generates(name: str) -> bool:
+    """Whether a class of that name has a head that predicts the next token."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or name.endswith("ForCausalLM")
+
+
 def max_length(
     asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> int:
@@ -110,7 +162,7 @@ def max_length(
 
 
 def load_config(
-    model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase, where: str = "model"
+    model: Model, task: Task, tokenizer: PreTrainedTokenizerBase, where: str = "model"
 ) -> PretrainedConfig:
     """The architecture, with the task's labels; raises `UserError` when it is none."""
     from transformers import AutoConfig
@@ -121,6 +173,9 @@ def load_config(
         with _sizes():
             config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
+        if tokenizer.eos_token_id is not None:
+            config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, None
+        _check_head(model, task, config, where)
         return config
     path = resolve(model.path, f"{where}.path")
     with hub.access("model", path, f"{where}.path=DIR"):
@@ -130,7 +185,24 @@ def load_config(
             f"{where}.tokenizer={model.tokenizer}: it has {len(tokenizer)} tokens, the model "
             f"{config.vocab_size}; name the tokenizer that the model was trained with"
         )
+    _check_head(model, task, config, where)
     return config
+
+
+def _check_head(model: Model, task: Task, config: PretrainedConfig, where: str) -> None:
+    """Raise `UserError` for a model that is to write and cannot."""
+    if isinstance(task, TextTask):
+        return
+    name = model.path or config.model_type
+    if model.new_head:
+        raise UserError(f"{where}.new_head=true: a language model's head is its vocabulary")
+    trained = model.path is not None and not model.from_scratch
+    if not (any(map(generates, config.architectures or ())) if trained else _is_decoder(config)):
+        raise UserError(
+            f"{where} {name}: {', '.join(config.architectures or [config.model_type])} has no head "
+            "that generates text; choose a causal language model, e.g. model=tiny_lm or "
+            "model=smollm"
+        )
 
 
 @contextmanager
@@ -166,19 +238,21 @@ def _revision(model: Model) -> dict[str, Any]:
 
 
 def load(
-    model: Model, task: TextTask, config: PretrainedConfig, where: str = "model"
+    model: Model, task: Task, config: PretrainedConfig, where: str = "model"
 ) -> PreTrainedModel:
     """Weights in fp32 with a head for `task`, its labels in the task's order.
 
     A head trained for the same label names in another order is permuted; one for other labels is
     refused unless `new_head` asks for a fresh one. What starts from random values is logged.
     """
-    from transformers import AutoModelForSequenceClassification as AutoClassifier
+    import transformers
 
-    trained = has_head(config)
-    keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
-    order = _head_order(model, task, config, where) if keep else None
-    _name_labels(config, task)
+    auto = getattr(transformers, f"AutoModelFor{task.head}")
+    trained, order = has_head(config), None
+    if isinstance(task, TextTask):
+        keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
+        order = _head_order(model, task, config, where) if keep else None
+        _name_labels(config, task)
     if model.path is None or model.from_scratch:
         if model.layers is not None and not model.init:
             raise UserError(
@@ -186,16 +260,16 @@ def load(
                 f"{where}.config.num_hidden_layers"
             )
         with _sizes():
-            built: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
+            built: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
         log.info("weights: random (%s)", config.model_type)
         return built
     path = resolve(model.path, f"{where}.path")
     options = {"dtype": torch.float32, **model.from_pretrained}
     with hub.access("model", path, f"{where}.path=DIR"):
         if trained and model.new_head:
-            built = _with_new_head(AutoClassifier, path, config, options)
+            built = _with_new_head(auto, path, config, options)
         else:
-            built, info = AutoClassifier.from_pretrained(
+            built, info = auto.from_pretrained(
                 path, config=config, output_loading_info=True, **options
             )
             if info["missing_keys"]:
@@ -203,18 +277,21 @@ def load(
     if order is not None and order != sorted(order):
         _permute_head(built, order)
         log.info("head of %s: labels put into the task's order: %s", path, ", ".join(names(task)))
-    return built if model.layers is None else shallower(built, model.layers)
+    return built if model.layers is None else shallower(built, model.layers, head=task.head)
 
 
 def shallower(
-    source: PreTrainedModel, layers: int | list[int] | None, config: PretrainedConfig | None = None
+    source: PreTrainedModel,
+    layers: int | list[int] | None,
+    config: PretrainedConfig | None = None,
+    head: str = "SequenceClassification",
 ) -> PreTrainedModel:
     """A model that starts from the embeddings, the head and some (null: all) layers of `source`.
 
     `config` is its architecture, by default that of `source` with fewer layers; raises `UserError`
     when the weights do not fit it.
     """
-    from transformers import AutoModelForSequenceClassification as AutoClassifier
+    import transformers
 
     owner = source.config
     chosen = _choose_layers(layers, owner.num_hidden_layers)
@@ -222,7 +299,8 @@ def shallower(
     config.num_hidden_layers = len(chosen)
     if types := getattr(owner, "layer_types", None):
         config.layer_types = [types[i] for i in chosen]
-    student: PreTrainedModel = AutoClassifier.from_config(config, dtype=torch.float32)
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    student: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     weights, wanted = _with_layers(source, chosen), student.state_dict()
     for name in sorted(weights.keys() | wanted.keys()):
         mine, theirs = (list(w[name].shape) if name in w else "absent" for w in (wanted, weights))
@@ -305,7 +383,7 @@ def unnamed(labels: Iterable[str]) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", name) for name in labels)
 
 
-def names(task: TextTask) -> list[str]:
+def names(task: Task) -> list[str]:
     found: list[str] = getattr(task, "names", ["score"])
     return found
 

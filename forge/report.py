@@ -52,11 +52,19 @@ def measure_models(sweep: Sweep) -> None:
 
 
 def _load(path: str) -> tuple[dict[str, Any], Any]:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
     from transformers.utils import logging as library
 
+    from forge.models import generates
+
     library.disable_progress_bar()
-    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    writes = any(map(generates, AutoConfig.from_pretrained(path).architectures or ()))
+    auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    model = auto.from_pretrained(path).eval()
     config = model.config
     weights = sum(p.numel() for p in model.parameters())
     size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
@@ -83,7 +91,7 @@ def _latency(
 
 
 def _percent(metric: str) -> bool:
-    return metric.startswith(("accuracy", "f1", "precision", "recall"))
+    return metric.startswith(("accuracy", "exact_match", "f1", "precision", "recall"))
 
 
 def _show(value: float, metric: str, sign: bool = False) -> str:

@@ -258,7 +258,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
         return
     sides = [
         [
-            compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet")
+            compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet", sweep.metric)
             for seed in row.seeds
             for run in [next(run for run in side.runs if run.seed == seed)]
         ]
@@ -290,7 +290,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
         ("teacher", ", ".join(data.get("teacher", {}).get("paths", []))),
     ]
     for split, scores in run.results.get("splits", {}).items():
-        told = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
+        told = (f"{name} {cell(score)}" for name, score in scores.items())
         lines.append((split, ", ".join(told)))
     lines.append(("files", ", ".join(files)))
     if status == "finished" and "model" in files:
@@ -351,7 +351,8 @@ def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
 
 
 def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
-    answers = [compare.read_answers(r.path / "predictions" / f"{split}.parquet") for r in (a, b)]
+    files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
+    answers = [compare.read_answers(file, metric) for file in files]
     try:
         found = compare.difference(answers[:1], answers[1:], metric)
     except UserError as error:
@@ -368,10 +369,7 @@ def comparison_text(found: dict[str, Any]) -> str:
     config = [[key, *map(str, values)] for key, values in found["config"].items()]
     table = drawn(["differs", *letters], config) if config else "\nthe configs are the same"
     lines.append(table)
-    metrics = [
-        [name, *("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)]
-        for name, row in found["metrics"].items()
-    ]
+    metrics = [[name, *map(cell, row)] for name, row in found["metrics"].items()]
     lines += [drawn(["metric", *letters], metrics), ""]
     lines += [_pair_text(pair, named) for pair in found["pairs"]]
     lines.append(
@@ -403,17 +401,20 @@ def metrics_cells(run: Run) -> tuple[list[str], list[list[str]]]:
     columns = [name for name in next(iter(splits.values())) if name not in TIMINGS]
     cells = []
     for split, scores in splits.items():
-        cells.append([split, *(_told(scores.get(name)) for name in columns)])
+        cells.append([split, *(cell(scores.get(name)) for name in columns)])
         if split in taught:
             theirs = {"n": scores["n"]} | taught[split]
-            cells.append([f"{split}, teacher", *(_told(theirs.get(name)) for name in columns)])
+            cells.append([f"{split}, teacher", *(cell(theirs.get(name)) for name in columns)])
     return ["split", *columns], cells
 
 
-def _told(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+def cell(value: float | int | str | list[float] | None) -> str:
+    """A score for a reader; a list is an interval."""
+    if isinstance(value, list):
+        return " .. ".join(f"{end:.3f}" for end in value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,8 +22,10 @@ from forge import data
 from forge.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    import transformers
     from datasets import Dataset
     from evaluate import EvaluationModule
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 UNLABELLED = "unlabelled"
@@ -31,29 +33,26 @@ AMBIGUOUS = ("-1", "None", "nan", "NaN")  # GLUE's mark of an unlabelled row, or
 
 
 @dataclass(kw_only=True)
-class TextTask(ABC):
-    """One or two texts in, one answer out.
+class Task(ABC):
+    """What every kind of task says of itself, and what it does in the flow of a run.
 
     `evaluation` names the splits that are judged; the first one chooses the best checkpoint and
-    gives the headline. `max_rows` keeps the first rows of every split. `unlabelled_split` holds
-    texts that mode=kd learns from at mode.alpha=1.
+    gives the headline. `max_rows` keeps the first rows of every split.
     """
 
     dataset: Callable[[], data.Source]
-    text: list[str] | str
-    label: str
     metrics: list[str]
     headline: str
     train: str = "train"
     evaluation: list[str] = field(default_factory=lambda: ["validation"])
     max_length: int | None = None  # tokens; null: as long as the model can read
     max_rows: int | None = None
-    unlabelled_split: str | None = None
+    unlabelled_split: ClassVar[str | None] = None
+
+    head: ClassVar[str]  # of the model, as in transformers.AutoModelFor…
+    in_training: ClassVar[Callable[..., Any] | None] = None  # for `Trainer.in_training`
 
     def __post_init__(self) -> None:
-        self.text = [self.text] if isinstance(self.text, str) else list(self.text)
-        if len(self.text) not in (1, 2):
-            raise UserError(f"task.text={self.text}: one or two text columns are needed")
         if self.max_rows is not None and self.max_rows < 1:
             raise UserError(f"task.max_rows={self.max_rows}: at least 1, or null for all rows")
         if self.headline not in self.metrics:
@@ -65,21 +64,79 @@ class TextTask(ABC):
             raise UserError("task.evaluation=[]: name at least one split to judge by")
         self.modules: list[EvaluationModule] = _load_metrics(self.metrics)
         for name, module in zip(self.metrics, self.modules, strict=True):
-            if getattr(module, "dtype", self.dtype) != self.dtype:
+            if not self.judged_by(module):
                 raise UserError(f"metric {name}: it does not judge a {self.problem_type}")
-        self.text_columns = [f"text_{i}" for i in range(len(self.text))]
 
+    @abstractmethod
+    def judged_by(self, metric: EvaluationModule) -> bool:
+        """Whether a metric is for answers of this kind."""
+
+    @property
+    @abstractmethod
+    def problem_type(self) -> str:
+        """As in `transformers.PretrainedConfig.problem_type`, or generation."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether a higher headline is a better one."""
+        module = self.modules[self.metrics.index(self.headline)]
+        return bool(getattr(module, "greater_is_better", True))
+
+    @abstractmethod
+    def load(self, training: bool = True) -> dict[str, Dataset]:
+        """The rows of the train split (when `training`) and of those that judge, with an `id` each.
+
+        Raises `UserError` for useless ones.
+        """
+
+    @abstractmethod
+    def texts(self, rows: Dataset) -> Iterator[str]:
+        """All texts of a split, for a tokenizer to be trained on."""
+
+    def make_ready(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  # optional
+        """Set a tokenizer up; raises `UserError` for one that will not do."""
+
+    @abstractmethod
+    def tokenize(
+        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path
+    ) -> Dataset:
+        """The rows of a split as tokens, with `length` and `truncated`."""
+
+    @abstractmethod
+    def collator(self, tokenizer: PreTrainedTokenizerBase, multiple: int | None) -> data.Collator:
+        """What makes padded batches of tokenised rows."""
+
+    @abstractmethod
+    def examine(
+        self, trainer: transformers.Trainer, split: Dataset
+    ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """Judge a tokenised split: its scores, and its predictions as columns of a table."""
+
+
+@dataclass(kw_only=True)
+class TextTask(Task):
+    """One or two texts in, one answer out.
+
+    `unlabelled_split` holds texts that mode=kd learns from at mode.alpha=1.
+    """
+
+    text: list[str] | str
+    label: str
+    unlabelled_split: str | None = None  # type: ignore[misc]  # here it is a setting
+    head = "SequenceClassification"
     dtype: ClassVar[str]  # of predictions and references
+
+    def __post_init__(self) -> None:
+        self.text = [self.text] if isinstance(self.text, str) else list(self.text)
+        if len(self.text) not in (1, 2):
+            raise UserError(f"task.text={self.text}: one or two text columns are needed")
+        super().__post_init__()
+        self.text_columns = [f"text_{i}" for i in range(len(self.text))]
 
     @property
     @abstractmethod
     def num_labels(self) -> int:
         """Width of the model's head."""
-
-    @property
-    @abstractmethod
-    def problem_type(self) -> str:
-        """As in `transformers.PretrainedConfig.problem_type`."""
 
     @abstractmethod
     def encode(self, values: list[Any], split: str) -> list[Any]:
@@ -88,12 +145,6 @@ class TextTask(ABC):
     @abstractmethod
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Answers from logits of shape [rows, num_labels]."""
-
-    @property
-    def greater_is_better(self) -> bool:
-        """Whether a higher headline is a better one."""
-        module = self.modules[self.metrics.index(self.headline)]
-        return bool(getattr(module, "greater_is_better", True))
 
     def load(self, training: bool = True) -> dict[str, Dataset]:
         """The train (when `training`) and evaluation splits: id, text_0 (and text_1), labels.
@@ -144,6 +195,50 @@ class TextTask(ABC):
         for module in self.modules:
             scores |= module.compute(predictions=self.predict(logits), references=labels)
         return {name: float(value) for name, value in scores.items()}
+
+    def compute_metrics(self, answers: EvalPrediction) -> dict[str, float]:
+        """As `transformers.Trainer` asks for the metrics."""
+        labels: Any = answers.label_ids
+        return self.judge(first(answers.predictions), labels)
+
+    def judged_by(self, metric: EvaluationModule) -> bool:
+        of_texts = getattr(metric, "of_texts", False)
+        return not of_texts and getattr(metric, "dtype", self.dtype) == self.dtype
+
+    def texts(self, rows: Dataset) -> Iterator[str]:
+        return (text for column in self.text_columns for text in rows[column])
+
+    def tokenize(
+        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path
+    ) -> Dataset:
+        return data.tokenize(
+            rows, tokenizer, text=self.text_columns, max_length=max_length, cache_dir=cache_dir
+        )
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, multiple: int | None) -> data.Collator:
+        return data.Collator(tokenizer, multiple, "id")
+
+    def examine(
+        self, trainer: transformers.Trainer, split: Dataset
+    ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """The columns are label, prediction and logits."""
+        output = trainer.predict(split)
+        logits = first(output.predictions)
+        found = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
+        scores = {k: found[k] for k in (*self.metrics, "loss") if k in found}
+        return scores | {
+            "n": len(logits),
+            "seconds": round(found["runtime"], 3),
+            "examples_per_second": round(found["samples_per_second"], 2),
+        }, self.answers(split, logits)
+
+    def answers(self, split: Dataset, logits: NDArray[Any]) -> dict[str, list[Any]]:
+        """The columns of a predictions' file."""
+        return {
+            "label": list(split["labels"]),
+            "prediction": self.predict(logits).tolist(),
+            "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
+        }
 
 
 @dataclass(kw_only=True)
@@ -290,6 +385,11 @@ def from_files(
     if problem_type == "regression":
         return Regression(**common)
     return Classification(**common, labels=labels)
+
+
+def first(predictions: Any) -> Any:
+    """Logits of shape [rows, num_labels]; some models return more beside them."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
 def _load_metrics(names: list[str]) -> list[EvaluationModule]:

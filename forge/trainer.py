@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import transformers
 from torch.nn import functional
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
 
-from forge import checkpoints, cluster
+from forge import checkpoints, cluster, models
 from forge.record import read_json, write_json
 from forge.signals import InWorker
 
@@ -117,14 +118,16 @@ class Trainer(transformers.Trainer):
 
     run_id = ""  # whose checkpoints these are
     off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # is the save to come so?
+    in_training: Callable[..., dict[str, float]] | None = None  # a task's evaluation of its own
     limit: int | None = None  # of checkpoints; ours to keep, since transformers' ends with the last
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # A classifier's loss is the mean over its batch, whatever keywords its forward swallows.
         # Left alone, transformers 5.23 takes it to be scaled already: with 4 accumulation steps
-        # loss and gradient come out 4 times too large, with 2 processes twice.
-        self.model_accepts_loss_kwargs = False
+        # loss and gradient come out 4 times too large, with 2 processes twice. A language model's
+        # is the sum over tokens, divided by those of all accumulation steps and processes.
+        self.model_accepts_loss_kwargs &= models.generates(type(self.model).__name__)
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
         self.last_ids: torch.Tensor | None = None
@@ -178,13 +181,30 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', with a loss that counts every row once.
 
-        With several ranks its last batch repeats rows, which it takes out of all but the loss.
+        With several ranks its last batch repeats rows, which it takes out of all but the loss. A
+        task may look at its rows in its own way.
         """
+        if self.in_training:
+            return self._in_training(*args, **kwargs)
         output: Any = super().evaluation_loop(*args, **kwargs)
         if cluster.ranks() > 1:
             for key in [key for key in output.metrics if key.endswith("_loss")]:
                 output.metrics[key] = self._mean_loss(output.predictions, output.label_ids)
         return output
+
+    def _in_training(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        assert self.in_training
+        rows: Any = dataloader.dataset
+        scores = self.in_training(self, rows).items()
+        named = {f"{metric_key_prefix}_{name}": value for name, value in scores}
+        return EvalLoopOutput(None, None, named, len(rows))  # type: ignore[arg-type]
 
     def _mean_loss(self, predictions: Any, labels: Any) -> float:
         """Of a classifier or regression, over rows."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from forge.tasks import TextTask
+    from forge.tasks import Task
     from forge.trainer import Trainer
 
 SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
@@ -65,13 +65,19 @@ def source(run: Run) -> Model:
 
 
 def architecture(run: Run) -> PretrainedConfig:
-    """Of its final model; raises `UserError` when that is no classifier."""
+    """Of its final model."""
     from transformers import AutoConfig
 
     folder = str(run.path / "model")
     trust = source(run).from_pretrained.get("trust_remote_code")
     with hub.access("model", folder, "RUN"):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    return config
+
+
+def classifier(run: Run) -> PretrainedConfig:
+    """The architecture of its final model; raises `UserError` when that is no classifier."""
+    config = architecture(run)
     if not models.has_head(config):
         raise UserError(f"{run.path}: its model ({config.model_type}) is no classifier")
     return config
@@ -81,7 +87,7 @@ def load(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Its classifier in fp32, ready to be asked, and its tokenizer."""
     from transformers import AutoModelForSequenceClassification
 
-    config, model, folder = architecture(run), source(run), str(run.path / "model")
+    config, model, folder = classifier(run), source(run), str(run.path / "model")
     options = {"dtype": "float32", **model.from_pretrained, "config": config}
     with hub.access("model", folder, "RUN"):
         loaded: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
@@ -199,22 +205,19 @@ def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
 
 def _prepared(
     run: Run, config: Config, scratch: Path
-) -> tuple[TextTask, Trainer, dict[str, Dataset], dict[str, Any]]:
+) -> tuple[Task, Trainer, dict[str, Dataset], dict[str, Any]]:
     """The task, a trainer that judges, the tokenised splits, and facts for the record."""
-    from forge.experiment import first, tokenize, training_arguments
+    from forge.experiment import tokenize, training_arguments
     from forge.trainer import Trainer
 
-    task: TextTask = build(config.task, "task")
+    task: Task = build(config.task, "task")
     args = training_arguments(config, task, scratch)
     tokenizer = models.load_tokenizer(source(run), ())
     head = architecture(run)
+    task.make_ready(tokenizer)
     length = models.max_length(task.max_length, tokenizer, head)
-    ours, theirs = models.names(task), models.head_names(head)
-    if task.num_labels != head.num_labels or (len(ours) > 1 and not models.match(theirs, ours)):
-        raise UserError(
-            f"{run.path}: its head knows [{', '.join(theirs)}], the task [{', '.join(ours)}]; "
-            "they must be the same names (task.labels=[…] says what the data's are)"
-        )
+    if isinstance(task, tasks.TextTask):
+        _require_labels(run, task)
     rows = task.load(training=False)
     splits, facts = tokenize(rows, tokenizer, length, task, config.cache_dir)
     splits = {split: data.longest_first(read) for split, read in splits.items()}
@@ -223,14 +226,25 @@ def _prepared(
         args=args,
         eval_dataset=splits[task.evaluation[0]],
         processing_class=tokenizer,
-        data_collator=data.Collator(tokenizer, data.pad_multiple(args), "id"),
-        compute_metrics=lambda p: task.judge(first(p.predictions), p.label_ids),
+        data_collator=task.collator(tokenizer, data.pad_multiple(args)),
+        compute_metrics=getattr(task, "compute_metrics", None),
     )
     notes = []
     if getattr(task, "by_name", True) is False:
-        named = ", ".join(f"{i} {name}" for i, name in enumerate(ours))
+        named = ", ".join(f"{i} {name}" for i, name in enumerate(models.names(task)))
         notes.append(f"the labels are numbers, taken for {named}")
     return task, trainer, splits, {"data": facts, "max_length": length, "notes": notes}
+
+
+def _require_labels(run: Run, task: tasks.TextTask) -> None:
+    """Raise `UserError` unless the run's head has the task's labels, in any order."""
+    head = classifier(run)
+    ours, theirs = models.names(task), models.head_names(head)
+    if task.num_labels != head.num_labels or (len(ours) > 1 and not models.match(theirs, ours)):
+        raise UserError(
+            f"{run.path}: its head knows [{', '.join(theirs)}], the task [{', '.join(ours)}]; "
+            "they must be the same names (task.labels=[…] says what the data's are)"
+        )
 
 
 def predict(

@@ -103,7 +103,7 @@ def test_the_smallest_difference_is_shown_four_times_in_five():
 def test_the_order_of_the_file_does_not_matter(tmp_path):
     table = pa.table({"id": [2, 0, 1], "label": [1, 0, 0], "prediction": [0, 0, 1]})
     pq.write_table(table, tmp_path / "test.parquet")
-    read = read_answers(tmp_path / "test.parquet")
+    read = read_answers(tmp_path / "test.parquet", "accuracy")
     assert [list(column) for column in (read.id, read.label, read.prediction)] == [
         [0, 1, 2],
         [0, 0, 1],

@@ -240,3 +240,56 @@ def test_a_number_of_layers_is_spread_over_the_depth():
 
     assert _choose_layers(3, 12) == [0, 6, 11]
     assert _choose_layers(1, 12) == [0] and _choose_layers(None, 2) == [0, 1]
+
+
+DECODER = {
+    **{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 300},
+    **{"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32},
+}
+
+
+def test_a_decoders_vocabulary_gives_any_text_back_and_spells_numbers():
+    texts = ["Ann has 12 cups.", "Ben has 12 cups."] * 3
+    first, second = (models.load_tokenizer(Model(config=DECODER), texts) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert first.tokenize("12 cups.")[:2] == ["1", "2"]
+    for text in (*texts, "  naïve 12,5\n\tπ 😀"):
+        ids = first(text)["input_ids"]
+        assert first.decode(ids) == text
+    assert (first.pad_token_id, first.eos_token_id) == (0, 1)
+
+
+def test_a_language_model_knows_its_ends_and_is_made_shallower():
+    from forge.generation import Generation
+
+    task, model = Generation(), Model(config=DECODER)
+    built, tokenizer = load(model, task)
+    assert built.config.eos_token_id == tokenizer.eos_token_id
+    assert type(built).__name__ == "LlamaForCausalLM"
+    fewer = models.shallower(built, [0, 2], head=task.head)
+    assert torch.equal(fewer.model.layers[1].mlp.up_proj.weight,
+                       built.model.layers[2].mlp.up_proj.weight)  # fmt: skip
+
+
+def test_a_classifier_is_no_language_model(saved):
+    from forge.generation import Generation
+
+    model = Model(path=str(saved))
+    tokenizer = models.load_tokenizer(model, ())
+    with pytest.raises(UserError, match="BertForSequenceClassification has no head that generates"):
+        models.load_config(model, Generation(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "writes"),
+    [
+        ("LlamaForCausalLM", True),
+        ("GPT2LMHeadModel", True),
+        ("MyOwnForCausalLM", True),
+        ("LlamaModel", False),
+        ("BertForMaskedLM", False),
+        ("T5ForConditionalGeneration", False),
+    ],
+)
+def test_which_saved_models_write(name, writes):
+    assert models.generates(name) is writes

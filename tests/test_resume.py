@@ -124,6 +124,24 @@ def test_a_stopped_distillation_too(toy_run, stop_at, settings):
 
 
 @pytest.mark.slow
+def test_a_stopped_language_model_too(launch, stop_at):
+    """It generates in training, and samples at the end."""
+    tiny = ("task=toy_math", "model=tiny_lm", "task.dataset.train=400", "precision=fp32",
+            "task.dataset.validation=40", "task.max_new_tokens=12", "task.pass_at=[2]",
+            "task.samples=2", "model.config.hidden_size=16", "model.config.intermediate_size=32",
+            "trainer.num_train_epochs=2", "trainer.learning_rate=3e-3")  # fmt: skip
+    often = ("trainer.eval_strategy=steps", "trainer.save_strategy=steps", "trainer.eval_steps=5",
+             "trainer.save_steps=5", "trainer.gradient_accumulation_steps=2",
+             "trainer.per_device_train_batch_size=16", "trainer.logging_steps=3",
+             "task.headline=perplexity")  # fmt: skip
+    whole = launch(*tiny, *often, at="whole")
+    stop_at(17)
+    with pytest.raises(Preempted):
+        launch(*tiny, *often, at="stopped")
+    assert_same(whole, launch(*tiny, *often, at="stopped"))
+
+
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_found_again(toy_run, stop_at):
     best = ("trainer.num_train_epochs=4", "trainer.save_total_limit=1")
     whole = toy_run(*best, at="whole")

@@ -1,0 +1,122 @@
+"""What a language model makes of rows of a tokenised `Generation` split: losses, and texts.
+
+Any `transformers.Trainer` will do: of it come the model, the tokenizer, the device and the size of
+a batch. With several ranks each takes its share of the rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from forge import cluster
+from forge.data import IGNORED
+
+if TYPE_CHECKING:
+    import transformers
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smaller
+
+
+def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], list[int]]:
+    """Per row the negative log-likelihood of its completion, and that one's tokens."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    def one(batch: dict[str, Tensor]) -> list[tuple[float, int]]:
+        labels = batch.pop("labels")[:, 1:]  # the logits at a token are about the next one
+        logits = trainer.model(**batch).logits[:, :-1]  # type: ignore[misc]
+        taught = labels != IGNORED
+        nll = cross_entropy(logits[taught].float(), labels[taught], reduction="none").double()
+        ends = taught.sum(1).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        return [(float(nll[a:b].sum()), b - a) for a, b in zip(starts, ends, strict=True)]
+
+    tokenizer: Any = trainer.processing_class
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        ids = {"input_ids": [row["input_ids"] for row in rows]}
+        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt")
+        batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+        for labels, row in zip(batch["labels"], rows, strict=True):
+            labels[: row["length"]] = torch.tensor(row["labels"])
+        return batch
+
+    most = LOGITS // (max(split["length"]) * len(tokenizer))
+    found = _in_batches(trainer, split, "Reading", collate, one, max(1, most))
+    return [nll for nll, _ in found], [tokens for _, tokens in found]
+
+
+def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, Any]) -> list[str]:
+    """What the model writes after each prompt; rows with long prompts should come first."""
+    from transformers import GenerationConfig
+
+    tokenizer: Any = trainer.processing_class
+    model: Any = trainer.model
+    ends = _ends(model.generation_config, tokenizer)
+    room = getattr(model.config, "max_position_embeddings", None) or 10**9
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        prompts = {"input_ids": [row["input_ids"][: row["prompt_length"]] for row in rows]}
+        return tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
+
+    def one(batch: dict[str, Tensor]) -> list[str]:
+        longest = batch["input_ids"].shape[1]
+        limit = min(settings["max_new_tokens"], room - longest)  # a prompt leaves at least 1
+        written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
+        texts = [ids[: next((i for i, t in enumerate(ids) if t in ends), None)] for ids in written]
+        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
+
+    own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
+    model.generation_config = GenerationConfig(
+        **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True
+    )
+    try:
+        return _in_batches(trainer, split, "Generating", collate, one)
+    finally:
+        model.generation_config = own
+
+
+def _ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those that the model names."""
+    named = getattr(own, "eos_token_id", None)
+    more = named if isinstance(named, list) else [] if named is None else [named]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
+def _in_batches(
+    trainer: transformers.Trainer,
+    split: Dataset,
+    title: str,
+    collate: Callable[[list[dict[str, Any]]], Any],
+    one: Callable[[Any], list[Any]],
+    most: int | None = None,
+) -> list[Any]:
+    """`one` of every batch, all ranks' together, in the order of the rows."""
+    import torch
+    from tqdm import tqdm
+
+    assert trainer.model is not None
+    ranks, size = cluster.ranks(), trainer.args.per_device_eval_batch_size
+    size = min(size, most or size)
+    mine: Any = split.select(range(cluster.rank(), len(split), ranks))
+    starts = range(0, len(mine), size)
+    hidden = not sys.stderr.isatty() or cluster.rank() > 0
+    training, found = trainer.model.training, []
+    trainer.model.eval()
+    half, device = trainer.args.bf16 or trainer.args.fp16, trainer.args.device
+    dtype = torch.float16 if trainer.args.fp16 else torch.bfloat16
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
+        for start in tqdm(starts, title, leave=False, disable=hidden):
+            batch = collate(list(mine.select(range(start, min(start + size, len(mine))))))
+            found += one({name: tensor.to(device) for name, tensor in batch.items()})
+    trainer.model.train(training)
+    shares = cluster.gather(found)
+    rows = [None] * len(split)
+    for rank, share in enumerate(shares):
+        rows[rank::ranks] = share
+    return rows

@@ -1,0 +1,80 @@
+"""An embedded task for language models: arithmetic word problems, computed, not downloaded.
+
+A problem tells what somebody has and what is added or taken away, in a few dozen words; the
+solution is one equation for each step and, after `####` as in GSM8K, the answer. Difficulty is
+graded in `LEVELS`: more steps, larger numbers. What is held is never below 0 or above 99.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+from forge.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+NAMES = {"Ann": "She", "Ben": "He", "Eva": "She", "Max": "He", "Mia": "She", "Sam": "He"}
+THINGS = ("apples", "books", "cards", "coins", "cups", "nuts", "pens", "shells")
+ADDED = ("buys {} more", "finds {} more", "gets {} from a friend", "wins {}")
+TAKEN = ("gives {} away", "loses {}", "sells {}", "drops {}")
+MOST = 30
+
+
+class Level(NamedTuple):
+    steps: int
+    largest: int  # of the numbers that are told
+
+
+LEVELS = (Level(1, 9), Level(2, 9), Level(2, 20), Level(3, 20))
+
+
+class Problem(NamedTuple):
+    question: str
+    solution: str
+    answer: str
+    level: int
+
+
+def problem(rng: random.Random, level: int) -> Problem:
+    """A random problem of a level, 1 being the easiest."""
+    steps, largest = LEVELS[level - 1]
+    name, thing = rng.choice(list(NAMES)), rng.choice(THINGS)
+    held = rng.randint(1, largest)
+    told, worked = [f"{name} has {held} {thing}."], []
+    for _ in range(steps):
+        change = rng.choice(
+            [n for n in range(-largest, largest + 1) if n and 0 <= held + n <= MOST]
+        )
+        phrase = rng.choice(ADDED if change > 0 else TAKEN).format(abs(change))
+        told.append(f"{NAMES[name]} {phrase}.")
+        worked.append(f"{held}{change:+d}={held + change}")
+        held += change
+    told.append(f"How many {thing} does {name} have now?")
+    return Problem(" ".join(told), f"{' '.join(worked)} #### {held}", str(held), level)
+
+
+def problems(
+    *, train: int = 20_000, validation: int = 1_000, seed: int = 0
+) -> dict[str, datasets.Dataset]:
+    """The splits, every level equally often, no question twice."""
+    import datasets
+
+    rng, wanted = random.Random(seed), train + validation
+    found: dict[str, Problem] = {}
+    for _ in range(20 * wanted):
+        if len(found) == wanted:
+            break
+        new = problem(rng, len(found) % len(LEVELS) + 1)
+        found.setdefault(new.question, new)
+    if len(found) < wanted:
+        raise UserError(f"the words give no {train} + {validation} different problems")
+    rows = list(found.values())
+    parts = {"train": rows[:train], "validation": rows[train:]}
+    return {
+        name: datasets.Dataset.from_dict(
+            {c: [getattr(r, c) for r in part] for c in Problem._fields}
+        )
+        for name, part in parts.items()
+    }
