@@ -367,7 +367,7 @@ def evaluate(
     train: dict[str, Any],
 ) -> float:
     """Judge every evaluation split; write results.json, predictions/ and model/."""
-    results: dict[str, Any] = {"splits": {}, "train": train}
+    results: dict[str, Any] = {"splits": {}, "train": train, **trainer.found}
     for name in task.evaluation:
         output = trainer.predict(splits[name])
         logits = first(output.predictions)

@@ -125,6 +125,7 @@ class Trainer(transformers.Trainer):
         # Left alone, transformers 5.23 takes it to be scaled already: with 4 accumulation steps
         # loss and gradient come out 4 times too large, with 2 processes twice.
         self.model_accepts_loss_kwargs = False
+        self.found: dict[str, Any] = {}  # what a mode adds to results.json
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
         self.last_ids: torch.Tensor | None = None
