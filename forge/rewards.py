@@ -95,7 +95,9 @@ class Costs:
                     )
 
     def __call__(self, completions: list[str], *, label: list[str], **columns: Any) -> list[float]:
-        return [-self.matrix[right][said] for right, said in zip(label, completions, strict=True)]
+        return [
+            0 - self.matrix[right][said] for right, said in zip(label, completions, strict=True)
+        ]
 
 
 class Metric:
@@ -183,11 +185,16 @@ class Classifier:
         for column in self.read:
             if column not in texts:
                 raise ValueError(f"no column {column} to read{did_you_mean(column, texts)}")
-        rows = list(zip(*(map(str, texts[column]) for column in self.read), strict=True))
+        cut = 50 * self.limit  # characters; of a long pair tokenizers takes gigabytes otherwise
+        read = [[str(text)[:cut] for text in texts[column]] for column in self.read]
+        rows = list(zip(*read, strict=True))
         distinct = list(dict.fromkeys(rows))  # a group shares its text
-        read = [list(column) for column in zip(*distinct, strict=True)]
         batch = self.tokenizer(
-            *read, truncation=True, max_length=self.limit, padding=True, return_tensors="pt"
+            *map(list, zip(*distinct, strict=True)),
+            truncation=True,
+            max_length=self.limit,
+            padding=True,
+            return_tensors="pt",
         )
         with torch.no_grad():
             logits = self.model(**batch.to(self.model.device)).logits.float()

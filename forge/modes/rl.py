@@ -29,20 +29,24 @@ log = logging.getLogger(__name__)
 SURVEYED = 256  # training rows whose answers are looked at beforehand
 BEFORE = 2**31  # the survey's draws are those of no step
 POSITIVE = Field(gt=0, allow_inf_nan=False)
+STILL = (
+    "no two answers to an example differ in reward, so GRPO cannot learn from them; try a higher "
+    "mode.temperature or mode.num_generations, or another mode/reward"
+)
 SHARE = Field(ge=0, allow_inf_nan=False)
 
 
 def trainer(
     *,
     prepared: Prepared,
-    reward: dict[str, Reward],
+    reward: dict[str, Reward] | None = None,
     num_generations: Annotated[int, Field(ge=2)] = 8,
     temperature: Annotated[float, POSITIVE] = 1.0,
     beta: Annotated[float, SHARE] = 0.0,
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     epsilon_high: Annotated[float, POSITIVE] | None = None,
     num_iterations: Annotated[int, Field(ge=1)] = 1,
-    scale_rewards: Literal["group", "batch", "none"] = "group",
+    scale_rewards: Literal["group", "batch", "none"] = "batch",
     entropy_coef: Annotated[float, SHARE] = 0.0,
     reward_weights: dict[str, float] | None = None,
     gate: bool = True,
@@ -59,9 +63,19 @@ def trainer(
         scale_rewards=scale_rewards,
         entropy_coef=entropy_coef,
     )
-    rewards = Rewards(reward, reward_weights or {})
+    rewards = Rewards(reward or {}, reward_weights or {})
+    if (
+        scale_rewards == "group"
+        and prepared.task.num_labels == 2
+        and set(rewards.functions) != {"exact"}
+    ):
+        log.warning(
+            "mode.scale_rewards=group: of two labels one is better, and by how much is scaled away; "
+            "batch keeps it"
+        )
     judge = judging(prepared, rewards)
-    start = prepared.recorded.get("start") or measure(prepared, rewards, judge, settings)
+    draws = (temperature, num_generations)
+    start = prepared.recorded.get("start") or measure(prepared, rewards, judge, *draws)
     prepared.facts["start"] = start
     announce(prepared, start, gate)
     set_seed(common["args"].seed)  # whatever came before
@@ -77,6 +91,8 @@ def judging(prepared: Prepared, rewards: Rewards) -> Judge:
         raise UserError(
             f"mode=rl: it draws labels, and a {task.problem_type} has none; use mode=sft or kd"
         )
+    if prepared.args.label_smoothing_factor:
+        raise UserError("trainer.label_smoothing_factor: mode=rl has no cross-entropy to smooth")
     if taken := {"completions", "id", "label"} & set(task.text):
         raise UserError(
             f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
@@ -86,19 +102,22 @@ def judging(prepared: Prepared, rewards: Rewards) -> Judge:
     place = {row: i for i, row in enumerate(rows["id"])}
 
     def judge(labels: NDArray[Any], ids: list[int]) -> NDArray[Any]:
-        found = rows[[place[row] for row in ids]]
-        columns = {"id": ids, "label": [names[label] for label in found["labels"]]}
-        for own, given in zip(task.text_columns, task.text, strict=True):
-            columns[given] = found[own]
-        count = range(labels.shape[1])
-        columns = {name: [v for v in column for _ in count] for name, column in columns.items()}
-        return rewards([names[label] for label in labels.reshape(-1)], columns)
+        once, count = columns(task, rows[[place[row] for row in ids]]), range(labels.shape[1])
+        given = {name: [value for value in column for _ in count] for name, column in once.items()}
+        return rewards([names[label] for label in labels.reshape(-1)], given)
 
     return judge
 
 
+def columns(task: Classification, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """What rewards are given of some rows."""
+    texts = zip(task.text_columns, task.text, strict=True)
+    given = {name: rows[own] for own, name in texts}
+    return given | {"id": rows["id"], "label": [task.names[label] for label in rows["labels"]]}
+
+
 def measure(
-    prepared: Prepared, rewards: Rewards, judge: Judge, settings: Settings
+    prepared: Prepared, rewards: Rewards, judge: Judge, temperature: float, count: int
 ) -> dict[str, Any]:
     """The model before training: scores of the evaluation splits, rewards of its own answers."""
     task, args = prepared.task, prepared.args
@@ -114,12 +133,12 @@ def measure(
     rows = prepared.rows[task.train]
     few = np.random.default_rng(args.seed).permutation(len(rows))[:SURVEYED]
     rows, size = rows.select(few), args.train_batch_size
-    likely, ids, group = softmax(logits(rows) / settings.temperature, -1), rows["id"], []
+    likely, ids, group = softmax(logits(rows) / temperature, -1), rows["id"], []
     for i in range(0, len(ids), size):  # rewards may be of a whole batch
         batch = list(ids[i : i + size])
-        drawn = grpo.draw(likely[i : i + size], batch, BEFORE, args.seed, settings.num_generations)
+        drawn = grpo.draw(likely[i : i + size], batch, BEFORE, args.seed, count)
         group.append(judge(drawn, batch))
-    facts = grpo.told(np.concatenate(group), rewards, settings.num_generations)
+    facts = grpo.told(np.concatenate(group), rewards, count)
     reward = {name: None if math.isnan(fact) else fact for name, fact in facts.items()}
     return {"splits": splits, "reward": {"split": task.train, "n": len(ids), **reward}}
 
@@ -138,13 +157,9 @@ def announce(prepared: Prepared, start: dict[str, Any], gate: bool) -> None:
             "random or collapsed head is slow; train one with mode=sft and name it in model.path="
         )
     if reward["frac_reward_zero_std"] == 1:
-        problem = (
-            "no two answers to an example differ in reward, so GRPO cannot learn from them; try a "
-            "higher mode.temperature or mode.num_generations, or another mode/reward"
-        )
         if gate:
-            raise UserError(f"{problem}; or go on with mode.gate=off")
-        log.warning(problem)
+            raise UserError(f"{STILL}; or go on with mode.gate=off")
+        log.warning(STILL)
 
 
 def words(reward: dict[str, Any]) -> str:
