@@ -205,6 +205,16 @@ def test_updates_repeat_whole_batches():
 # --------------------------------------------------------------------------------------------- runs
 
 
+def test_a_groups_deviation_scales_away_what_an_error_costs():
+    """Of two labels; so mode=rl scales by the batch, where a dear error counts more."""
+    said = np.array([[0, 1, 1, 0], [0, 0, 1, 1]])
+    rewards = -said * np.array([[5.0], [1.0]])
+    assert centred(rewards, "group")[0] == pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
+    assert abs(centred(rewards, "group")[1]) == pytest.approx([0.866] * 4, abs=1e-3)
+    dear, cheap = abs(centred(rewards, "batch"))
+    assert dear == pytest.approx(5 * cheap)
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """What every call of the objective was given: policy, rollout, start."""

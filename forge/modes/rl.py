@@ -33,6 +33,11 @@ STILL = (
     "no two answers to an example differ in reward, so GRPO cannot learn from them; try a higher "
     "mode.temperature or mode.num_generations, or another mode/reward"
 )
+EXACT = ["exact"]
+SCALED = (
+    "mode.scale_rewards=group: of two labels one is better, and by how much is scaled away; "
+    "mode.scale_rewards=batch keeps it"
+)
 SHARE = Field(ge=0, allow_inf_nan=False)
 
 
@@ -64,20 +69,13 @@ def trainer(
         entropy_coef=entropy_coef,
     )
     rewards = Rewards(reward or {}, reward_weights or {})
-    if (
-        scale_rewards == "group"
-        and prepared.task.num_labels == 2
-        and set(rewards.functions) != {"exact"}
-    ):
-        log.warning(
-            "mode.scale_rewards=group: of two labels one is better, and by how much is scaled away; "
-            "batch keeps it"
-        )
     judge = judging(prepared, rewards)
     draws = (temperature, num_generations)
     start = prepared.recorded.get("start") or measure(prepared, rewards, judge, *draws)
     prepared.facts["start"] = start
     announce(prepared, start, gate)
+    if scale_rewards == "group" and prepared.task.num_labels == 2 and [*rewards.functions] != EXACT:
+        log.warning(SCALED)
     set_seed(common["args"].seed)  # whatever came before
     made = GRPO(settings=settings, rewards=rewards, judge=judge, **common)
     made.found["start"] = start
