@@ -21,6 +21,7 @@ from forge.errors import UserError
 from forge.experiment import Prepared
 from forge.grpo import GRPO, Judge, Settings
 from forge.logits import Expert, ask
+from forge.modes.sft import leave_out
 from forge.rewards import Reward, Rewards
 from forge.tasks import Classification
 from forge.trainer import Trainer
@@ -29,16 +30,15 @@ log = logging.getLogger(__name__)
 SURVEYED = 256  # training rows whose answers are looked at beforehand
 BEFORE = 2**31  # the survey's draws are those of no step
 POSITIVE = Field(gt=0, allow_inf_nan=False)
+SHARE = Field(ge=0, allow_inf_nan=False)
 STILL = (
     "no two answers to an example differ in reward, so GRPO cannot learn from them; try a higher "
     "mode.temperature or mode.num_generations, or another mode/reward"
 )
-EXACT = ["exact"]
-SCALED = (
+SCALED = (  # said of any other reward than exact alone
     "mode.scale_rewards=group: of two labels one is better, and by how much is scaled away; "
     "mode.scale_rewards=batch keeps it"
 )
-SHARE = Field(ge=0, allow_inf_nan=False)
 
 
 def trainer(
@@ -68,13 +68,15 @@ def trainer(
         scale_rewards=scale_rewards,
         entropy_coef=entropy_coef,
     )
+    leave_out(prepared)
     rewards = Rewards(reward or {}, reward_weights or {})
     judge = judging(prepared, rewards)
     draws = (temperature, num_generations)
     start = prepared.recorded.get("start") or measure(prepared, rewards, judge, *draws)
     prepared.facts["start"] = start
     announce(prepared, start, gate)
-    if scale_rewards == "group" and prepared.task.num_labels == 2 and [*rewards.functions] != EXACT:
+    two = prepared.task.num_labels == 2
+    if two and scale_rewards == "group" and [*rewards.functions] != ["exact"]:
         log.warning(SCALED)
     set_seed(common["args"].seed)  # whatever came before
     made = GRPO(settings=settings, rewards=rewards, judge=judge, **common)
