@@ -34,7 +34,7 @@ from forge.grpo import Repeated, Rollout, Settings, centred, constant, draw, obj
 from forge.record import read_json
 from forge.signals import Preempted
 from forge.trainer import Trainer
-from tests.conftest import results
+from tests.conftest import SMALL, results
 from tests.test_kd import history, weights
 from tests.test_resume import assert_same
 
@@ -397,3 +397,27 @@ def test_a_column_that_rewards_are_given_anyway_is_refused(launch, jsonl):
     ]
     with pytest.raises(UserError, match="a column id itself; rename"):
         launch("task=files", *files, "task.text=id", *RL)
+
+
+@pytest.mark.slow
+def test_f1_rises_where_fine_tuning_never_says_the_rare_label(launch, jsonl):
+    """P(rare) is below 0.5 for every text: cross-entropy ends at never, F1 at the likelier half."""
+    rng, chances = np.random.default_rng(0), (0.02, 0.05, 0.1, 0.4)
+    files = []
+    for split, count in (("train", 1024), ("validation", 512)):
+        kinds = rng.integers(0, 4, count)
+        rare = rng.random(count) < np.take(chances, kinds)
+        rows = [
+            {"text": f"a {'wxyz'[k]} thing", "label": ("usual", "rare")[int(r)]}
+            for k, r in zip(kinds, rare, strict=True)
+        ]
+        files.append(f"task.files.{split}={jsonl(f'{split}.jsonl', rows)}")
+    task = ("task=files", *files, "task.text=text", "task.labels=[usual,rare]", *SMALL,
+            "task.metrics=[f1,accuracy]", "trainer.eval_strategy=no", "trainer.save_strategy=no",
+            "trainer.load_best_model_at_end=false", "trainer.learning_rate=5e-3")  # fmt: skip
+    start = launch(*task, "trainer.num_train_epochs=4", at="start")
+    assert results(start)["headline"]["value"] == 0
+    run_dir = launch(*task, f"model.path={start}", "mode=rl", "mode/reward=metric",
+                     "mode.reward.metric.name=f1", "trainer.num_train_epochs=4",
+                     "trainer.per_device_train_batch_size=64", at="rl")  # fmt: skip
+    assert results(run_dir)["headline"]["value"] > 0.3
