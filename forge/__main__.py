@@ -126,6 +126,12 @@ def prefetch(args: argparse.Namespace) -> int:
     return prefetch.main(args.overrides)
 
 
+def rewards(args: argparse.Namespace) -> int:
+    from forge import bench
+
+    return bench.main(args.overrides, args.cases, args.json)
+
+
 def verify_resume(args: argparse.Namespace) -> int:
     from forge import verify
 
@@ -198,6 +204,14 @@ def _add_checks(verbs: Any) -> None:
     )
     verb.add_argument("overrides", nargs="*", help="as for launch.py, e.g. task=mnli mode=kd")
     verb.set_defaults(run=prefetch)
+
+    verb = verbs.add_parser(
+        "rewards", help="try rewards on cases, on odd input and on answers of the starting model"
+    )
+    verb.add_argument("overrides", nargs="*", help="as for launch.py; mode=rl is understood")
+    verb.add_argument("--cases", type=Path, help="yaml: a list of completion, columns, expected")
+    verb.add_argument("--json", action="store_true", help="one object instead of lines")
+    verb.set_defaults(run=rewards)
 
     verb = verbs.add_parser(
         "verify-resume", help="prove that a config resumes to the bit: run, kill, go on, compare"

@@ -67,12 +67,17 @@ class Console(ProgressCallback):
     ) -> list[str]:
         words = [f"step {state.global_step}/{state.max_steps}"]
         hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+        if "reward" in logs:
+            hidden.add("loss")  # of GRPO: about 0, whatever is learnt
+            each = [key for key in logs if key.startswith("rewards/")]
+            hidden.update(key for key in each if len(each) == 2 or key.endswith("/std"))
         if "epoch" in logs:
             words.append(f"epoch {float(logs['epoch']):.2f}")
         for key, value in logs.items():
             if key not in hidden and isinstance(value, int | float):
                 digits = ".2e" if key == "learning_rate" else ".4f"
-                words.append(f"{key.replace('eval_', 'evaluation ')} {value:{digits}}")
+                name = key.replace("eval_", "evaluation ").removesuffix("/region_mean")
+                words.append(f"{name} {value:{digits}}")
         if "learning_rate" in logs:
             seconds, step = self.started
             rows = (state.global_step - step) * args.train_batch_size * args.world_size

@@ -385,7 +385,7 @@ def evaluate(
     train: dict[str, Any],
 ) -> float:
     """Judge every evaluation split; write results.json, predictions/ and model/."""
-    results = judge(trainer, task, splits, run_dir) | {"train": train}
+    results = judge(trainer, task, splits, run_dir) | {"train": train, **trainer.found}
     trainer.save_model(str(run_dir / "model"))
     if not cluster.rank():
         write_json(run_dir / RESULTS, results)

@@ -86,7 +86,7 @@ def ask(expert: Expert, rows: Dataset, prepared: Prepared, half: bool) -> NDArra
     )
     expert.to(device)
     dtype = torch.float16 if args.fp16 else torch.bfloat16
-    asked = tqdm(batches, "Asking the teacher", leave=False, disable=not sys.stderr.isatty())
+    asked = tqdm(batches, "Asking the model", leave=False, disable=not sys.stderr.isatty())
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
         logits = [expert.model(**batch.to(device)).logits.float().cpu() for batch in asked]
     position = {row: i for i, row in enumerate(split["id"])}

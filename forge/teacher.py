@@ -301,7 +301,7 @@ def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, 
     """
     task, first = prepared.task, prepared.task.evaluation[0]
     labels = {split: np.asarray(prepared.rows[split]["labels"]) for split in task.evaluation}
-    baseline = task.judge(_commonest(labels[first], task), labels[first])[task.headline]
+    baseline = task.judge(commonest(labels[first], task), labels[first])[task.headline]
     answers: dict[str, list[NDArray[Any]]] = {split: [] for split in task.evaluation}
     for expert in experts:
         logits = {split: stored_logits(expert, prepared, split) for split in task.evaluation}
@@ -338,7 +338,7 @@ def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, 
     return {"paths": [e.name for e in experts], "splits": scores, "baseline": baseline}
 
 
-def _commonest(labels: NDArray[Any], task: TextTask) -> NDArray[Any]:
+def commonest(labels: NDArray[Any], task: TextTask) -> NDArray[Any]:
     """Logits [rows, labels] of always giving the commonest label, or the mean."""
     if task.num_labels == 1:
         return np.full((len(labels), 1), labels.mean())

@@ -231,9 +231,16 @@ def pairs(rng: random.Random) -> Iterator[Pair]:
 
 
 def nli(
-    *, train: int = 20_000, validation: int = 2_000, seed: int = 0
+    *,
+    train: int = 20_000,
+    validation: int = 2_000,
+    seed: int = 0,
+    contradictions: float = 1.0,
 ) -> dict[str, datasets.Dataset]:
-    """The splits, each rounded down to a multiple of 3, so that each hypothesis has each label."""
+    """The splits, each rounded down to a multiple of 3, so that each hypothesis has each label.
+
+    `contradictions` is the share of that label's pairs that is kept: below 1 it is the rare one.
+    """
     import datasets
 
     rng = random.Random(seed)
@@ -243,9 +250,10 @@ def nli(
         raise UserError(f"the grammar gives {len(rows)} pairs, not {train} + {validation}")
     whole = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     rows = list(chain(*rng.sample(whole, len(whole))))
-    splits = {}
+    splits, kept = {}, random.Random(seed)
     for name, part in {"train": rows[:train], "validation": rows[train:]}.items():
         rng.shuffle(part)
+        part = [row for row in part if row[2] != DENIED or kept.random() < contradictions]
         columns = {c: [row[i] for row in part] for i, c in enumerate(COLUMNS)}
         splits[name] = datasets.Dataset.from_dict(columns)
     return splits

@@ -128,6 +128,7 @@ class Trainer(transformers.Trainer):
         # loss and gradient come out 4 times too large, with 2 processes twice. A language model's
         # is the sum over tokens, divided by those of all accumulation steps and processes.
         self.model_accepts_loss_kwargs &= models.generates(type(self.model).__name__)
+        self.found: dict[str, Any] = {}  # what a mode adds to results.json
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
         self.last_ids: torch.Tensor | None = None

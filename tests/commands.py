@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch.py"
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = """
-    forge.metrics forge.modes.kd forge.modes.sft forge.tasks forge.toy matplotlib.pyplot
-    pyarrow.parquet rich.table scipy.stats sklearn.metrics torch._dynamo
+    forge.metrics forge.modes.kd forge.modes.rl forge.modes.sft forge.tasks forge.toy
+    matplotlib.pyplot pyarrow.parquet rich.table scipy.stats sklearn.metrics torch._dynamo
     transformers.models.bert.modeling_bert
 """
 SERVER.set_forkserver_preload(PRELOADED.split())

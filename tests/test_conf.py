@@ -62,6 +62,18 @@ def test_losses_fit_their_signatures(loss):
     check(node[loss], loss)
 
 
+@pytest.mark.parametrize("reward", options("mode/reward"))
+def test_rewards_fit_their_signatures(composed, reward):
+    given = {
+        "costs": ["mode.reward.costs.matrix={a:{b:1},b:{a:2}}"],
+        "format": ["mode.reward.format.pattern=a"],
+        "classifier": ["mode.reward.classifier.path=DIR"],
+        "function": ["mode.reward.function._target_=forge.rewards.exact"],
+    }
+    cfg = composed("mode=rl", f"mode/reward={reward}", *given.get(reward, []))
+    assert list(check_all(cfg)["mode"]["reward"]) == [reward]
+
+
 def test_tracking_fits_its_signature(composed):
     from omegaconf import OmegaConf
 

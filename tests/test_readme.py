@@ -16,7 +16,7 @@ COMMANDS = re.findall(r"^python launch\.py .*$", BLOCKS, re.M)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_launch_commands_compose(command):
     words = [w for w in shlex.split(command)[2:] if w != "-m"]
-    swept = [re.sub(r"=([^\[,]+),.*", r"=\1", w) for w in words]
+    swept = [re.sub(r"=([^\[{,]+),.*", r"=\1", w) for w in words]
     assert compose("config", swept, return_hydra_config=True).task
 
 
