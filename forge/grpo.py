@@ -170,8 +170,9 @@ class Repeated(Sampler[int]):
 class GRPO(Trainer):
     """Trains a classifier on rewards of the labels that it draws.
 
-    Each process draws, and scales by the batch, for its own batch. Steps count updates; with
-    several for each batch of answers an epoch has as many times more.
+    Rewards of a batch, and the scale of one, are of one forward pass: neither other processes' nor
+    other accumulated batches count. Steps count updates; with several for each batch of answers an
+    epoch has as many times more.
     """
 
     loss_is_scaled_for_ga = False

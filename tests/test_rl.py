@@ -288,7 +288,9 @@ def test_it_learns_what_is_rewarded_and_not_the_labels(toy_run):
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(toy_run):
-    one = (*RL, "trainer.max_steps=2", "trainer.train_sampling_strategy=random",
+    """But for what is of a batch by definition: its deviation, and metrics."""
+    one = (*RL, "mode.scale_rewards=group", "trainer.max_steps=2",
+           "trainer.train_sampling_strategy=random",
            "trainer.learning_rate=1e-3", "trainer.lr_scheduler_type=constant",
            "trainer.warmup_steps=0", "mode.scale_rewards=group")  # fmt: skip
     whole = toy_run(*one, at="whole")
