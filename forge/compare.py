@@ -18,6 +18,7 @@ from forge.errors import UserError
 
 RESAMPLES = {"accuracy": 10_000, "other": 1_000}
 POWERS = (0.975, 0.8)  # 5 % on two sides, and a true difference missed once in five
+OTHER = "the predictions are over different examples; they cannot be compared"
 FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to be under 0.05
 SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
 
@@ -88,7 +89,7 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     first = reference[0]
     for run in (*reference, *other):
         if not (np.array_equal(run.id, first.id) and np.array_equal(run.label, first.label)):
-            raise UserError("the predictions are over different examples; they cannot be compared")
+            raise UserError(OTHER)
     pairs = list(zip(reference, other, strict=True))
     score = _scorer(metric)
     values = [score(b) - score(a) for a, b in pairs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import time
 import typing
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from forge.errors import UserError, did_you_mean, one_line
 
 SWEEP = "sweep"  # value of `resume` in the jobs of a sweep that goes on
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# What needs no quotes in an override.
+WORD = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_/][\w./-]*", re.I | re.ASCII)
 
 
 class Precision(Enum):
@@ -183,6 +186,25 @@ def dotted_values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{key}", None if nested else value
         if nested:
             yield from dotted_values(value, f"{prefix}{key}.")
+
+
+def quoted(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {quoted(below)}' for key, below in value.items())}}}"
+    if not isinstance(value, str) or WORD.fullmatch(value):
+        return str(value)
+    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value).replace("${", "\\${")
+    return f"'{escaped}'"
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` as one types it: in Hydra's quotes and the shell's."""
+    return shlex.quote(f"{key}={quoted(value)}")
 
 
 def check(node: dict[str, Any], where: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from forge import data, results
-from forge.config import dotted_values
+from forge.config import dotted_values, override
 from forge.errors import UserError, did_you_mean
 from forge.record import METADATA, RESULTS, STATE
 
@@ -168,7 +168,7 @@ def _live(facts: dict[str, Any], path: str, now: datetime) -> dict[str, Any]:
     if run["updated"]:
         run["age"] = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
     run["status"] = status
-    return run | {"resume": None if over else f"python launch.py resume={shlex.quote(path)}"}
+    return run | {"resume": None if over else f"python launch.py {override('resume', path)}"}
 
 
 @contextmanager

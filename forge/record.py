@@ -376,8 +376,13 @@ def now() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, or an empty one when there is no such file."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    """The object in a file, or an empty one when there is no such file.
+
+    Raises `ValueError` for what is no JSON object.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
     return found
 
 

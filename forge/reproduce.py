@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from forge import config as configs
+from forge import examine
 from forge.config import Config, Model, Precision, Teacher
 from forge.errors import USER_ERRORS, Failure, UserError, one_line
 from forge.record import MASK, NOT_COMPARED, environment, git, plain
@@ -22,9 +23,6 @@ from forge.results import Run, read_run
 from forge.verify import LAUNCH, TIMED
 
 LONGER = ("trainer.max_steps", "trainer.num_train_epochs")  # what resume= may extend
-WORD = re.compile(
-    r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_/][\w./-]*", re.I
-)  # needs no quotes in an override
 SCHEMA: dict[str, Any] = {
     "": Config,
     "model.": Model,
@@ -50,19 +48,19 @@ def main(path: Path, run_it: bool, out: Path | None, as_json: bool) -> int:
         stamp = time.strftime("%Y%m%d-%H%M%SZ", time.gmtime())
         new = out or Path("outputs", "reproduced", f"{path.absolute().name}-{stamp}")
         _require(run, new)
-        _launch([*words, f"hydra.run.dir={_value(str(new))}"], as_json)
+        _launch([*words, f"hydra.run.dir={configs.quoted(str(new))}"], as_json)
         told |= {"new": str(new)} | compared(path, new)
         if not as_json:
             print(_verdict(told))
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(examine.plain(told), indent=2, allow_nan=False))
     return 0 if told.get("identical", True) else 1
 
 
 def _require(run: Run, new: Path) -> None:
     if not run.results:
         raise UserError(f"{run.path}: this run is not finished; there is nothing to compare with")
-    if new.exists() and any(new.iterdir()):
+    if new.exists() and not (new.is_dir() and not any(new.iterdir())):
         raise UserError(f"--out={new}: it is there already; name a new directory")
 
 
@@ -148,22 +146,8 @@ def _overrides(ours: Any, theirs: Any, prefix: str = "") -> tuple[list[str], lis
             ):
                 found += below
         else:
-            words.append(f"{'' if key in ours else '+'}{name}={_value(theirs[key])}")
+            words.append(f"{'' if key in ours else '+'}{name}={configs.quoted(theirs[key])}")
     return words, unknown
-
-
-def _value(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}: {_value(below)}' for key, below in value.items())}}}"
-    if not isinstance(value, str) or WORD.fullmatch(value):
-        return str(value)
-    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value).replace("${", "\\${")
-    return f"'{escaped}'"
 
 
 def _precision(run: Run) -> list[str]:
@@ -185,7 +169,7 @@ def _teacher(run: Run) -> list[str]:
     paths = run.metadata.get("teacher", {}).get("paths", [])
     if not paths or run.metadata["config"]["teacher"]["path"] or not Path(paths[0]).is_dir():
         return []
-    return [f"teacher.path={_value(paths[0])}"]
+    return [f"teacher.path={configs.quoted(paths[0])}"]
 
 
 def _place(run: Run, words: list[str]) -> list[str]:
@@ -242,7 +226,9 @@ def compared(path: Path, new: Path) -> dict[str, Any]:
         for name, value in scores.items()
         if not any(word in name for word in TIMED)
     }
-    metrics = {name: both for name, both in metrics.items() if both[0] != both[1]}
+    metrics = {
+        name: both for name, both in metrics.items() if str(both[0]) != str(both[1])
+    }  # NaN is NaN
     data = [run.metadata.get("data", {}) for run in (old, fresh)]
     rows = [
         s for s in data[0] if data[0][s]["fingerprint"] != data[1].get(s, {}).get("fingerprint")

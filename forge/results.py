@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forge import compare
-from forge.config import dotted_values
+from forge.config import dotted_values, override
 from forge.errors import UserError, one_line
 from forge.record import EVALUATION, METADATA, NOT_COMPARED, RESULTS, STATE, read_json
 
@@ -75,6 +75,8 @@ def read_run(path: Path) -> Run:
 
 def finished_runs(folder: Path) -> list[Run]:
     """Every finished run at or below a directory; raises `UserError` when there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such directory")
     found = [read_run(file.parent) for file in sorted(folder.rglob(METADATA))]
     found = [run for run in found if run.state.get("status") == "finished" and run.results]
     if not found:
@@ -256,6 +258,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
     row.seeds = sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs})
     if not row.seeds:
         return
+    _same_rows([run for side in (reference, row) for run in side.runs], sweep.split)
     sides = [
         [
             compare.read_answers(run.path / "predictions" / f"{sweep.split}.parquet", sweep.metric)
@@ -271,7 +274,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
     """Name and value of what one asks first of a run; raises `UserError` when there is none."""
     run = read_run(path)
     if "attempts" not in run.metadata:
-        raise UserError(f"{path}: no run in this directory")
+        raise UserError(f"{path}: no run in this directory; python -m forge runs DIR lists runs")
     data, state, attempts = run.metadata, run.state, run.metadata["attempts"]
     host, pid = (attempts[-1].get(key) for key in ("host", "pid"))
     status = live(state.get("status", "not started"), host, pid)
@@ -294,10 +297,11 @@ def shown(path: Path) -> list[tuple[str, str]]:
         lines.append((split, ", ".join(told)))
     lines.append(("files", ", ".join(files)))
     if status == "finished" and "model" in files:
-        lines.append(("to use", f"model.path={path} or teacher.path={path}, or transformers with"))
+        keys = " or ".join(override(key, str(path)) for key in ("model.path", "teacher.path"))
+        lines.append(("to use", f"{keys}, or transformers with"))
         lines.append(("", str(path / "model")))
     elif status not in ("finished", "running"):
-        lines.append(("to go on", f"python launch.py resume={shlex.quote(str(path))}"))
+        lines.append(("to go on", f"python launch.py {override('resume', str(path))}"))
     return [(name, value) for name, value in lines if value]
 
 
@@ -354,6 +358,7 @@ def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
     files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
     answers = [compare.read_answers(file, metric) for file in files]
     try:
+        _same_rows([a, b], split)
         found = compare.difference(answers[:1], answers[1:], metric)
     except UserError as error:
         raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
@@ -361,9 +366,23 @@ def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
     return told | asdict(found) | {"verdict": found.verdict}
 
 
+def _same_rows(runs: Sequence[Run], split: str) -> None:
+    """Raises `UserError` where the same ids stand for other texts, as rows of another file do.
+
+    Runs that read other columns record other fingerprints of the same rows, which tell nothing.
+    """
+    prints: dict[str, set[str]] = {}
+    for run in runs:
+        if found := run.metadata.get("data", {}).get(split, {}).get("fingerprint"):
+            columns = str(run.metadata["config"].get("task", {}).get("text"))
+            prints.setdefault(columns, set()).add(found)
+    if any(len(found) > 1 for found in prints.values()):
+        raise UserError(compare.OTHER)
+
+
 def comparison_text(found: dict[str, Any]) -> str:
     """The same for a reader."""
-    letters = [chr(ord("A") + i) for i in range(len(found["runs"]))]
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(found["runs"]))]
     named = dict(zip(found["runs"], letters, strict=True))
     lines = [f"{letter}  {path}" for path, letter in named.items()]
     config = [[key, *map(str, values)] for key, values in found["config"].items()]
@@ -419,8 +438,8 @@ def cell(value: float | int | str | list[float] | None) -> str:
 
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table for a file."""
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-    lines = [header, ["---"] * len(header), *escaped]
+    escaped = [[one_line(cell).replace("|", "\\|") for cell in line] for line in [header, *cells]]
+    lines = [escaped[0], ["---"] * len(header), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -449,4 +468,4 @@ def print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         print(drawn(header, cells))
     else:
-        print("\n".join("\t".join(line) for line in [header, *cells]))
+        print("\n".join("\t".join(map(one_line, line)) for line in [header, *cells]))

@@ -141,6 +141,7 @@ def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
         names = [name_of(labels, i) for i in range(len(counts))]
         most = 20 if len(names) <= 4 else 12
         names = [name if len(name) <= most else f"{name[:most]}…" for name in names]
+        names = [name.replace("$", r"\$") for name in names]  # not mathematics
         upright = max(map(len, names)) * len(names) > 40
         plane.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
         plane.set_yticks(range(len(names)), names)

@@ -37,10 +37,10 @@ def _curve_words(found: dict[str, Any]) -> list[str]:
     lines = []
     if logged:
         ends = [f"{_shown(e['loss'])} at step {e['step']:,}" for e in (logged[0], logged[-1])]
-        lines.append(f"training loss {' to '.join(ends)}")
+        lines.append(f"training loss {' to '.join(dict.fromkeys(ends))}")
     if judged:
         ends = [f"{e[f'eval_{metric}']:.4f} at step {e['step']:,}" for e in (judged[0], judged[-1])]
-        lines.append(f"{metric} {' to '.join(ends)}")
+        lines.append(f"{metric} {' to '.join(dict.fromkeys(ends))}")
     if shares := [e for e in logged if any(key.startswith(SHARE) for key in e)]:
         told = [f"{k.removeprefix(SHARE)} {v:.0%}" for k, v in shares[-1].items() if SHARE in k]
         lines.append(f"shares of the gradient norm at step {shares[-1]['step']}: {', '.join(told)}")

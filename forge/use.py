@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,8 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
     recorded = {k: v for k, v in run.metadata["config"].items() if k not in NOT_COMPARED}
     recorded["precision"] = run.metadata.get("precision", recorded["precision"])
     words = configs.searched(words)
+    if options := [word for word in words if word.startswith("-")]:
+        raise UserError(f"{options[0]}: evaluate has no such option; see its --help")
     with configs.composing():
         parsed = OverridesParser.create().parse_overrides(words)
         given = {told.key_or_group: told for told in parsed}
@@ -382,12 +385,16 @@ def prediction_notes(found: dict[str, Any]) -> list[str]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A JSON line for each row; the file is replaced whole."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    special = path.exists() and not path.is_file()  # /dev/stdout, a pipe: written to, not replaced
+    path = path if special else path.resolve()
+    scratch = path if special else path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(scratch, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        scratch.replace(path)
+        if not special:
+            scratch.replace(path)
     except OSError as error:
-        raise UserError(f"--out={path}: {error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        if not special:
+            with suppress(OSError):
+                scratch.unlink()
+        raise UserError(f"--out={path}: {error.strerror}") from error

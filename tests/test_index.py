@@ -198,8 +198,10 @@ def test_a_damaged_index_costs_nothing_but_time(write, tmp_path, own_cache, dama
 def test_a_run_whose_files_are_cut_short_is_listed_as_such(write, tmp_path):
     write("a")
     (write("b") / METADATA).write_text('{"config": {')
+    for name, file in (("c", STATE), ("d", RESULTS), ("e", METADATA)):
+        (write(name) / file).write_text("null" if name == "c" else "[1]")
     found = {run["run"][-1]: run["status"] for run in index.listing(tmp_path / "runs")[1]}
-    assert found == {"a": "finished", "b": "unreadable"}
+    assert found == {"a": "finished"} | dict.fromkeys("bcde", "unreadable")
 
 
 @pytest.mark.slow

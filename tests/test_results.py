@@ -1,17 +1,27 @@
 """A sweep read back: rows, controls, tuned settings, the plot, and the command that makes them."""
 
 import json
+import shlex
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from forge.__main__ import main
 from forge.errors import UserError
 from forge.record import METADATA, STATE
 from forge.report import numbers, table, text, words
-from forge.results import comparison_text, drawn, read_sweep, side_by_side
+from forge.results import (
+    comparison_text,
+    drawn,
+    markdown_table,
+    print_table,
+    read_sweep,
+    shown,
+    side_by_side,
+)
 from tests.commands import forge, launch
 from tests.conftest import TOY
 
@@ -164,6 +174,8 @@ def test_a_sweeps_numbers_are_plain(sweep):
 def test_a_folder_without_finished_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no finished run in it"):
         read_sweep(tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        read_sweep(tmp_path / "nowhere")
 
 
 @pytest.mark.slow
@@ -276,3 +288,35 @@ def test_a_report_that_cannot_be_written_is_printed_all_the_same(sweep, capsys):
     assert "higher" in verdict and "not written" in last and "--out DIR" in last
     assert main(["report", str(folder), "--out", str(folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: --out {folder}: ")
+
+
+def test_the_same_ids_of_other_rows_are_refused(sweep):
+    folder = sweep(*[((f"seed={seed}",), right(0.7, 1), right(0.7, 1)) for seed in (1, 2, 3)])
+
+    def recorded(job, fingerprint, text):
+        metadata = json.loads((folder / job / METADATA).read_text())
+        metadata["data"] = {"test": {"fingerprint": fingerprint}}
+        metadata["config"]["task"] = {"text": text}
+        (folder / job / METADATA).write_text(json.dumps(metadata))
+
+    recorded("0", "of these", ["a"])
+    recorded("1", "of others", ["a"])
+    recorded("2", "of other columns", ["a", "b"])
+    with pytest.raises(UserError, match="test: the predictions are over different examples"):
+        side_by_side([folder / "0", folder / "1"])
+    assert len(side_by_side([folder / "0", folder / "2"])["pairs"]) == 2
+
+
+def test_commands_to_go_on_survive_the_shell_and_hydra(sweep, tmp_path):
+    sweep((("seed=1",), right(0.7, 1), None))
+    folder = (tmp_path / "sweep").rename(tmp_path / "a run, ü")
+    (folder / "0" / STATE).write_text(json.dumps({"status": "failed"}))
+    (word,) = shlex.split(dict(shown(folder / "0"))["to go on"])[2:]
+    (given,) = OverridesParser.create().parse_overrides([word])
+    assert given.key_or_group == "resume" and given.value() == str(folder / "0")
+
+
+def test_what_a_cell_holds_breaks_no_table(capsys):
+    assert markdown_table(["a|b"], [["x\ny|z"]]).splitlines()[::2] == ["| a\\|b |", "| x y\\|z |"]
+    print_table(["text", "answer"], [["x\ty\nz", "no"]])
+    assert capsys.readouterr().out == "text\tanswer\nx y z\tno\n"

@@ -171,6 +171,18 @@ def test_answers_of_another_kind_are_said_and_left_out(run_dir, columns, reason)
     assert "accuracy" in report(run_dir)[1]
 
 
+def test_dollar_signs_of_labels_are_no_mathematics(run_dir):
+    named = {"id2label": {"0": r"$\frac{$", "1": "$5"}}
+    (run_dir / "model" / "config.json").write_text(json.dumps(named))
+    assert tuple(report(run_dir)[0]["labels"]) == (r"$\frac{$", "$5")
+
+
+def test_a_curve_of_one_point_has_one_end(run_dir):
+    log = [{"step": 4, "loss": 1.0}, {"step": 4, "eval_loss": 1.5, "eval_accuracy": 0.625}]
+    (run_dir / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert "training loss 1.0000 at step 4\naccuracy 0.6250 at step 4\n" in report(run_dir)[1]
+
+
 def test_a_regression_is_told_by_its_residuals(run_dir):
     label, said = [0.0, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0, 1.0]
     where = run_dir / "predictions"

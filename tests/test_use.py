@@ -1,6 +1,7 @@
 """A finished run's model on other data, and asked: the run's own numbers, labels by their names."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from forge import toy
+from forge import toy, use
 from forge.errors import UserError
 from forge.reproduce import main
 from forge.results import shown, side_by_side
@@ -210,8 +211,24 @@ def test_the_commands(run, rows, tmp_path):
     assert done.returncode == 0 and len(out.read_text().splitlines()) == len(rows)
     for words, message in (
         (["predict", str(run), "--text", "a"], "add --pair TEXT"),
+        (["evaluate", str(run), "--split", "test"], "--split: evaluate has no such option"),
         (["evaluate", str(run), "task=files", *COLUMNS], "task.files.validation has no value"),
     ):
         done = forge(*words)
         assert done.returncode == 2 and message in done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_rows_go_to_what_is_no_file_and_a_link_stays_one(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    use.write_rows(pipe, [{"row": 0}])
+    assert os.read(reader, 100) == b'{"row": 0}\n' and pipe.is_fifo()
+    os.close(reader)
+    link.symlink_to(tmp_path / "answers")
+    use.write_rows(link, [{"row": 1}])
+    use.write_rows(link, [{"row": 2}])
+    assert link.is_symlink() and (tmp_path / "answers").read_text() == '{"row": 2}\n'
+    with pytest.raises(UserError, match=r"--out=.*Not a directory"):
+        use.write_rows(tmp_path / "answers" / "below", [])
