@@ -6,6 +6,7 @@ be several runs that differ in nothing but their seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
         if metric in SHARES and len(pairs) == 1:
             found.doubted = found.p_value >= 0.05 and not found.low <= 0 <= found.high
             found.smallest = max(found.smallest, FEWEST / found.n)
+    found.smallest = found.smallest or math.nan  # equal answers say nothing of others
     return found
 
 

@@ -386,15 +386,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def require_place(folder: Path, marker: str) -> None:
+    """Raise `UserError` for a folder that is there and not an earlier one, with `marker` in it."""
+    if folder.exists() and not (folder / marker).is_file():
+        raise UserError(f"{folder}: it is there already, with no {marker}; name a new directory")
+
+
 @contextmanager
 def whole(folder: Path, marker: str) -> Iterator[Path]:
     """A scratch folder that takes the place of `folder` at the end, and is gone after an error.
 
-    Raises `UserError` for a folder that is there and is not an earlier one, with `marker` in it.
+    Raises `UserError` as `require_place` does.
     """
     folder = folder.absolute()
-    if folder.exists() and not (folder / marker).is_file():
-        raise UserError(f"{folder}: it is there already, without a {marker}; name a new directory")
+    require_place(folder, marker)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     scratch.mkdir(parents=True)
     try:

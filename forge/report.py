@@ -6,12 +6,16 @@ import io
 import logging
 import statistics
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forge.errors import UserError
 from forge.results import ALPHA, Row, Sweep, drawn, markdown_table, number, read_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPEATS = 15  # of a timed forward pass; the median counts
 
@@ -251,9 +255,16 @@ def plot(sweep: Sweep) -> bytes:
         plane.set_title("error bars: standard deviation over seeds", fontsize="small")
     if taught or len(lines) > 1:
         plane.legend()
-    png = io.BytesIO()
-    figure.savefig(png, dpi=150, format="png")
-    return png.getvalue()
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A picture's file; characters that the font lacks are boxes in it, without a warning each."""
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(out, dpi=150, format="png")
+    return out.getvalue()
 
 
 def _taught(sweep: Sweep) -> set[float]:

@@ -410,7 +410,7 @@ def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
         f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
         f"{pair['verdict']}{by}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
         f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
-        f"{pair['smallest']:.4f}"
+        + (f"{pair['smallest']:.4f}" if pair["smallest"] == pair["smallest"] else "unknown")
     )
 
 

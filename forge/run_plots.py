@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge.examine import Answers, name_of
+from forge.report import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,12 +33,6 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, dpi=150, format="png")
-    return out.getvalue()
-
-
 def curves(found: dict[str, Any]) -> bytes:
     """Losses, the headline metric and the terms' shares of the gradient, over optimizer steps."""
     logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
@@ -56,7 +50,7 @@ def curves(found: dict[str, Any]) -> bytes:
         plane.set(xlabel="optimizer steps")
         plane.grid(alpha=0.3)
         plane.legend(**ABOVE)
-    return _png(figure)
+    return png(figure)
 
 
 def _line(plane: Axes, entries: list[dict[str, Any]], key: str, **style: Any) -> None:
@@ -129,7 +123,7 @@ def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers)
         _confusion(planes["confusion"], facts, labels)
         _reliability(planes["reliability"], planes["counts"], facts.get("calibration"))
     figure.suptitle(f"{name}, n = {facts['n']:,}", fontsize="medium")
-    return _png(figure)
+    return png(figure)
 
 
 def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:

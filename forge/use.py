@@ -30,6 +30,7 @@ from forge.record import (
     masked,
     now,
     plain,
+    require_place,
     whole,
     write_json,
 )
@@ -106,11 +107,14 @@ def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str,
     """The run's model judged by its task with the overrides `words`; kept in a directory.
 
     That is `out`, or one in `evaluations/` of the run, which an equal evaluation overwrites; where
-    it cannot be written, `lost` says why. Raises `UserError` for labels that are not the head's.
+    it cannot be written, `lost` says why. Raises `UserError` for labels that are not the head's and
+    for an `out` that holds something else.
     """
     from forge.experiment import judge, table
 
     run = finished(path)
+    if out:
+        require_place(out, EVALUATION)
     cfg, name = _recomposed(run, words)
     with library_logs(), tempfile.TemporaryDirectory() as scratch:
         config, place = configs.to_config(cfg), Path(scratch, "evaluation")

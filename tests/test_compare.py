@@ -182,3 +182,9 @@ def test_noise_of_the_seeds_is_seldom_taken_for_a_difference(monkeypatch):
 def test_other_examples_are_refused():
     with pytest.raises(UserError, match="different examples"):
         difference([answers(draws(0.5, 10, 0))], [answers(draws(0.5, 11, 0))], "accuracy")
+
+
+def test_equal_numbers_do_not_say_what_could_be_shown():
+    same = [Answers(np.arange(50), np.linspace(0, 1, 50), np.linspace(1, 0, 50))]
+    found = difference(same, same, "pearson")
+    assert (found.value, found.verdict) == (0, "no difference shown") and np.isnan(found.smallest)

@@ -126,7 +126,8 @@ def test_beside_a_read_only_run_the_results_are_there_but_not_kept(run, tmp_path
     assert results(tmp_path / "elsewhere")["headline"] == found["headline"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    assert "it is there already" in evaluate(run, [], tmp_path / "mine")["lost"]
+    with pytest.raises(UserError, match=r"mine: it is there already, with no evaluation\.json"):
+        evaluate(run, [], tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
