@@ -67,7 +67,8 @@ class Run:
             self._leave(stopped)
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # the rest is bookkeeping
+            for number in BLOCKED:  # the rest is bookkeeping, in threads of libraries too
+                signal.signal(number, signal.SIG_IGN)
 
     def _run(self, job_id: str) -> float:
         config = copy.deepcopy(self.config)
