@@ -39,7 +39,7 @@ class Expert:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    order: list[int]  # for each label of the task the column that the model gives it
+    order: list[int] | slice  # for each label (or token) the column that the model gives it
     unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
 
     @property
