@@ -137,9 +137,7 @@ def _way_out(model: Model, prepared: Prepared) -> str:
     return "choose a teacher of the student's family, or a student of the teacher's"
 
 
-def _check_vocabulary(
-    model: Model, tokenizer: PreTrainedTokenizerBase, prepared: Prepared
-) -> None:
+def _check_vocabulary(model: Model, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
     """Raise `UserError` unless every token has the same number in both vocabularies.
 
     The number of rows of the models' embeddings does not matter: some are there for speed.

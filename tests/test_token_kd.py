@@ -30,6 +30,7 @@ from forge.data import IGNORED
 from forge.errors import UserError
 from forge.losses import DIST, DKD, KL, MSE, Attention, Hidden
 from forge.record import read_json
+from tests.commands import launch as launch_alone
 from tests.conftest import launch_in, results
 from tests.test_generation import NOTHING_SAVED, ROWS, SIZES, TINY, tokenized, tokenizer_of
 from tests.test_generation import task_of as task_of
@@ -282,6 +283,20 @@ def test_accumulated_steps_weigh_every_token_alike(kd):
 
 
 @pytest.mark.slow
+def test_two_ranks_weigh_every_token_alike(kd, teacher_run, tmp_path):
+    plan = ("trainer.train_sampling_strategy=random", "task.generate_rows=2",
+            "trainer.save_strategy=epoch", "+trainer.dataloader_drop_last=true")  # fmt: skip
+    whole, parts = kd(*plan, at="whole"), tmp_path / "parts"
+    words = (*TINY, *FEW, *plan, "mode=kd", f"teacher.path={teacher_run}", "launcher=ddp",
+             "trainer.per_device_train_batch_size=16", f"hydra.run.dir={parts}")  # fmt: skip
+    done = launch_alone(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    for name in ("loss", "loss_task", "loss_kl"):
+        curves = [[row[name] for row in history(run)] for run in (whole, parts)]
+        assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+
+
+@pytest.mark.slow
 def test_the_teacher_is_frozen_and_stays_out_of_optimizer_and_checkpoint(kd, teacher_run):
     before = weights(teacher_run)
     often = ("trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.generate_rows=2",
@@ -314,11 +329,11 @@ def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(kd, launch):
     [
         (("teacher.path=null",), "teacher bert: bert has no head that generates text"),
         (("teacher.path=null", "model@teacher=small_lm", "teacher.train=off"),
-         "teacher llama-256: .* train one with python launch.py mode=sft task=toy_math"),
+         "teacher llama-256: .* train one with python launch.py mode=sft task="),
         (("model.config.vocab_size=300",), r"tokens of its vocabulary .* model\.tokenizer="),
         (("teacher.path=[a,b]",), "2 teachers are named; a language model takes one"),
         (("mode/loss=attention",), "its relations are those of an encoder"),
-        (("model=from_teacher",), "model.init: .* are classifiers so far"),
+        (("model.init=teacher",), "model.init: .* are classifiers so far"),
     ],
 )  # fmt: skip
 def test_what_cannot_teach_is_refused_in_one_line(kd, overrides, message):
