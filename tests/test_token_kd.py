@@ -333,7 +333,6 @@ def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(kd, launch):
         (("model.config.vocab_size=300",), r"tokens of its vocabulary .* model\.tokenizer="),
         (("teacher.path=[a,b]",), "2 teachers are named; a language model takes one"),
         (("mode/loss=attention",), "its relations are those of an encoder"),
-        (("model.init=teacher",), "model.init: .* are classifiers so far"),
     ],
 )  # fmt: skip
 def test_what_cannot_teach_is_refused_in_one_line(kd, overrides, message):
