@@ -14,14 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import set_seed
 
-from forge import cluster, data, models, teacher
+from forge import cluster, data, decoding, models, teacher
+from forge import logits as stored_answers
 from forge.data import IGNORED
 from forge.errors import UserError
 from forge.experiment import Prepared
-from forge.losses import DIST, Loss
+from forge.losses import DIST, KL, Loss
 from forge.modes.kd import Distiller, announce, answers, require_loss
 from forge.record import read_json, write_json
 from forge.results import TIMINGS
@@ -37,16 +39,30 @@ log = logging.getLogger(__name__)
 
 
 def trainer(
-    prepared: Prepared, alpha: float, loss: dict[str, Loss], gate: bool, common: dict[str, Any]
+    prepared: Prepared,
+    alpha: float,
+    loss: dict[str, Loss],
+    gate: bool,
+    top_k: int | None,
+    common: dict[str, Any],
 ) -> Trainer:
-    """A trainer of the blended loss, with a teacher that is run in every step."""
+    """A trainer of the blended loss, with a teacher that is run in every step, or with `top_k` once
+    over the training rows."""
     _check_losses(loss)
+    temperature = _one_temperature(loss) if top_k else None
     expert = _expert(prepared)
     prepared.facts["teacher"] = measure(expert, prepared, gate)
     smoothing = common["args"].label_smoothing_factor
     announce(alpha, loss, smoothing, "vocabulary", "tokens of the completions")
     prepared.facts["trained_on"] = len(common["train_dataset"])  # rows
-    expert.to(prepared.args.device)
+    device = prepared.args.device
+    told = _likeliest(expert, prepared, top_k, temperature) if top_k and temperature else None
+    expert.to("cpu" if told else device)
+
+    def stored(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
+        ids = distiller.last_ids.tolist()  # type: ignore[union-attr]  # set before
+        rows = torch.cat([told[row] for row in ids])  # type: ignore[index]
+        return SimpleNamespace(likeliest=rows.to(device), qkv={})
 
     def taught(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
         batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -58,7 +74,12 @@ def trainer(
     for term in loss.values():
         term.bind(prepared.model.config, expert.model.config)
     distiller = TokenDistiller(
-        vocabulary=expert.order, alpha=alpha, losses=loss, taught=taught, **common
+        vocabulary=expert.order,
+        temperature=temperature,
+        alpha=alpha,
+        losses=loss,
+        taught=stored if told else taught,
+        **common,
     )
     return distiller
 
@@ -67,11 +88,12 @@ class TokenDistiller(Distiller):
     """Compares student and teacher at the tokens of the completions.
 
     `vocabulary` are the columns of logits that are tokens; a model may have more, of padding.
+    `temperature` is that of the stored likeliest tokens.
     """
 
-    def __init__(self, *, vocabulary: Any, **kwargs: Any) -> None:
+    def __init__(self, *, vocabulary: Any, temperature: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.temperature = vocabulary, temperature
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs  # as the task loss is
 
     def _compared(self, outputs: Any, taught: Any, batch: Any, items: Any) -> tuple[Any, ...]:
@@ -85,14 +107,83 @@ class TokenDistiller(Distiller):
                 found["hidden_states"] = [layer[:, :-1][kept].unsqueeze(0) for layer in layers]
             return found
 
-        labels, theirs = labels[kept], rows(vars(taught))
-        vars(taught).update(theirs)
+        labels, ours = labels[kept], rows(outputs)
+        if self.temperature:
+            tokens, theirs = taught.likeliest.chunk(2, 1)
+            ours["logits"] = lumped(ours["logits"], tokens[:, :-1].long(), self.temperature)
+            vars(taught)["logits"] = theirs
+        else:
+            vars(taught).update(rows(vars(taught)))
         mask = torch.ones_like(labels).unsqueeze(0)
         scale: Any = 1
         if items is not None:
             shared = self.args.average_tokens_across_devices  # then DDP's mean is taken back
             scale = len(labels) * (self.accelerator.num_processes if shared else 1) / items
-        return rows(outputs), taught, {"labels": labels, "attention_mask": mask}, scale
+        return ours, taught, {"labels": labels, "attention_mask": mask}, scale
+
+
+def lumped(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits [N, V] as those [N, k + 1] of k named tokens and of any other, at a temperature.
+
+    Their softmax at that temperature is exact: no mass is missing, and a divergence is at most the
+    one over the whole vocabulary.
+    """
+    log_probs = (logits.float() / temperature).log_softmax(1)
+    named = log_probs.gather(1, tokens)
+    rest = log_probs.scatter(1, tokens, -math.inf).logsumexp(1, keepdim=True)
+    return temperature * torch.cat([named, rest], 1)
+
+
+def _one_temperature(loss: dict[str, Loss]) -> float:
+    """That of all losses; raises `UserError` for those that need every logit."""
+    found = {term.temperature for term in loss.values() if isinstance(term, KL)}
+    if len(found) != 1 or not all(isinstance(term, KL) for term in loss.values()):
+        raise UserError(
+            f"mode.top_k, mode/loss=[{','.join(loss)}]: what is stored is for kl at one "
+            "temperature; use mode/loss=kl, or mode.top_k=null"
+        )
+    return found.pop()
+
+
+def _likeliest(
+    expert: Expert, prepared: Prepared, k: int, temperature: float
+) -> dict[int, torch.Tensor]:
+    """By row id [tokens, 2k + 2]: the teacher's k likeliest tokens, -1, and their `lumped` logits.
+
+    Asked once and stored; as one array of fp32, in which the numbers of tokens are exact.
+    """
+    args, split = prepared.args, prepared.splits[prepared.task.train]
+    vocabulary: Any = expert.order
+    if k > vocabulary.stop - 2:
+        raise UserError(
+            f"mode.top_k={k}: of {vocabulary.stop} tokens at most {vocabulary.stop - 2} leave a "
+            "rest; lower it, or set mode.top_k=null"
+        )
+    key = data.fingerprint(expert.digest, split._fingerprint, k, temperature, args.bf16, args.fp16)
+    path = data.cache_directory(prepared.config.cache_dir) / "teacher" / f"{key}.safetensors"
+    sizes = [sum(label != IGNORED for label in labels) for labels in split["labels"]]
+    ids = [row for row, size in zip(split["id"], sizes, strict=True) for _ in range(size)]
+    named = f"{len(split):,} {prepared.task.train} rows"
+    packed = cluster.together(lambda: stored_answers.read(path, ids, named))
+    if packed is None:
+        log.info("teacher: asked about %s, once", named)
+
+        def of(seen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seen = seen[:, vocabulary]
+            tokens = seen.topk(k).indices
+            ends = torch.full_like(tokens[:, :1], -1)
+            return torch.cat([tokens, ends, lumped(seen, tokens, temperature)], 1).cpu()
+
+        expert.to(args.device)
+        asked: Any = SimpleNamespace(
+            model=expert.model, processing_class=prepared.tokenizer, args=args
+        )
+        packed = np.concatenate(decoding.of_completions(asked, split, of, lambda row: row.numpy()))
+        if not cluster.rank():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stored_answers.write(path, ids, packed)
+    rows = torch.split(torch.from_numpy(packed), sizes)
+    return dict(zip(split["id"], rows, strict=True))
 
 
 def _check_losses(loss: dict[str, Loss]) -> None:

@@ -9,7 +9,8 @@ What implementers get wrong (the numbers are those of test_kd), and where it is 
 8 numerics: log_softmax in fp32 of the predicted tokens only, selected before; test_losses
 9 JSD at its ends: there is no beta (test_losses)
 11 the teacher's state: the_teacher_is_frozen_…
-15 top-k caches: none; the teacher says all of its logits in every step
+15 top-k caches: the missing mass is one more outcome, at the temperature of the loss:
+  …_are_a_whole_distribution, stored_likeliest_tokens_…
 16 tokenizers: token by token, in the texts as read; sizes may differ by rows of padding
 """
 
@@ -131,6 +132,31 @@ def test_loss_and_gradient_are_what_a_computation_by_hand_gives(distiller_of, na
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
     for ours, parameter in zip(found, student.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_likeliest_tokens_and_the_rest_are_a_whole_distribution():
+    torch.manual_seed(0)
+    student, expert = torch.randn(5, 20) * 4, torch.randn(5, 20) * 4
+    kl = KL(temperature=3)
+
+    def of(k):
+        tokens = expert.topk(k).indices
+        seen = [SimpleNamespace(logits=token_kd.lumped(x, tokens, 3)) for x in (student, expert)]
+        return kl(*seen, {}).item()
+
+    p, q = ((x / 3).softmax(-1) for x in (expert, student))
+    assert of(18) <= divergence(p, q, "forward").item() / 5 * 9 + 1e-6
+    for k in (1, 4, 18):
+        tokens = expert.topk(k).indices
+        by_hand = 0.0
+        for i in range(5):
+            two = [torch.cat([x[i, tokens[i]], 1 - x[i, tokens[i]].sum(0, True)]) for x in (p, q)]
+            by_hand += 9 * divergence(*two, "forward").item() / 5
+        assert of(k) == pytest.approx(by_hand, rel=1e-4)
+    assert of(1) < of(4) < of(18)
+    sure = torch.full((1, 20), -1e4).index_fill(1, torch.tensor([3]), 1e4).requires_grad_()
+    token_kd.lumped(sure, torch.tensor([[3, 4]]), 1).logsumexp(1).backward()
+    assert sure.grad.isfinite().all()
 
 
 LOSSES = {
@@ -283,6 +309,20 @@ def test_accumulated_steps_weigh_every_token_alike(kd):
 
 
 @pytest.mark.slow
+def test_stored_likeliest_tokens_teach_as_the_live_teacher_does(kd, caplog):
+    caplog.set_level(logging.INFO)
+    live = kd("mode.alpha=0.5", at="live")
+    nearly_all = kd("mode.alpha=0.5", "mode.top_k=360", at="nearly_all")  # of 369
+    few = [kd("mode.alpha=0.5", "mode.top_k=4", at=name) for name in ("few", "again")]
+    curves = [[row["loss_kl"] for row in history(run)] for run in (live, nearly_all, *few)]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+    assert 0 < curves[2][0] < curves[0][0]
+    assert curves[2] == curves[3]
+    assert caplog.text.count("teacher: asked about 400 train rows, once") == 2
+    assert caplog.text.count("answers to 400 train rows found in the cache") == 1
+
+
+@pytest.mark.slow
 def test_two_ranks_weigh_every_token_alike(kd, teacher_run, tmp_path):
     plan = ("trainer.train_sampling_strategy=random", "task.generate_rows=2",
             "trainer.save_strategy=epoch", "+trainer.dataloader_drop_last=true")  # fmt: skip
@@ -332,6 +372,8 @@ def test_a_teacher_that_knows_nothing_is_stopped_at_the_gate(kd, launch):
          "teacher llama-256: .* train one with python launch.py mode=sft task="),
         (("model.config.vocab_size=300",), r"tokens of its vocabulary .* model\.tokenizer="),
         (("teacher.path=[a,b]",), "2 teachers are named; a language model takes one"),
+        (("mode.top_k=369",), "mode.top_k=369: of 369 tokens at most 367 leave a rest"),
+        (("mode.top_k=4", "mode/loss=[kl,hidden]"), "what is stored is for kl at one temperature"),
         (("mode/loss=attention",), "its relations are those of an encoder"),
     ],
 )  # fmt: skip

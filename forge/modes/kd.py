@@ -45,6 +45,7 @@ def trainer(
     loss: dict[str, Loss],
     gate: bool = True,
     cache: bool = True,
+    top_k: Annotated[int, Field(ge=1)] | None = None,
     **common: Any,
 ) -> Trainer:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
@@ -55,7 +56,9 @@ def trainer(
     if prepared.task.head == "CausalLM":
         from forge import token_kd  # which builds on this module
 
-        return token_kd.trainer(prepared, alpha, loss, gate, common)
+        return token_kd.trainer(prepared, alpha, loss, gate, top_k, common)
+    if top_k:
+        raise UserError(f"mode.top_k={top_k}: it is for language models; set mode.top_k=null")
     loss = _fitting_losses(prepared, loss)
     config, task, facts = prepared.config, prepared.task, prepared.facts
     weights = teacher.shares(config.teacher)
