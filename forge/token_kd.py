@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import set_seed
 
 from forge import cluster, data, decoding, models, teacher
@@ -46,8 +47,7 @@ def trainer(
     top_k: int | None,
     common: dict[str, Any],
 ) -> Trainer:
-    """A trainer of the blended loss, with a teacher that is run in every step, or with `top_k` once
-    over the training rows."""
+    """A trainer of the blended loss; with `top_k` the teacher is run once, else in every step."""
     _check_losses(loss)
     temperature = _one_temperature(loss) if top_k else None
     expert = _expert(prepared)
@@ -73,14 +73,8 @@ def trainer(
     set_seed(common["args"].seed)  # for the losses' projections, whatever came before
     for term in loss.values():
         term.bind(prepared.model.config, expert.model.config)
-    distiller = TokenDistiller(
-        vocabulary=expert.order,
-        temperature=temperature,
-        alpha=alpha,
-        losses=loss,
-        taught=stored if told else taught,
-        **common,
-    )
+    common |= {"alpha": alpha, "losses": loss, "taught": stored if told else taught}
+    distiller = TokenDistiller(vocabulary=expert.order, temperature=temperature, **common)
     return distiller
 
 
@@ -122,7 +116,7 @@ class TokenDistiller(Distiller):
         return ours, taught, {"labels": labels, "attention_mask": mask}, scale
 
 
-def lumped(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+def lumped(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Logits [N, V] as those [N, k + 1] of k named tokens and of any other, at a temperature.
 
     Their softmax at that temperature is exact: no mass is missing, and a divergence is at most the
@@ -145,9 +139,7 @@ def _one_temperature(loss: dict[str, Loss]) -> float:
     return found.pop()
 
 
-def _likeliest(
-    expert: Expert, prepared: Prepared, k: int, temperature: float
-) -> dict[int, torch.Tensor]:
+def _likeliest(expert: Expert, prepared: Prepared, k: int, temperature: float) -> dict[int, Tensor]:
     """By row id [tokens, 2k + 2]: the teacher's k likeliest tokens, -1, and their `lumped` logits.
 
     Asked once and stored; as one array of fp32, in which the numbers of tokens are exact.
@@ -164,11 +156,11 @@ def _likeliest(
     sizes = [sum(label != IGNORED for label in labels) for labels in split["labels"]]
     ids = [row for row, size in zip(split["id"], sizes, strict=True) for _ in range(size)]
     named = f"{len(split):,} {prepared.task.train} rows"
-    packed = cluster.together(lambda: stored_answers.read(path, ids, named))
-    if packed is None:
+    packed = stored_answers.read(path, ids, named)
+    if cluster.largest(int(packed is None), args.device):  # then all ranks ask, each its share
         log.info("teacher: asked about %s, once", named)
 
-        def of(seen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def of(seen: Tensor, labels: Tensor) -> Tensor:
             seen = seen[:, vocabulary]
             tokens = seen.topk(k).indices
             ends = torch.full_like(tokens[:, :1], -1)
@@ -178,7 +170,7 @@ def _likeliest(
         asked: Any = SimpleNamespace(
             model=expert.model, processing_class=prepared.tokenizer, args=args
         )
-        packed = np.concatenate(decoding.of_completions(asked, split, of, lambda row: row.numpy()))
+        packed = np.concatenate(decoding.of_completions(asked, split, of, Tensor.numpy))
         if not cluster.rank():
             path.parent.mkdir(parents=True, exist_ok=True)
             stored_answers.write(path, ids, packed)
