@@ -24,17 +24,30 @@ LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smalle
 
 def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], list[int]]:
     """Per row the negative log-likelihood of its completion, and that one's tokens."""
-    import torch
     from torch.nn.functional import cross_entropy
 
-    def one(batch: dict[str, Tensor]) -> list[tuple[float, int]]:
+    def nll(logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), labels, reduction="none").double()
+
+    found = of_completions(trainer, split, nll, lambda row: (float(row.sum()), len(row)))
+    return [nll for nll, _ in found], [tokens for _, tokens in found]
+
+
+def of_completions(
+    trainer: transformers.Trainer,
+    split: Dataset,
+    of: Callable[[Tensor, Tensor], Tensor],
+    keep: Callable[[Tensor], Any],
+) -> list[Any]:
+    """For each row `keep` of what `of` makes of its completion's tokens: logits and labels."""
+    import torch
+
+    def one(batch: dict[str, Tensor]) -> list[Any]:
         labels = batch.pop("labels")[:, 1:]  # the logits at a token are about the next one
         logits = trainer.model(**batch).logits[:, :-1]  # type: ignore[misc]
         taught = labels != IGNORED
-        nll = cross_entropy(logits[taught].float(), labels[taught], reduction="none").double()
-        ends = taught.sum(1).cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        return [(float(nll[a:b].sum()), b - a) for a, b in zip(starts, ends, strict=True)]
+        found = of(logits[taught], labels[taught])
+        return [keep(row) for row in torch.split(found, taught.sum(1).tolist())]
 
     tokenizer: Any = trainer.processing_class
 
@@ -47,8 +60,7 @@ def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], 
         return batch
 
     most = LOGITS // (max(split["length"]) * len(tokenizer))
-    found = _in_batches(trainer, split, "Reading", collate, one, max(1, most))
-    return [nll for nll, _ in found], [tokens for _, tokens in found]
+    return _in_batches(trainer, split, "Reading", collate, one, max(1, most))
 
 
 def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, Any]) -> list[str]:

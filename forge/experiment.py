@@ -113,10 +113,10 @@ def check_all(config: Config) -> None:
 
 
 def _check_taught(config: Config, task: Task) -> None:
-    if task.head == "CausalLM" and configs.is_taught(config):
+    if task.head == "CausalLM" and config.model.init:
         raise UserError(
-            "mode=kd, model.init: teachers are for classification and regression so far; learn "
-            "this task with mode=sft"
+            "model.init: students from a teacher's layers are classifiers so far; name a language "
+            "model with model.path= or e.g. model=tiny_lm"
         )
 
 
@@ -199,9 +199,9 @@ class Prepared:
     model: PreTrainedModel
     facts: dict[str, Any]
     recorded: dict[str, Any]
-    taught: dict[str, Any] = field(
+    taught: dict[str, dict[str, list[Any]]] = field(
         default_factory=dict
-    )  # per evaluation split the teachers' logits
+    )  # per evaluation split the teachers' answers, as columns
 
 
 def prepare(
@@ -408,16 +408,13 @@ def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path
 
 def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
     """What is read a month later: the whole curve, the teachers' answers, the model's card."""
-    from forge.tasks import TextTask
-
     if cluster.rank():
         return
     if trainer.state.log_history:
         trainer.save_state()  # checkpoints may be older, or none
-    for split, logits in prepared.taught.items():
-        file, rows = run_dir / "predictions" / f"teacher_{split}.parquet", prepared.rows[split]
-        assert isinstance(prepared.task, TextTask)  # others have no teachers
-        _write_predictions(file, rows, prepared.task.answers(rows, logits))
+    for split, columns in prepared.taught.items():
+        file = run_dir / "predictions" / f"teacher_{split}.parquet"
+        _write_predictions(file, prepared.rows[split], columns)
     card.write(run_dir)
 
 

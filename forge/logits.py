@@ -39,7 +39,7 @@ class Expert:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    order: list[int]  # for each label of the task the column that the model gives it
+    order: list[int] | slice  # for each label (or token) the column that the model gives it
     unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
 
     @property
@@ -108,12 +108,12 @@ def stored_logits(expert: Expert, prepared: Prepared, split: str) -> NDArray[Any
     folder.mkdir(parents=True, exist_ok=True)
     path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
     with FileLock(f"{path}.lock"):
-        logits = _read(path, list(rows["id"]), named)
+        logits = read(path, list(rows["id"]), named)
         if logits is None:
             log.info("teacher: asked about %s, once", named)
             half = half and _half_will_do(expert, rows, prepared)
             logits = ask(expert, rows, prepared, half)
-            _write(path, list(rows["id"]), logits)
+            write(path, list(rows["id"]), logits)
         else:
             _spot_check(expert, rows, prepared, logits, half)
     return logits
@@ -156,7 +156,8 @@ def _spot_check(
         )
 
 
-def _read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
+def read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
+    """The stored answers, or None where there are none, damaged ones or those of other rows."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -175,7 +176,8 @@ def _read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
     return None
 
 
-def _write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
+def write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
+    """Store answers; raises `UserError` where there is no room."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

@@ -205,6 +205,12 @@ def _check_head(model: Model, task: Task, config: PretrainedConfig, where: str) 
         )
 
 
+def check_architecture(model: Model, task: Task, where: str = "model") -> None:
+    """Raise `UserError` for a model without a path that is to write and cannot."""
+    if model.path is None:
+        _check_head(model, task, _architecture(model.config)(), where)
+
+
 @contextmanager
 def _sizes() -> Iterator[None]:
     """One line for sizes that do not fit each other."""

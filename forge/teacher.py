@@ -120,12 +120,14 @@ def _trained(
         raise UserError("teacher.init: a teacher is not made from itself; set teacher.path=")
     if model.path and not (model.new_head or model.from_scratch):
         tokenizer = models.load_tokenizer(model, (), "teacher")
-        if models.has_head(models.load_config(model, task, tokenizer, "teacher")):
+        architecture = models.load_config(model, task, tokenizer, "teacher")
+        if task.head == "CausalLM" or models.has_head(architecture):
             return model
     if not model.path and not model.config:
         raise UserError(
             "teacher.path=null: name a run or a model, or choose e.g. model@teacher=bert"
         )
+    models.check_architecture(model, task, "teacher")
     path = model.path or config_name(model)
     if found := cluster.together(lambda: _best_run(model, task, rows)):
         run, value = found
@@ -259,9 +261,12 @@ def load(model: Model, prepared: Prepared) -> Expert:
     task = prepared.task
     tokenizer = models.load_tokenizer(model, (), "teacher")
     config = models.load_config(model, task, tokenizer, "teacher")
-    unnamed = task.num_labels > 1 and models.unnamed((config.id2label or {}).values())
+    names = list((config.id2label or {}).values())  # before the task's take their place
     loaded = cluster.in_turn(lambda: models.load(model, task, config, "teacher"))
     loaded.eval().requires_grad_(False)
+    if task.head == "CausalLM":
+        return Expert(loaded, tokenizer, slice(max(tokenizer.get_vocab().values()) + 1), False)
+    unnamed = task.num_labels > 1 and models.unnamed(names)
     return Expert(loaded, tokenizer, list(range(task.num_labels)), unnamed)
 
 
@@ -325,9 +330,11 @@ def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, 
                 "teacher.path=, or go on with mode.gate=off"
             )
     weights = shares(prepared.config.teacher)
+    scores: dict[str, dict[str, float]] = {}
     for split in task.evaluation:
-        prepared.taught[split] = np.asarray(combine(answers[split], weights))
-    scores = {split: task.judge(prepared.taught[split], labels[split]) for split in task.evaluation}
+        combined = np.asarray(combine(answers[split], weights))
+        prepared.taught[split] = task.answers(prepared.rows[split], combined)
+        scores[split] = task.judge(combined, labels[split])
     if len(experts) > 1:
         log.info(
             "teachers together, their probabilities averaged (weights %s): %s %.4f",

@@ -361,7 +361,7 @@ def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("mode=kd",), "teachers are for classification and regression so far"),
+        (("model.init=teacher",), "students from a teacher's layers are classifiers so far"),
         (("model=tiny",), "model bert: bert has no head that generates text"),
         (("model.new_head=true",), "a language model's head is its vocabulary"),
         (

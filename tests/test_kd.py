@@ -248,6 +248,7 @@ def test_a_teacher_of_another_order_teaches_the_same(kd, teacher_run, names, cap
     ("overrides", "message"),
     [
         (["mode.alpha=1.5"], r"mode\.alpha=1\.5: input should be less than or equal to 1"),
+        (["mode.top_k=4"], "mode.top_k=4: it is for language models"),
         (["mode.loss.kl.temperature=0"], r"mode\.loss\.kl: temperature=0"),
         (["mode.loss.kl.divergence=backward"], r"mode\.loss\.kl: divergence=backward"),
         (["+mode.loss.kl.temprature=2"], r"mode\.loss\.kl\.temprature: .*did you mean temperature"),

@@ -124,7 +124,8 @@ def test_a_stopped_distillation_too(toy_run, stop_at, settings):
 
 
 @pytest.mark.slow
-def test_a_stopped_language_model_too(launch, stop_at):
+@pytest.mark.parametrize("mode", ["sft", "kd"])
+def test_a_stopped_language_model_too(launch, stop_at, mode):
     """It generates in training, and samples at the end."""
     tiny = ("task=toy_math", "model=tiny_lm", "task.dataset.train=400", "precision=fp32",
             "task.dataset.validation=40", "task.max_new_tokens=12", "task.pass_at=[2]",
@@ -133,7 +134,11 @@ def test_a_stopped_language_model_too(launch, stop_at):
     often = ("trainer.eval_strategy=steps", "trainer.save_strategy=steps", "trainer.eval_steps=5",
              "trainer.save_steps=5", "trainer.gradient_accumulation_steps=2",
              "trainer.per_device_train_batch_size=16", "trainer.logging_steps=3",
-             "task.headline=perplexity")  # fmt: skip
+             "task.headline=perplexity", f"mode={mode}")  # fmt: skip
+    if mode == "kd":
+        teacher = launch(*tiny, *STEPS, "trainer.save_strategy=no",
+                         "trainer.load_best_model_at_end=false", at="teacher")  # fmt: skip
+        often += (f"teacher.path={teacher}", "mode.gate=off", "mode/loss=[kl,hidden]")
     whole = launch(*tiny, *often, at="whole")
     stop_at(17)
     with pytest.raises(Preempted):

@@ -3,7 +3,8 @@
     loss = (1 - alpha) * task loss + alpha * sum_k weight_k * L_k(student, teacher)
 
 Losses that read logits only take the teacher's stored ones; those that read hidden states or
-attention run the teacher beside the student, which must share its tokenizer.
+attention run the teacher beside the student, which must share its tokenizer. So do all losses of a
+language model, which learns token by token: `forge.token_kd`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def trainer(
     loss: dict[str, Loss],
     gate: bool = True,
     cache: bool = True,
+    top_k: Annotated[int, Field(ge=1)] | None = None,
     **common: Any,
 ) -> Trainer:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
@@ -51,6 +53,12 @@ def trainer(
     if alpha == 0:
         log.info("loss    1 * task loss (mode.alpha=0: as mode=sft, no teacher)")
         return Trainer(**common)
+    if prepared.task.head == "CausalLM":
+        from forge import token_kd  # which builds on this module
+
+        return token_kd.trainer(prepared, alpha, loss, gate, top_k, common)
+    if top_k:
+        raise UserError(f"mode.top_k={top_k}: it is for language models; set mode.top_k=null")
     loss = _fitting_losses(prepared, loss)
     config, task, facts = prepared.config, prepared.task, prepared.facts
     weights = teacher.shares(config.teacher)
@@ -60,7 +68,7 @@ def trainer(
     if aligned:
         _check_positions(prepared, experts, aligned)
     facts["teacher"] = teacher.measure(experts, prepared, gate)
-    _announce(alpha, loss, common["args"].label_smoothing_factor)
+    announce(alpha, loss, common["args"].label_smoothing_factor, "labels", "examples")
     common["train_dataset"] = concatenate_datasets([prepared.splits[split] for split in train])
     facts["trained_on"] = len(common["train_dataset"])  # rows
     if cache and not aligned:
@@ -92,8 +100,7 @@ def _training_splits(prepared: Prepared, alpha: float, loss: dict[str, Loss]) ->
 
 def _fitting_losses(prepared: Prepared, loss: dict[str, Loss]) -> dict[str, Loss]:
     """The losses, checked against the task; of a regression's one value kl is taken as mse."""
-    if not loss:
-        raise UserError("mode.loss: no loss to the teacher; choose e.g. mode/loss=kl")
+    require_loss(loss)
     if prepared.task.num_labels > 1:
         return loss
     fitting: dict[str, Loss] = {}
@@ -111,7 +118,15 @@ def _fitting_losses(prepared: Prepared, loss: dict[str, Loss]) -> dict[str, Loss
     return fitting
 
 
-def _announce(alpha: float, loss: dict[str, Loss], smoothing: float) -> None:
+def require_loss(loss: dict[str, Loss]) -> None:
+    """Raise `UserError` when there is none."""
+    if not loss:
+        raise UserError("mode.loss: no loss to the teacher; choose e.g. mode/loss=kl")
+
+
+def announce(
+    alpha: float, loss: dict[str, Loss], smoothing: float, summed: str, averaged: str
+) -> None:
     """The objective in words and numbers."""
     smoothed = f", label smoothing {smoothing:g}" if smoothing else ""
     log.info(
@@ -122,8 +137,10 @@ def _announce(alpha: float, loss: dict[str, Loss], smoothing: float) -> None:
         " + ".join(f"{term.weight:g} * {_words(name, term)}" for name, term in loss.items()),
     )
     log.info(
-        "        each summed over the labels, averaged over the examples; mode.alpha is the "
-        "teacher's share: 0 labels only, 1 teacher only"
+        "        each summed over the %s, averaged over the %s; mode.alpha is the "
+        "teacher's share: 0 labels only, 1 teacher only",
+        summed,
+        averaged,
     )
 
 
@@ -187,20 +204,20 @@ def _live(
     def taught(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
         given = [inputs.pop(prefix) for prefix in pads]
         if len(experts) == 1:
-            return _answers(experts[0], given[0], watch)
-        answers = [_answers(e, b, watch).logits for e, b in zip(experts, given, strict=True)]
-        return SimpleNamespace(logits=teacher.combine(answers, weights), qkv={})
+            return answers(experts[0], given[0], watch)
+        each = [answers(e, b, watch).logits for e, b in zip(experts, given, strict=True)]
+        return SimpleNamespace(logits=teacher.combine(each, weights), qkv={})
 
     return taught
 
 
-def _answers(expert: Expert, batch: dict[str, Any], watch: Any) -> SimpleNamespace:
+def answers(expert: Expert, batch: dict[str, Any], watch: Any) -> SimpleNamespace:
     """A teacher's outputs for a batch of its own, with what the losses ask for."""
     with ExitStack() as stack, torch.no_grad():
         watched = watch(expert.model.eval(), "teacher_layer", stack)
         outputs = dict(expert.model(**batch, **watched.asked))
     outputs.pop("loss", None)
-    outputs["logits"] = outputs["logits"][:, expert.order]
+    outputs["logits"] = outputs["logits"][..., expert.order]
     return SimpleNamespace(**outputs, qkv=watched.qkv)
 
 
@@ -279,7 +296,7 @@ class Distiller(Trainer):
         # The losses' own weights (projections) train with the student and are not saved with it.
         self.alpha, self.taught = alpha, taught
         self.sums: dict[str, Tensor] = {}  # of each term since the last log
-        self.batches, self.shares = 0, {}  # type: int, dict[str, float]
+        self.batches, self.shares = 0.0, {}  # type: float, dict[str, float]
         super().__init__(model=model, **kwargs)
         self.losses, self.weights = losses, nn.ModuleDict(losses).to(self.args.device)
         self.add_callback(OwnWeights(self.weights))
@@ -321,21 +338,28 @@ class Distiller(Trainer):
             student = self._watch(self.accelerator.unwrap_model(model), "layer", stack)
             taught = self.taught(inputs, self._watch)
             batch = dict(inputs)  # label smoothing takes the labels out
-            task_loss, outputs = self._task_loss(model, inputs | student.asked)
+            task_loss, outputs = self._task_loss(model, inputs | student.asked, num_items_in_batch)
             queries = dict(student.qkv)
         terms = {} if task_loss is None else {"task": (1 - self.alpha) * task_loss}
+        outputs, taught, batch, scale = self._compared(outputs, taught, batch, num_items_in_batch)
         for name, loss in self.losses.items():
             view = SimpleNamespace(**outputs, qkv=queries.get(name))
             mine = SimpleNamespace(**vars(taught) | {"qkv": taught.qkv.get(name)})
-            terms[name] = self.alpha * loss.weight * loss(view, mine, batch)
+            terms[name] = self.alpha * loss.weight * scale * loss(view, mine, batch)
         self._follow(terms, model)
         blended = sum(terms.values())
         return (blended, outputs) if return_outputs else blended
 
-    def _task_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    def _compared(self, outputs: Any, taught: Any, batch: Any, items: Any) -> tuple[Any, ...]:
+        """What the losses read of student, teacher and batch, and the factor of their means."""
+        return outputs, taught, batch, 1
+
+    def _task_loss(
+        self, model: Any, inputs: dict[str, Any], items: Any
+    ) -> tuple[Tensor | None, Any]:
         """The loss to the labels, which the model is not shown at alpha=1."""
         if self.alpha < 1:
-            found: Any = super().compute_loss(model, inputs, True)
+            found: Any = super().compute_loss(model, inputs, True, items)
             return found[0], found[1]
         return None, model(**{k: v for k, v in inputs.items() if k != "labels"})
 
@@ -354,7 +378,8 @@ class Distiller(Trainer):
         """Add up the terms for the next log; measure their shares at the first step and then."""
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term.detach()
-        self.batches += 1
+        parts = self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else 1
+        self.batches += 1 / parts  # a scaled loss is a part of its step's
         step = self.state.global_step
         if step % self.EVERY or step == self.shares.get("step"):
             return
