@@ -279,7 +279,7 @@ class Trainer(transformers.Trainer):
         return self.before + time.monotonic() - self.started
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        mask = inputs.get("attention_mask")
+        mask = inputs.get("attention_mask") if hasattr(inputs, "get") else None
         if mask is not None:
             self.examples += len(mask)
             self.cells += mask.numel()
