@@ -14,16 +14,19 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 import transformers
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from forge import decoding
 from forge.errors import UserError
+from forge.grpo import constant
 from forge.rewards import Rewards
 from forge.trainer import Trainer
 
@@ -51,9 +54,8 @@ def arguments(args: TrainingArguments, task: Generation, **settings: Any) -> GRP
         raise UserError(
             "trainer.auto_find_batch_size: mode=rl needs whole groups; set a batch size"
         )
-    own: dict[str, Any] = {
-        field.name: getattr(args, field.name) for field in fields(args) if field.init
-    }
+    names = [field.name for field in fields(args) if field.init]
+    own: dict[str, Any] = {name: getattr(args, name) for name in names}
     follows: dict[str, Any] = {
         "max_completion_length": task.max_new_tokens,
         "num_generations_eval": 1,  # never used: a task evaluates by itself
@@ -107,6 +109,7 @@ class LanguageGRPO(Trainer, GRPOTrainer):
         compute_metrics: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """The collator and the metrics are not for rows that are prompts."""
+        self.rewards = rewards
         without_dropout(model)
         beta, args.beta = args.beta, 0.0  # TRL would load the start by its name: ours may have none
         start = copy.deepcopy(model) if beta and not hasattr(model, "peft_config") else None
@@ -151,9 +154,9 @@ class LanguageGRPO(Trainer, GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         theirs = super()._get_train_sampler(dataset)
         if not len(theirs):
-            prompts = self.args.generation_batch_size // self.num_generations
+            count = theirs.batch_size
             raise UserError(
-                f"trainer.per_device_train_batch_size: not one whole batch of {prompts} prompts in "
+                f"trainer.per_device_train_batch_size: not one whole batch of {count} prompts in "
                 f"{theirs.num_samples} rows; lower it"
             )
         theirs.__class__ = Groups
@@ -170,7 +173,13 @@ class LanguageGRPO(Trainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         ids = torch.tensor([row["id"] for row in inputs], device=self.args.device)
-        return super()._generate_and_score_completions(inputs) | {"id": ids}
+        found = super()._generate_and_score_completions(inputs)
+        logs: Any = self._logs["rewards"]
+        values = np.array([logs[name] for name in self.rewards.functions]).T
+        groups = self.rewards.total(values).reshape(-1, self.num_generations or 1)
+        # with scale_rewards=batch TRL's is of the batch
+        self._metrics["train"]["frac_reward_zero_std"][-1] = float(constant(groups).mean())
+        return found | {"id": ids}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """An evaluation is not TRL's; a reward that applied nowhere is not logged."""
@@ -187,7 +196,8 @@ class LanguageGRPO(Trainer, GRPOTrainer):
             name: [value for value in values if not math.isnan(value)]
             for name, values in self._metrics["train"].items()
         }
-        whole = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        every: int = self.args.steps_per_generation * self.num_iterations  # type: ignore[operator]
+        whole = self._step % every == 0
         drawn: list[Any] = [] if whole else self._buffered_inputs or []
         packed = [{name: _packed(tensor) for name, tensor in part.items()} for part in drawn]
         return super().progress() | {"passes": self._step, "told": told, "drawn": packed}
