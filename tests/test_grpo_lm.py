@@ -76,6 +76,7 @@ def test_results_hold_the_start_and_the_console_shows_the_reward(launch, caplog)
     assert not (run_dir / "README.md").exists()  # TRL's card
 
 
+@pytest.mark.slow
 def test_the_first_ratio_is_one_and_the_first_kl_is_zero(launch, monkeypatch):
     from forge.grpo_lm import LanguageGRPO
 
@@ -195,6 +196,8 @@ def test_what_cannot_be_trained_is_refused_in_a_line(launch, words, problem):
 
 
 def test_without_trl_the_way_out_is_said(launch, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("trl.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "forge.grpo_lm", raising=False)
     monkeypatch.delattr("forge.grpo_lm", raising=False)

@@ -128,7 +128,8 @@ def of_texts(
         from forge import grpo_lm
     except ImportError as error:
         raise UserError(
-            f"mode=rl on a language model: {error.name} is not installed; pip install 'forge[rl]'"
+            f"mode=rl on a language model: {(error.name or 'trl').partition('.')[0]} is not "
+            "installed; pip install 'forge[rl]'"
         ) from error
     task = prepared.task
     given = {name: value for name, value in written.items() if value is not None}
