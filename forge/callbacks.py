@@ -20,6 +20,10 @@ from forge.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
+DETAILS = {"num_tokens", "step_time", "policy_loss", "entropy_coef"}  # of TRL
+PARTS = ("clip_ratio/", "completions/")  # of which the mean is enough
+
+
 class Console(ProgressCallback):
     """One readable line per log step and evaluation; a progress bar in a terminal."""
 
@@ -71,12 +75,18 @@ class Console(ProgressCallback):
             hidden.add("loss")  # of GRPO: about 0, whatever is learnt
             each = [key for key in logs if key.startswith("rewards/")]
             hidden.update(key for key in each if len(each) == 2 or key.endswith("/std"))
+            hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
+            hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
+            logs = {
+                key: logs[key] for key in sorted(logs, key=lambda k: not k.startswith("reward"))
+            }
         if "epoch" in logs:
             words.append(f"epoch {float(logs['epoch']):.2f}")
         for key, value in logs.items():
             if key not in hidden and isinstance(value, int | float):
                 digits = ".2e" if key == "learning_rate" else ".4f"
                 name = key.replace("eval_", "evaluation ").removesuffix("/region_mean")
+                name = name.replace("completions/mean_length", "completion_length")
                 words.append(f"{name} {value:{digits}}")
         if "learning_rate" in logs:
             seconds, step = self.started

@@ -69,7 +69,7 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
 
     tokenizer: Any = trainer.processing_class
     model: Any = trainer.model
-    ends = _ends(model.generation_config, tokenizer)
+    stops = ends(model.generation_config, tokenizer)
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
 
     def collate(rows: list[dict[str, Any]]) -> Any:
@@ -80,12 +80,11 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
         longest = batch["input_ids"].shape[1]
         limit = min(settings["max_new_tokens"], room - longest)  # a prompt leaves at least 1
         written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
-        texts = [ids[: next((i for i, t in enumerate(ids) if t in ends), None)] for ids in written]
-        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
+        return [text(ids, stops, tokenizer) for ids in written]
 
     own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
     model.generation_config = GenerationConfig(
-        **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True
+        **settings, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, use_cache=True
     )
     try:
         return _in_batches(trainer, split, "Generating", collate, one)
@@ -93,7 +92,13 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
         model.generation_config = own
 
 
-def _ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text(ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A completion's text, up to the first token that ends it."""
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+
+def ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: the tokenizer's, and those that the model names."""
     named = getattr(own, "eos_token_id", None)
     more = named if isinstance(named, list) else [] if named is None else [named]

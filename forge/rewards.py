@@ -2,8 +2,9 @@
 
 A reward is called as `reward(completions, **columns)` with lists of one length and returns a list
 of as many numbers, None where it does not apply. A classifier's completion is the name of a label;
-its columns are `label` (the right one's name), `id` and the task's text columns. One that has to
-know the labels beforehand has a method `bind(labels)`, called before the first step.
+its columns are `label` (the right one's name), `id` and the task's text columns. A language model's
+is the text, its columns are `prompt`, `label` (the reference answer) and `id`. One that has to know
+the labels beforehand has a method `bind(labels)`, called before the first step; texts have None.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Costs:
         rows = matrix.items()
         self.matrix = {str(r): {str(s): float(c) for s, c in row.items()} for r, row in rows}
 
-    def bind(self, labels: list[str]) -> None:
-        where = "mode.reward.costs.matrix"
+    def bind(self, labels: list[str] | None) -> None:
+        where, labels = "mode.reward.costs.matrix", _labels("costs", labels)
         for name in [*self.matrix, *(said for row in self.matrix.values() for said in row)]:
             if name not in labels:
                 raise UserError(
@@ -116,7 +117,8 @@ class Metric:
         self.name, self.score = name, SCORES[name]
         self.labels: dict[str, int] = {}
 
-    def bind(self, labels: list[str]) -> None:
+    def bind(self, labels: list[str] | None) -> None:
+        labels = _labels("metric", labels)
         if self.name == "f1" and len(labels) != 2:
             raise UserError(
                 f"mode.reward.metric.name=f1: it is for two labels, the task has {len(labels)}; "
@@ -157,7 +159,7 @@ class Classifier:
         if len(self.read) not in (1, 2):
             raise UserError(f"mode.reward.classifier.read={read}: one or two columns")
 
-    def bind(self, labels: list[str]) -> None:
+    def bind(self, labels: list[str] | None) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -172,7 +174,7 @@ class Classifier:
         self.model.to(torch.accelerator.current_accelerator() or "cpu")
         self.limit = models.max_length(None, self.tokenizer, self.model.config)
         self.known = {str(name): i for i, name in self.model.config.id2label.items()}
-        for name in labels if self.label is None else [self.label]:
+        for name in _labels("classifier", labels) if self.label is None else [self.label]:
             if name not in self.known:
                 raise UserError(
                     f"{where}: {path} has no label {name}{did_you_mean(name, self.known)}"
@@ -201,6 +203,12 @@ class Classifier:
         found = dict(zip(distinct, logits.softmax(-1).tolist(), strict=True))
         named = [self.known[self.label or completion] for completion in completions]
         return [found[row][column] for row, column in zip(rows, named, strict=True)]
+
+
+def _labels(name: str, labels: list[str] | None) -> list[str]:
+    if labels is None:
+        raise UserError(f"mode/reward={name}: it is of labels, and this task's answers are texts")
+    return labels
 
 
 def _right(label: list[str] | None, answer: list[str] | None) -> list[str]:
@@ -301,7 +309,7 @@ class Rewards:
         if not (np.isfinite(self.weights).all() and self.weights.any()):
             raise UserError(f"mode.reward_weights={weights}: finite numbers, one of them not 0")
 
-    def bind(self, labels: list[str], columns: Sequence[str]) -> None:
+    def bind(self, labels: list[str] | None, columns: Sequence[str]) -> None:
         """Tell the rewards what labels there are; refuse one that asks for a column not given."""
         for name, function in self.functions.items():
             for key, parameter in _keywords(function).items():

@@ -279,7 +279,8 @@ class Trainer(transformers.Trainer):
         return self.before + time.monotonic() - self.started
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        mask = inputs.get("attention_mask")
+        # a list is of prompts, whose answers are counted when they are drawn
+        mask = None if isinstance(inputs, list) else inputs.get("attention_mask")
         if mask is not None:
             self.examples += len(mask)
             self.cells += mask.numel()

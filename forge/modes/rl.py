@@ -1,34 +1,42 @@
 """Reinforcement: answers are drawn from the model, rewarded, and made likelier or less so.
 
-A classifier's answers are labels (`forge.grpo`).
+A classifier's answers are labels (`forge.grpo`), a language model's are texts (`forge.grpo_lm`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import softmax
 from transformers import set_seed
 
-from forge import grpo, teacher
+from forge import decoding, grpo, teacher
+from forge import rewards as shipped
 from forge.errors import UserError
 from forge.experiment import Prepared
+from forge.generation import Generation
 from forge.grpo import GRPO, Judge, Settings
 from forge.logits import Expert, ask
 from forge.modes.sft import leave_out
 from forge.rewards import Reward, Rewards
-from forge.tasks import Classification
+from forge.tasks import Classification, Task
 from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
 SURVEYED = 256  # training rows whose answers are looked at beforehand
+WRITTEN = 64  # of a language model
 BEFORE = 2**31  # the survey's draws are those of no step
+# Of completions to the rows with these ids: the values of some rewards [N, rewards], NaN for none
+TextJudge: TypeAlias = Callable[[list[str], list[int], Rewards], NDArray[Any]]
 POSITIVE = Field(gt=0, allow_inf_nan=False)
 SHARE = Field(ge=0, allow_inf_nan=False)
 STILL = (
@@ -53,6 +61,9 @@ def trainer(
     num_iterations: Annotated[int, Field(ge=1)] = 1,
     scale_rewards: Literal["group", "batch", "none"] = "batch",
     entropy_coef: Annotated[float, SHARE] = 0.0,
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] | None = None,
+    steps_per_generation: Annotated[int, Field(ge=1)] | None = None,
+    mask_truncated_completions: bool | None = None,
     reward_weights: dict[str, float] | None = None,
     gate: bool = True,
     **common: Any,
@@ -68,31 +79,89 @@ def trainer(
         scale_rewards=scale_rewards,
         entropy_coef=entropy_coef,
     )
+    written = {
+        "loss_type": loss_type,
+        "steps_per_generation": steps_per_generation,
+        "mask_truncated_completions": mask_truncated_completions,
+    }
     leave_out(prepared)
     rewards = Rewards(reward or {}, reward_weights or {})
-    judge = judging(prepared, rewards)
-    draws = (temperature, num_generations)
-    start = prepared.recorded.get("start") or measure(prepared, rewards, judge, *draws)
-    prepared.facts["start"] = start
-    announce(prepared, start, gate)
-    two = prepared.task.num_labels == 2
-    if two and scale_rewards == "group" and [*rewards.functions] != ["exact"]:
-        log.warning(SCALED)
-    set_seed(common["args"].seed)  # whatever came before
-    made = GRPO(settings=settings, rewards=rewards, judge=judge, **common)
-    made.found["start"] = start
+    if isinstance(prepared.task, Generation):
+        made = of_texts(prepared, rewards, settings, written, gate, common)
+    else:
+        made = of_labels(prepared, rewards, settings, written, gate, common)
+    made.found["start"] = prepared.facts["start"]
     return made
 
 
-def judging(prepared: Prepared, rewards: Rewards) -> Judge:
-    """The rewards of labels drawn for training rows; raises `UserError` for what does not fit."""
+def of_labels(
+    prepared: Prepared,
+    rewards: Rewards,
+    settings: Settings,
+    written: dict[str, Any],
+    gate: bool,
+    common: dict[str, Any],
+) -> Trainer:
+    """For a classifier."""
+    judge = judging(prepared, rewards)
+    for name, value in written.items():
+        if value is not None:
+            raise UserError(f"mode.{name}={value}: it is for language models; a label is no text")
+    look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
+    two = prepared.task.num_labels == 2
+    if two and settings.scale_rewards == "group" and [*rewards.functions] != ["exact"]:
+        log.warning(SCALED)
+    set_seed(common["args"].seed)  # whatever came before
+    return GRPO(settings=settings, rewards=rewards, judge=judge, **common)
+
+
+def of_texts(
+    prepared: Prepared,
+    rewards: Rewards,
+    settings: Settings,
+    written: dict[str, Any],
+    gate: bool,
+    common: dict[str, Any],
+) -> Trainer:
+    """For a language model."""
+    try:
+        from forge import grpo_lm
+    except ImportError as error:
+        raise UserError(
+            f"mode=rl on a language model: {(error.name or 'trl').partition('.')[0]} is not "
+            "installed; pip install 'forge[rl]'"
+        ) from error
     task = prepared.task
+    given = {name: value for name, value in written.items() if value is not None}
+    args = grpo_lm.arguments(prepared.args, task, **vars(settings), **given)
+    grpo_lm.check_room(prepared.splits[task.train], task, prepared.model.config)
+    judge = judging(prepared, rewards)
+    look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
+    return grpo_lm.LanguageGRPO(rewards=rewards, judge=judge, **common | {"args": args})
+
+
+def look(
+    prepared: Prepared, rewards: Rewards, judge: Any, temperature: float, count: int, gate: bool
+) -> None:
+    """Note where training starts, and say it; raise `UserError` when nothing moves from there."""
+    start = prepared.recorded.get("start") or measure(prepared, rewards, judge, temperature, count)
+    prepared.facts["start"] = start
+    announce(prepared, start, gate)
+
+
+def judging(prepared: Prepared, rewards: Rewards) -> Any:
+    """The rewards of what is drawn for training rows; raises `UserError` for what does not fit.
+
+    A `grpo.Judge` of labels, or a `TextJudge`.
+    """
+    task = prepared.task
+    if isinstance(task, Generation):
+        return _judging_texts(prepared, rewards)
     if not isinstance(task, Classification):
         raise UserError(
             f"mode=rl: it draws labels, and a {task.problem_type} has none; use mode=sft or kd"
         )
-    if prepared.args.label_smoothing_factor:
-        raise UserError("trainer.label_smoothing_factor: mode=rl has no cross-entropy to smooth")
+    _unsmoothed(prepared)
     if taken := {"completions", "id", "label"} & set(task.text):
         raise UserError(
             f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
@@ -109,17 +178,62 @@ def judging(prepared: Prepared, rewards: Rewards) -> Judge:
     return judge
 
 
-def columns(task: Classification, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _judging_texts(prepared: Prepared, rewards: Rewards) -> TextJudge:
+    """Some rewards of completions to training rows; `exact` becomes the task's own verdict."""
+    task = prepared.task
+    _unsmoothed(prepared)
+    for name, function in rewards.functions.items():
+        if getattr(function, "func", function) is shipped.exact:
+            rewards.functions[name] = functools.partial(verdict, task)
+    rewards.bind(None, ["id", "label", "prompt"])
+    rows = prepared.rows[task.train]
+    place = {row: i for i, row in enumerate(rows["id"])}
+
+    def judge(completions: list[str], ids: list[int], some: Rewards) -> NDArray[Any]:
+        return some(completions, columns(task, rows[[place[row] for row in ids]]))
+
+    return judge
+
+
+def verdict(
+    task: Generation, completions: list[str], *, label: list[str], **columns: Any
+) -> list[float]:
+    """1 where the task takes the completion's answer for the right one, else 0."""
+    pairs = zip(completions, label, strict=True)
+    return [float(task.judge(task.extract(text), right)) for text, right in pairs]
+
+
+def _unsmoothed(prepared: Prepared) -> None:
+    if prepared.args.label_smoothing_factor:
+        raise UserError("trainer.label_smoothing_factor: mode=rl has no cross-entropy to smooth")
+
+
+def columns(task: Task, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """What rewards are given of some rows."""
+    if isinstance(task, Generation):
+        return {name: rows[name] for name in ("prompt", "label", "id")}
+    assert isinstance(task, Classification)
     texts = zip(task.text_columns, task.text, strict=True)
     given = {name: rows[own] for own, name in texts}
     return given | {"id": rows["id"], "label": [task.names[label] for label in rows["labels"]]}
 
 
 def measure(
-    prepared: Prepared, rewards: Rewards, judge: Judge, temperature: float, count: int
+    prepared: Prepared, rewards: Rewards, judge: Any, temperature: float, count: int
 ) -> dict[str, Any]:
     """The model before training: scores of the evaluation splits, rewards of its own answers."""
+    found = _labels if isinstance(prepared.task, Classification) else _texts
+    splits, values = found(prepared, rewards, judge, temperature, count)
+    facts = grpo.told(values, rewards, count)
+    reward = {name: None if math.isnan(fact) else fact for name, fact in facts.items()}
+    about = {"split": prepared.task.train, "n": len(values) // count}
+    return {"splits": splits, "reward": about | reward}
+
+
+def _labels(
+    prepared: Prepared, rewards: Rewards, judge: Judge, temperature: float, count: int
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    """A classifier's scores, and the rewards of labels drawn for some training rows."""
     task, args = prepared.task, prepared.args
     model = Expert(prepared.model.eval(), prepared.tokenizer, [], False)
 
@@ -138,20 +252,37 @@ def measure(
         batch = list(ids[i : i + size])
         drawn = grpo.draw(likely[i : i + size], batch, BEFORE, args.seed, count)
         group.append(judge(drawn, batch))
-    facts = grpo.told(np.concatenate(group), rewards, count)
-    reward = {name: None if math.isnan(fact) else fact for name, fact in facts.items()}
-    return {"splits": splits, "reward": {"split": task.train, "n": len(ids), **reward}}
+    return splits, np.concatenate(group)
+
+
+def _texts(
+    prepared: Prepared, rewards: Rewards, judge: TextJudge, temperature: float, count: int
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    """A language model's scores, and the rewards of texts drawn after some training prompts."""
+    task, args = prepared.task, prepared.args
+    rows, tokenizer = prepared.splits[task.train], prepared.tokenizer
+    reader = Trainer(prepared.model, args, eval_dataset=rows, processing_class=tokenizer)
+    splits = {s: task.examine(reader, prepared.splits[s])[0] for s in task.evaluation}
+    few = rows.select(np.random.default_rng(args.seed).permutation(len(rows))[:WRITTEN])
+    longest = np.argsort(np.negative(few["prompt_length"]), kind="stable")
+    groups = few.select(np.repeat(longest, count))
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        drawn = decoding.generate(reader, groups, task.sampled() | {"temperature": temperature})
+    return splits, judge(drawn, list(groups["id"]), rewards)
 
 
 def announce(prepared: Prepared, start: dict[str, Any], gate: bool) -> None:
     """Say where training starts; raise `UserError` when it could not move from there."""
     task, reward, split = prepared.task, start["reward"], prepared.task.evaluation[0]
-    labels = np.asarray(prepared.rows[split]["labels"])
-    least = task.judge(teacher.commonest(labels, task), labels)[task.headline]
-    value = start["splits"][split][task.headline]
-    log.info("start   %s %.4f on %s (commonest answer: %.4f)", task.headline, value, split, least)
+    value, beside = start["splits"][split][task.headline], ""
+    if isinstance(task, Classification):
+        labels = np.asarray(prepared.rows[split]["labels"])
+        least = task.judge(teacher.commonest(labels, task), labels)[task.headline]
+        beside = f" (commonest answer: {least:.4f})"
+    log.info("start   %s %.4f on %s%s", task.headline, value, split, beside)
     log.info("reward  %s", words(reward))
-    if not (value > least if task.greater_is_better else value < least):
+    if beside and not (value > least if task.greater_is_better else value < least):
         log.warning(
             "the start is no better than always giving the commonest answer: reinforcement from a "
             "random or collapsed head is slow; train one with mode=sft and name it in model.path="

@@ -1,0 +1,205 @@
+"""GRPO for language models: TRL's trainer, with Forge's rewards, records and checkpoints.
+
+What implementers get wrong, and where it is held:
+
+1 temperature: TRL divides policy, old policy and reference by it; samples are of the whole
+   distribution (top_k 0, top_p 1), as the task's own
+2 length normalisation: mode.loss_type, TRL's names and its default, dapo
+3, 4 advantages and groups without variance: TRL's; a start without variance is refused
+5 a loss about 0: the_console_shows_the_reward
+6 KL: TRL's k3, importance-corrected; 0 at the first step
+7 groups and resume: a_stopped_run_ends_with_the_bits_of_an_undisturbed_one
+8 BOS and EOS: prompts are the tokens of training and evaluation; TRL masks after the first end
+9 sampler and trainer: one model and one process; bf16 rounds generation and update apart
+10 rewards: a_wrong_reward_stops_the_run, the_verdict_is_the_tasks
+11 dropout: the_first_ratio_is_one_and_the_first_kl_is_zero, with dropout in the model's config
+12 importance_sampling_level: token, TRL's default; not offered
+13 the anchor: results_hold_the_start
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+from forge.bench import main
+from forge.errors import UserError
+from forge.record import read_json
+from forge.signals import Preempted
+from forge.trainer import Trainer
+from tests.conftest import results
+from tests.test_generation import NOTHING_SAVED, TINY
+from tests.test_kd import weights
+
+LETTERS = ("mode/reward=function", "mode.reward.function._target_=tests.test_grpo_lm.letters")
+PLAIN = (
+    *TINY,
+    "mode=rl",
+    "trainer.max_steps=4",
+    "trainer.logging_steps=1",
+    "trainer.per_device_train_batch_size=16",
+    "task.dataset.validation=20",
+    "task.max_new_tokens=6",
+)
+RL = (*PLAIN, *LETTERS)
+ONCE = (*RL, *NOTHING_SAVED)
+
+
+def history(run_dir):
+    """What was logged of training."""
+    rows = read_json(run_dir / "trainer_state.json")["log_history"]
+    return [row for row in rows if "loss" in row]
+
+
+def letters(completions, *, prompt, label, id):
+    """The share of small letters."""
+    assert len(completions) == len(prompt) == len(label) == len(id)
+    return [sum("a" <= c <= "z" for c in text) / max(len(text), 1) for text in completions]
+
+
+def test_results_hold_the_start_and_the_console_shows_the_reward(launch, caplog):
+    caplog.set_level(logging.INFO)
+    run_dir = launch(*ONCE, "trainer.learning_rate=0", "trainer.max_steps=1")
+    found = results(run_dir)
+    start = found["start"]
+    assert start["splits"]["validation"]["loss"] == found["splits"]["validation"]["loss"]
+    assert start["reward"]["n"] == 64 and start["reward"]["frac_reward_zero_std"] < 1
+    assert read_json(run_dir / "run_metadata.json")["start"] == start
+    line = next(r.message for r in caplog.records if r.message.startswith("step 1/1"))
+    for part in (" | reward 0.", "kl 0.0000", "entropy ", "completion_length 6", "clip_ratio 0."):
+        assert part in line
+    assert "loss" not in line and "num_tokens" not in line
+    assert not (run_dir / "README.md").exists()  # TRL's card
+
+
+@pytest.mark.slow
+def test_the_first_ratio_is_one_and_the_first_kl_is_zero(launch, monkeypatch):
+    from forge.grpo_lm import LanguageGRPO
+
+    seen, real = [], LanguageGRPO._compute_loss
+
+    def spy(self, model, inputs):
+        kinds = [
+            torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1)
+            for kind in ("ids", "mask")
+        ]
+        mask, old = inputs["completion_mask"], inputs["old_per_token_logps"]
+        now, _, _ = self._get_per_token_logps_and_entropies(model, *kinds, mask.shape[1])
+        seen.append(((now - old).abs() * mask).max())
+        return real(self, model, inputs)
+
+    monkeypatch.setattr(LanguageGRPO, "_compute_loss", spy)
+    run_dir = launch(*ONCE, "mode.num_iterations=2", "mode.temperature=0.7",
+                     "+model.config.attention_dropout=0.3", "trainer.learning_rate=1e-2",
+                     "trainer.warmup_steps=0")  # fmt: skip
+    first, *_, last = history(run_dir)
+    assert first["kl"] < 1e-6 < last["kl"]
+    assert seen[0] < 1e-5 < seen[1]
+
+
+@pytest.mark.slow
+def test_it_learns_what_is_rewarded(launch):
+    run_dir = launch(*ONCE, "trainer.max_steps=25", "trainer.learning_rate=1e-2", "mode.beta=0",
+                     "trainer.per_device_train_batch_size=64")  # fmt: skip
+    rewards = [row["reward"] for row in history(run_dir)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+    assert "kl" not in history(run_dir)[0]
+
+
+def test_the_bench_looks_at_texts(quick, capsys):
+    settings = [w for w in RL if not w.startswith("mode=")]
+    assert main(settings, None, True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["start"]["reward"]["n"] == 64
+    assert 0 < told["start"]["reward"]["reward"] < 1
+    assert {f["input"] for f in told["findings"]} >= {"empty", "unicode"}
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Ask a run to stop during the update after a step."""
+    train, sent = Trainer.training_step, []
+
+    def at(step):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == step and not sent:
+                sent.append(step)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, "training_step", training_step)
+
+    return at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ((), 2),
+        (("task.dataset.train=16",), 11),  # in the second epoch of 8 steps
+        (("mode.num_iterations=2", "trainer.logging_steps=4"), 2),  # with drawn answers left
+        (("mode.steps_per_generation=4", "trainer.gradient_accumulation_steps=2"), 4),
+    ],
+)
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_after, words, step):
+    run = (*RL, "trainer.eval_strategy=no", "trainer.load_best_model_at_end=false",
+           "trainer.save_total_limit=null", "trainer.learning_rate=1e-3", "trainer.max_steps=14",
+           *words)  # fmt: skip
+    whole = launch(*run, at="whole")
+    stop_after(step)
+    with pytest.raises(Preempted):
+        launch(*run, at="stopped")
+    stopped = launch(*run, at="stopped")
+    assert all(torch.equal(w, weights(stopped)[name]) for name, w in weights(whole).items())
+    for one, other in zip(history(whole), history(stopped), strict=True):
+        assert {**one, "step_time": 0} == {**other, "step_time": 0}
+
+
+def test_the_verdict_is_the_tasks():
+    from forge.generation import Generation
+    from forge.modes.rl import verdict
+
+    task = Generation(answer=r"####\s*(\S+)", numeric=True)
+    texts = ["1+1=2 #### 2.0", "#### 3", "2", ""]
+    assert verdict(task, texts, label=["2"] * 4, id=[0] * 4) == [1, 0, 0, 0]
+
+
+def short(completions, **columns):
+    return [1.0] * (len(completions) - 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("mode.num_generations=1",), "mode.num_generations=1: input should be greater than or"),
+        (("mode.num_generations=5",), "the 16 answers drawn at once are no whole groups"),
+        (("task.dataset.train=1",), "not one whole batch of 2 prompts in 1 rows"),
+        (("mode.reward.function._target_=tests.test_grpo_lm.short",),
+         "mode/reward=function, examples .* it returned 511 values for 512 completions"),
+        (("mode/reward=exact",), "no two answers to an example differ in reward, so GRPO cannot"),
+        (("mode/reward=metric",), "mode/reward=metric: it is of labels, and this task's answers"),
+        (("task.max_new_tokens=250",), "task.max_new_tokens=250 is more than the model's context"),
+        (("trainer.label_smoothing_factor=0.1",), "mode=rl has no cross-entropy to smooth"),
+        (("model=tiny",), "has no head that generates text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_in_a_line(launch, words, problem):
+    with pytest.raises(UserError, match=problem) as refused:
+        other = any(word.startswith("mode/reward=") for word in words)
+        launch(*(PLAIN if other else RL), *NOTHING_SAVED, *words)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_trl_the_way_out_is_said(launch, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("trl.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "forge.grpo_lm", raising=False)
+    monkeypatch.delattr("forge.grpo_lm", raising=False)
+    with pytest.raises(UserError, match=r"trl is not installed; pip install 'forge\[rl\]'"):
+        launch(*ONCE)
