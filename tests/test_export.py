@@ -83,7 +83,7 @@ def test_a_model_that_answers_otherwise_is_refused_and_not_left(run, tmp_path, m
 
 def test_what_is_missing_or_in_the_way_is_one_line(run, tmp_path, monkeypatch):
     (tmp_path / "mine.txt").write_text("")
-    with pytest.raises(UserError, match=r"it is there already, without a export\.json"):
+    with pytest.raises(UserError, match=r"it is there already, with no export\.json"):
         export(run, tmp_path)
     with pytest.raises(UserError, match=r"mine.txt.*; name another directory with --out DIR"):
         export(run, tmp_path / "mine.txt" / "folder")
