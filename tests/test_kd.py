@@ -7,7 +7,7 @@ What implementers get wrong, and where it is held (here, or in the file named):
 3 a blend that never happens: the_blend_is_what_the_formula_says, over a run's logged terms
 4 conventions of alpha: the header says it, the_blend…; alpha=0 is tested to be sft
 5 label order: a_teacher_of_another_order_teaches_the_same
-6 mask and shift of tokens: classifiers have no shift; test_losses, padding_has_no_influence
+6 mask and shift of tokens: test_token_kd; test_losses, padding_has_no_influence
 7 accumulation: gradient_accumulation_gives_the_step_of_the_whole_batch
 8 numerics: test_losses, extreme_logits_give_finite_gradients, half_precision_…
 9 JSD at its ends: there is no beta, only the symmetric case; test_losses, jsd_is_symmetric

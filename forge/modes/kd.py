@@ -3,8 +3,8 @@
     loss = (1 - alpha) * task loss + alpha * sum_k weight_k * L_k(student, teacher)
 
 Losses that read logits only take the teacher's stored ones; those that read hidden states or
-attention run the teacher beside the student, which must share its tokenizer. So do all losses of a
-language model, which learns token by token: `forge.token_kd`.
+attention run the teacher beside the student, which must share its tokenizer. Language
+models learn token by token: `forge.token_kd`.
 """
 
 from __future__ import annotations
