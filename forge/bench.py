@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,14 @@ class Finding:
 
 def main(overrides: list[str], cases: Path | None, as_json: bool) -> int:
     """Print what was found; 1 when a case failed, a reward broke, or nothing can be learnt."""
-    from transformers.utils import logging
-
     from forge.experiment import check_all
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     config = composed(overrides)
     check_all(config)
     mode = build(config.mode, "mode").keywords
     rewards = Rewards(mode.get("reward") or {}, mode.get("reward_weights") or {})
-    start, row = survey(config, rewards, mode)
+    with quiet():
+        start, row = survey(config, rewards, mode)
     findings = [*run_cases(rewards, read_cases(cases, rewards), row)] if cases else []
     findings += stress(rewards, row)
     still = start["reward"]["frac_reward_zero_std"] == 1
@@ -64,6 +63,21 @@ def main(overrides: list[str], cases: Path | None, as_json: bool) -> int:
     else:
         print("\n".join(lines(findings, start, still)))
     return int(still or any(f.problem for f in findings))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' warnings and bars."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def composed(overrides: list[str]) -> Config:

@@ -185,7 +185,7 @@ def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
     logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
     try:
         task = build(run.metadata["config"]["task"], "task")
-        rows = task.load()
+        rows = task.load(training=False)
         found = {}
         for split in run.results["splits"]:
             if rows[split]._fingerprint != known[split]["fingerprint"]:
