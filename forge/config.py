@@ -217,7 +217,8 @@ def check(node: dict[str, Any], where: str) -> None:
     callee = locate(node.get("_target_"), where)
     given = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     parameters = inspect.signature(callee).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any or where == "mode":  # whose other arguments the run gives it
         for key in given.keys() - parameters.keys():
             raise UserError(
                 f"{where}.{key}: {node['_target_']} has no such setting"

@@ -56,3 +56,11 @@ def test_training_arguments_are_checked_before_they_are_made():
         check({**arguments, "lerning_rate": 1}, "trainer")
     with pytest.raises(UserError, match=r"trainer\.max_steps=abc"):
         check({**arguments, "max_steps": "abc"}, "trainer")
+
+
+@pytest.mark.parametrize("mode", ["sft", "kd", "rl"])
+def test_a_mode_takes_its_own_settings_only(mode):
+    """The other arguments of `trainer` are what a run gives it, not settings."""
+    target = {"_target_": f"forge.modes.{mode}.trainer", "_partial_": True}
+    with pytest.raises(UserError, match=r"mode\.on_policy: .* has no such setting"):
+        check({**target, "on_policy": True}, "mode")
