@@ -295,11 +295,18 @@ def shown(path: Path) -> list[tuple[str, str]]:
     for split, scores in run.results.get("splits", {}).items():
         told = (f"{name} {cell(score)}" for name, score in scores.items())
         lines.append((split, ", ".join(told)))
+    for file in sorted(path.glob(f"evaluations/*/{RESULTS}")):
+        judged = read_json(file)["headline"]
+        lines.append(
+            ("evaluated", f"{file.parent.name}: {judged['metric']} {cell(judged['value'])}")
+        )
     lines.append(("files", ", ".join(files)))
     if status == "finished" and "model" in files:
         keys = " or ".join(override(key, str(path)) for key in ("model.path", "teacher.path"))
         lines.append(("to use", f"{keys}, or transformers with"))
         lines.append(("", str(path / "model")))
+        for verb, more in (("predict", "--text …"), ("evaluate", "task.…"), ("export", "--onnx")):
+            lines.append(("", f"python -m forge {verb} {shlex.quote(str(path))} {more}"))
     elif status not in ("finished", "running"):
         lines.append(("to go on", f"python launch.py {override('resume', str(path))}"))
     return [(name, value) for name, value in lines if value]

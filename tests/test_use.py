@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -129,6 +130,12 @@ def test_beside_a_read_only_run_the_results_are_there_but_not_kept(run, tmp_path
     with pytest.raises(UserError, match=r"mine: it is there already, with no evaluation\.json"):
         evaluate(run, [], tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_shows_what_it_was_evaluated_on(run):
+    kept = Path(evaluate(run, ["task.dataset.seed=1"])["kept"])
+    told = [value for name, value in shown(run) if name == "evaluated"]
+    assert told == [f"{kept.name}: accuracy {results(kept)['headline']['value']:.4f}"]
 
 
 def test_evaluations_are_compared_as_runs_are(run, tmp_path):
