@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -59,7 +61,8 @@ class Run:
         here = submitit.JobEnvironment()
         if here.name() == "local":
             os.setsid()  # the terminal's Ctrl-C is not meant for us
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)  # submitit's handlers are up
+        signal.signal(signal.SIGUSR2, once(signal.getsignal(signal.SIGUSR2)))  # submitit's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         try:
             cluster.set_up()
             return self._run(here.job_id)
@@ -67,8 +70,7 @@ class Run:
             self._leave(stopped)
             raise
         finally:
-            for number in BLOCKED:  # the rest is bookkeeping, in threads of libraries too
-                signal.signal(number, signal.SIG_IGN)
+            be_deaf()  # the rest is bookkeeping, in threads of libraries too
 
     def _run(self, job_id: str) -> float:
         config = copy.deepcopy(self.config)
@@ -103,6 +105,23 @@ class Run:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def be_deaf() -> None:
+    """Ignore the signals that SLURM sends."""
+    for number in BLOCKED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def once(handler: Any) -> Callable[[int, FrameType | None], None]:
+    """A handler that is deaf while it works: another signal in the midst of submitit's would find
+    half a checkpoint and fail the job."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        be_deaf()
+        handler(number, frame)
+
+    return first
 
 
 def launch(

@@ -1,12 +1,14 @@
 """The ledger and the table of submitted jobs; tests/test_slurm.py has them on a real cluster."""
 
+import os
+import signal
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
 from forge import jobs
-from forge.slurm import _teacher_key
+from forge.slurm import _teacher_key, once
 
 
 def job(number):
@@ -62,3 +64,21 @@ def test_a_teachers_failure_that_cost_no_run_is_past(monkeypatch):
     assert jobs.sweep.errors == {}
     jobs.note_errors(ledger, fine | {1: jobs.Outcome(error="y")})
     assert sorted(jobs.sweep.errors) == ["-1", "1"]
+
+
+def test_a_second_signal_does_not_disturb_the_requeue_that_the_first_began():
+    heard, numbers = [], (signal.SIGUSR2, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def requeue(number, frame):
+        heard.append(number)
+        for again in numbers:
+            os.kill(os.getpid(), again)
+
+    try:
+        signal.signal(signal.SIGUSR2, once(requeue))
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert heard == [signal.SIGUSR2]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

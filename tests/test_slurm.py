@@ -310,7 +310,8 @@ def test_a_job_runs_what_was_submitted(slurm, tmp_path):
     assert (
         read_json(sweep / "0" / "run_metadata.json")["config"]["trainer"]["learning_rate"] == 1e-3
     )
-    assert account(job.job) == "COMPLETED 0:0"
+    # the last signals may have requeued it once more, and it finished before it was stopped
+    assert wait_for(lambda: account(job.job) == "COMPLETED 0:0")
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_the_commands(run, rows, tmp_path):
     found = json.loads(done.stdout)
     assert found["data"]["validation"]["n"] == 150 and found["kept"].startswith(str(run))
     done = forge("evaluate", str(run), "--out", str(tmp_path))
-    assert done.returncode == 1 and "accuracy" in done.stdout
+    assert done.returncode == 2 and "it is there already" in done.stderr
     done = forge("predict", str(run), str(run), "--text", "dogs run", "--pair", "dogs run")
     assert done.returncode == 0 and done.stdout.startswith("\tA\tB\n")
     assert "ms per example" in done.stderr and "wall clock of tokenising" in done.stderr
