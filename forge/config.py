@@ -108,6 +108,8 @@ def register() -> None:
         ("start_rate", _start_rate, False),
         ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
         ("unless", lambda condition, value: value if condition is None else None, False),
+        ("previous_run", _previous_run, False),
+        ("by_mode", lambda target, values: values[target.split(".")[-2]], False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 
@@ -124,6 +126,23 @@ def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
 
 def _start_rate(path: str | None, from_scratch: bool) -> float:
     return 5e-5 if path and not from_scratch else 3e-4
+
+
+def _previous_run() -> str | None:
+    """Directory of the job before this one in its sweep; None for the first, and outside one.
+
+    Raises `UserError` where jobs do not follow each other.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    hydra = HydraConfig.get()
+    if not hydra.launcher._target_.endswith("BasicLauncher"):
+        raise UserError("launcher: each run starts from the one before; leave launcher= out")
+    number = int(hydra.job.num)
+    return str(Path(hydra.sweep.dir, str(number - 1)).absolute()) if number else None
 
 
 def to_config(cfg: DictConfig) -> Config:

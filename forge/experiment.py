@@ -374,6 +374,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
         "examples_per_second": round(examples / seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),
         "padding_share": round(1 - tokens / cells if cells else 0.0, 4),
+        "peak_memory_gb": round(trainer.peak_memory / 1e9, 2),  # of rank 0
     }
 
 
@@ -448,6 +449,7 @@ def table(results: dict[str, Any], task: Task) -> str:
         text.write(
             f"trained {train['steps']:,} steps in {train['seconds']:,.0f} s: "
             f"{train['examples_per_second']:,.0f} examples/s, "
-            f"{train['tokens_per_second']:,.0f} tokens/s, padding {train['padding_share']:.1%}"
+            f"{train['tokens_per_second']:,.0f} tokens/s, padding {train['padding_share']:.1%}, "
+            f"memory {train['peak_memory_gb']:.1f} GB"
         )
     return text.getvalue().rstrip()

@@ -173,7 +173,8 @@ class LanguageGRPO(Trainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         ids = torch.tensor([row["id"] for row in inputs], device=self.args.device)
-        found = super()._generate_and_score_completions(inputs)
+        with self.accelerator.autocast():  # once: weights are cast for all tokens, not for each
+            found = super()._generate_and_score_completions(inputs)
         logs: Any = self._logs["rewards"]
         values = np.array([logs[name] for name in self.rewards.functions]).T
         groups = self.rewards.total(values).reshape(-1, self.num_generations or 1)

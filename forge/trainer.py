@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,6 +279,14 @@ class Trainer(transformers.Trainer):
     def seconds(self) -> float:
         """Of training, those of earlier attempts up to their checkpoint included."""
         return self.before + time.monotonic() - self.started
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that this rank has held at once: of its GPU, or of the whole process on a CPU."""
+        if self.args.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.args.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         # a list is of prompts, whose answers are counted when they are drawn

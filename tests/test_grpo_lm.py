@@ -67,7 +67,7 @@ def test_results_hold_the_start_and_the_console_shows_the_reward(launch, caplog)
     found = results(run_dir)
     start = found["start"]
     assert start["splits"]["validation"]["loss"] == found["splits"]["validation"]["loss"]
-    assert start["reward"]["n"] == 64 and start["reward"]["frac_reward_zero_std"] < 1
+    assert start["reward"]["n"] == 32 and start["reward"]["frac_reward_zero_std"] < 1
     assert read_json(run_dir / "run_metadata.json")["start"] == start
     line = next(r.message for r in caplog.records if r.message.startswith("step 1/1"))
     for part in (" | reward 0.", "kl 0.0000", "entropy ", "completion_length 6", "clip_ratio 0."):
@@ -114,7 +114,7 @@ def test_the_bench_looks_at_texts(quick, capsys):
     settings = [w for w in RL if not w.startswith("mode=")]
     assert main(settings, None, True) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["start"]["reward"]["n"] == 64
+    assert told["start"]["reward"]["n"] == 32
     assert 0 < told["start"]["reward"]["reward"] < 1
     assert {f["input"] for f in told["findings"]} >= {"empty", "unicode"}
 
@@ -180,7 +180,7 @@ def short(completions, **columns):
         (("mode.num_generations=5",), "the 16 answers drawn at once are no whole groups"),
         (("task.dataset.train=1",), "not one whole batch of 2 prompts in 1 rows"),
         (("mode.reward.function._target_=tests.test_grpo_lm.short",),
-         "mode/reward=function, examples .* it returned 511 values for 512 completions"),
+         "mode/reward=function, examples .* it returned 255 values for 256 completions"),
         (("mode/reward=exact",), "no two answers to an example differ in reward, so GRPO cannot"),
         (("mode/reward=metric",), "mode/reward=metric: it is of labels, and this task's answers"),
         (("task.max_new_tokens=250",), "task.max_new_tokens=250 is more than the model's context"),

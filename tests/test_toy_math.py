@@ -10,7 +10,7 @@ import pytest
 
 from forge import toy_math
 from forge.errors import UserError
-from forge.toy_math import LEVELS, MOST, problems
+from forge.toy_math import ADDENDS, LEVELS, MOST, additions, problems
 
 GAINS, LOSSES = "buys|finds|gets|wins", "gives|loses|sells|drops"
 
@@ -53,6 +53,29 @@ def test_levels_are_balanced_and_no_question_comes_twice(splits):
         assert set(counts) == {1, 2, 3, 4} and max(counts.values()) - min(counts.values()) <= 1
     questions = [row["question"] for rows in splits.values() for row in rows]
     assert len(set(questions)) == len(questions) == 1500
+
+
+def test_some_solutions_are_the_bare_answer_and_the_questions_stay(splits):
+    some = problems(train=1200, validation=300, worked=0.25)
+    for name, rows in splits.items():
+        assert some[name].remove_columns("solution")[:] == {
+            column: [row[column] for row in rows] for column in ("question", "answer", "level")
+        }
+        bare = [row["solution"] == f"#### {row['answer']}" for row in some[name]]
+        assert 0.65 < sum(bare) / len(bare) < 0.85
+        kept = zip(rows, some[name]["solution"], bare, strict=True)
+        assert all(row["solution"] == solution for row, solution, is_bare in kept if not is_bare)
+
+
+def test_each_sum_comes_once():
+    splits = additions(validation=10)
+    rows = [*splits["train"], *splits["validation"]]
+    told = [tuple(map(int, re.findall(r"\d+", row["question"]))) for row in rows]
+    assert set(told) == {(a, b) for a in ADDENDS[0] for b in ADDENDS[1]}
+    assert len(rows) == len(told) == 360 and splits["validation"].num_rows == 10
+    assert [row["answer"] for row in rows] == [f" {a + b}." for a, b in told]
+    with pytest.raises(UserError, match="of 360 sums at least one"):
+        additions(validation=360)
 
 
 def test_numbers_grow_with_the_level(splits):

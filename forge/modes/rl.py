@@ -33,7 +33,7 @@ from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
 SURVEYED = 256  # training rows whose answers are looked at beforehand
-WRITTEN = 64  # of a language model
+WRITTEN = 32  # of a language model
 BEFORE = 2**31  # the survey's draws are those of no step
 # Of completions to the rows with these ids: the values of some rewards [N, rewards], NaN for none
 TextJudge: TypeAlias = Callable[[list[str], list[int], Rewards], NDArray[Any]]
