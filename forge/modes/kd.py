@@ -30,6 +30,7 @@ from forge.errors import UserError
 from forge.experiment import Prepared
 from forge.logits import Expert, stored_logits, tokenize
 from forge.losses import DKD, KL, MSE, Loss, capture_qkv
+from forge.modes.sft import padded, plain
 from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def trainer(
             raise UserError(f"mode.{name}={value}: it is for mode.on_policy=true; leave it null")
     if alpha == 0:
         log.info("loss    1 * task loss (mode.alpha=0: as mode=sft, no teacher)")
-        return Trainer(**common)
+        return plain(prepared, common)
+    padded(prepared)
     if prepared.task.head == "CausalLM":
         from forge import token_kd  # which builds on this module
 

@@ -26,7 +26,7 @@ from forge.experiment import Prepared
 from forge.generation import Generation
 from forge.grpo import GRPO, Judge, Settings
 from forge.logits import Expert, ask
-from forge.modes.sft import leave_out
+from forge.modes.sft import leave_out, padded
 from forge.rewards import Reward, Rewards
 from forge.tasks import Classification, Task
 from forge.trainer import Trainer
@@ -85,6 +85,7 @@ def trainer(
         "mask_truncated_completions": mask_truncated_completions,
     }
     leave_out(prepared)
+    padded(prepared)
     rewards = Rewards(reward or {}, reward_weights or {})
     if isinstance(prepared.task, Generation):
         made = of_texts(prepared, rewards, settings, written, gate, common)
