@@ -13,9 +13,8 @@ from forge.trainer import Trainer
 from tests.conftest import results
 from tests.test_generation import NOTHING_SAVED, SIZES, TINY, tokenized, tokenizer_of
 from tests.test_generation import task_of as task_of
-from tests.test_grpo_lm import history
+from tests.test_grpo_lm import check_same_bits, history
 from tests.test_grpo_lm import stop_after as stop_after
-from tests.test_kd import weights
 
 FLAT = (*TINY, "task.padding_free=true", "trainer.train_sampling_strategy=random",
         "task.generate_rows=2", "trainer.logging_steps=1")  # fmt: skip
@@ -99,8 +98,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_aft
     with pytest.raises(Preempted):
         launch(*run, at="stopped")
     stopped = launch(*run, at="stopped")
-    assert all(torch.equal(w, weights(stopped)[name]) for name, w in weights(whole).items())
-    assert history(whole) == history(stopped)
+    check_same_bits(whole, stopped)
 
 
 @pytest.mark.parametrize(
