@@ -148,12 +148,12 @@ def test_the_teacher_is_frozen_and_stays_out_of_optimizer_and_checkpoint(kd, tea
     ("words", "step"),
     [
         (("trainer.logging_steps=4",), 2),
-        (("task.dataset.train=64", "trainer.gradient_accumulation_steps=2"), 5),  # 2nd epoch of 2
+        (("trainer.per_device_train_batch_size=64", "trainer.gradient_accumulation_steps=2"), 4),
     ],
 )
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(kd, stop_after, words, step):
     run = (*ON_POLICY, "trainer.eval_strategy=no", "trainer.load_best_model_at_end=false",
-           "trainer.learning_rate=1e-3", "trainer.max_steps=8", *words)  # fmt: skip
+           "trainer.learning_rate=1e-3", "trainer.max_steps=6", *words)  # fmt: skip
     whole = kd(*run, at="whole")
     stop_after(step)
     with pytest.raises(Preempted):
@@ -174,7 +174,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(kd, stop_after, 
         (("teacher.path=[a,b]",), "2 teachers are named; a language model takes one"),
         (("model.config.vocab_size=300",), r"tokens of its vocabulary .* model\.tokenizer="),
         (("task.max_new_tokens=250",), "task.max_new_tokens=250 is more than the model's context"),
-        (("task.dataset.train=8",), "not one whole batch of 16 prompts in 8 rows"),
+        (("trainer.per_device_train_batch_size=512",), "not one whole batch of 512 prompts in 400"),
         (("trainer.label_smoothing_factor=0.1",), "has no cross-entropy to smooth"),
     ],
 )  # fmt: skip
