@@ -45,6 +45,8 @@ def check_fit(expert: Expert, prepared: Prepared) -> None:
     split, task = prepared.splits[prepared.task.train], prepared.task
     on_policy.check_room(split, task, prepared.model.config)
     on_policy.check_room(split, task, expert.model.config, f"teacher {expert.name}")
+    for model in (prepared.model, expert.model):
+        on_policy.check_padding(split, model, prepared.args.device)
     ours, theirs = (
         m.get_output_embeddings().weight.shape[0] for m in (prepared.model, expert.model)
     )

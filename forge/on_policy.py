@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl.trainer.utils import RepeatSampler
 
+from forge import decoding
 from forge.errors import UserError
 from forge.trainer import Trainer
 
@@ -47,6 +48,23 @@ def check_room(split: Dataset, task: Generation, config: Any, model: str = "the 
             f"row {row}: its prompt has {longest} tokens, which with task.max_new_tokens="
             f"{task.max_new_tokens} is more than {model}'s context of {room}; lower "
             "task.max_new_tokens, or remove such rows"
+        )
+
+
+def check_padding(split: Dataset, model: Any, device: torch.device) -> None:
+    """Raise `UserError` for a model that reads a prompt otherwise behind padding.
+
+    TRL pads on the left and tells positions in drawing only; rotary ones do not mind.
+    """
+    alone = torch.tensor([split[0]["input_ids"][:16]], device=device)
+    padding = alone.new_zeros(1, 3)
+    ids, mask = (torch.cat([padding, part], 1) for part in (alone, torch.ones_like(alone)))
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if apart := decoding.moved(model.to(device), batch, alone):
+        raise UserError(
+            f"{model.config.model_type}: it reads a prompt otherwise behind padding (logits move "
+            f"by {apart:.1%}), and TRL's trainers pad on the left without telling positions; "
+            "choose a model with rotary positions"
         )
 
 

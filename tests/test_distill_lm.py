@@ -193,7 +193,8 @@ def test_rows_that_are_no_tokens_must_be_as_many(task_of, tmp_path):
     task, tokenizer = task_of(), tokenizer_of()
     split = tokenized(task, tokenizer, tmp_path)
     student, expert = (model_of(tokenizer, task, 0, rows=rows) for rows in (0, 7))
-    run = SimpleNamespace(task=task, splits={"train": split}, model=student)
+    args = SimpleNamespace(device=torch.device("cpu"))
+    run = SimpleNamespace(task=task, splits={"train": split}, model=student, args=args)
     with pytest.raises(UserError, match=r"teacher big: its embeddings have \d+ rows, the student"):
         task.max_new_tokens = 8
         check_fit(SimpleNamespace(model=expert, name="big"), run)

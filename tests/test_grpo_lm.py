@@ -228,6 +228,8 @@ def short(completions, **columns):
         (("task.max_new_tokens=250",), "task.max_new_tokens=250 is more than the model's context"),
         (("trainer.label_smoothing_factor=0.1",), "mode=rl has no cross-entropy to smooth"),
         (("model=tiny",), "has no head that generates text"),
+        (("model.config.model_type=gpt2", "+model.config.n_positions=256"),
+         "gpt2: it reads a prompt otherwise behind padding"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_a_line(launch, words, problem):

@@ -130,7 +130,9 @@ def of_texts(
     task = prepared.task
     given = {name: value for name, value in written.items() if value is not None}
     args = grpo_lm.arguments(prepared.args, task, **vars(settings), **given)
-    on_policy.check_room(prepared.splits[task.train], task, prepared.model.config)
+    split = prepared.splits[task.train]
+    on_policy.check_room(split, task, prepared.model.config)
+    on_policy.check_padding(split, prepared.model, args.device)
     judge = judging(prepared, rewards)
     look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
     return grpo_lm.LanguageGRPO(rewards=rewards, judge=judge, **common | {"args": args})

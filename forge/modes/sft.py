@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from transformers.utils.generic import is_flash_attention_requested
 
-from forge import data
+from forge import data, decoding
 from forge.errors import UserError
 from forge.experiment import Prepared
 from forge.trainer import Trainer
@@ -42,19 +41,7 @@ def check_flattened(trainer: Trainer) -> None:
     rows = [{k: train[i][k][:16] for k in ("input_ids", "labels")} for i in (0, len(train) - 1)]
     flat = {k: v.to(trainer.args.device) for k, v in data.Flattened()(rows).items()}
     flat.pop("labels")
-    size = len(rows[1]["input_ids"])
-    alone = flat["input_ids"][:, -size:]
-    flash = is_flash_attention_requested(model.config)  # it takes half precision only
-    half = torch.autocast(alone.device.type, torch.bfloat16, enabled=flash)
-    model.eval()
-    with torch.no_grad(), half:
-        wanted = model(input_ids=alone).logits
-        try:
-            found = model(**flat).logits[:, -size:]
-        except TypeError:  # it takes no positions
-            found = 2 * wanted
-    apart = float((found - wanted).abs().max() / wanted.abs().max())
-    if not apart < (1e-4 if wanted.dtype == torch.float32 else 0.05):
+    if apart := decoding.moved(model, flat, flat["input_ids"][:, -len(rows[1]["input_ids"]) :]):
         raise UserError(
             f"task.padding_free: in a batch without padding {model.config.model_type} with "
             f"{model.config._attn_implementation} attention does not keep rows apart (logits move "
