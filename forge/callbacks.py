@@ -71,12 +71,12 @@ class Console(ProgressCallback):
     ) -> list[str]:
         words = [f"step {state.global_step}/{state.max_steps}"]
         hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+        hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
+        hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
         if "reward" in logs:
             hidden.add("loss")  # of GRPO: about 0, whatever is learnt
             each = [key for key in logs if key.startswith("rewards/")]
             hidden.update(key for key in each if len(each) == 2 or key.endswith("/std"))
-            hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
-            hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
             logs = {
                 key: logs[key] for key in sorted(logs, key=lambda k: not k.startswith("reward"))
             }

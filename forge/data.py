@@ -307,3 +307,19 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         return self.pad([{k: row[k] for k in self.columns if k in row} for row in rows])
+
+
+class Flattened:
+    """Batches of one sequence, the rows one after the other; positions restart with each row."""
+
+    def __init__(self) -> None:
+        from transformers import DataCollatorWithFlattening
+
+        self.flatten = DataCollatorWithFlattening()
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        batch: dict[str, Any] = self.flatten(rows)
+        ids = {"id": torch.tensor([row["id"] for row in rows])} if "id" in rows[0] else {}
+        return batch | ids

@@ -105,6 +105,26 @@ def ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> li
     return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
+def moved(model: Any, batch: dict[str, Tensor], alone: Tensor) -> float:
+    """How far the logits of a row [1, tokens], the last in a batch, are from those of it alone.
+
+    As a share of the largest one; 0 within rounding. A model that does not take the batch gives 1.
+    """
+    import torch
+    from transformers.utils.generic import is_flash_attention_requested
+
+    model.eval()
+    flash = is_flash_attention_requested(model.config)  # it takes half precision only
+    with torch.no_grad(), torch.autocast(alone.device.type, torch.bfloat16, enabled=flash):
+        wanted = model(input_ids=alone).logits
+        try:
+            found = model(**batch).logits[-1:, -alone.shape[1] :]
+        except TypeError:
+            return 1.0
+    share = float((found - wanted).abs().max() / wanted.abs().max())
+    return 0.0 if share < (1e-4 if wanted.dtype == torch.float32 else 0.05) else share
+
+
 def _in_batches(
     trainer: transformers.Trainer,
     split: Dataset,

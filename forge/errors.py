@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -17,6 +18,18 @@ class UserError(Exception):
 
 class Failure(Exception):
     """A run that cannot go on, through no fault of its config: one line, exit code 1."""
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Around an import for `what`: without it the way out is to install the extra."""
+    try:
+        yield
+    except ImportError as error:
+        module = (error.name or extra).partition(".")[0]
+        raise UserError(
+            f"{what}: {module} is not installed; pip install 'forge[{extra}]'"
+        ) from error
 
 
 def did_you_mean(name: str, known: Iterable[str], listed: bool = True) -> str:

@@ -58,6 +58,7 @@ class Generation(Task):
     numeric: bool = False  # answers are equal as numbers, else as texts
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "perplexity"])
     headline: str = "exact_match"
+    padding_free: bool | None = None  # null: where attention is flash
     max_new_tokens: Count = 128
     generate_rows: Count | None = 200  # of an evaluation in training; null: all
     pass_at: list[Count] = field(default_factory=list)  # k of pass@k at the end, from `samples`

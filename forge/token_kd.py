@@ -22,7 +22,7 @@ from transformers import set_seed
 from forge import cluster, data, decoding, models, teacher
 from forge import logits as stored_answers
 from forge.data import IGNORED
-from forge.errors import UserError
+from forge.errors import UserError, needs
 from forge.experiment import Prepared
 from forge.losses import DIST, KL, Loss
 from forge.modes.kd import Distiller, announce, answers, require_loss
@@ -76,6 +76,66 @@ def trainer(
     common |= {"alpha": alpha, "losses": loss, "taught": stored if told else taught}
     distiller = TokenDistiller(vocabulary=expert.order, temperature=temperature, **common)
     return distiller
+
+
+def on_policy(
+    prepared: Prepared,
+    alpha: float,
+    loss: dict[str, Loss],
+    gate: bool,
+    top_k: int | None,
+    settings: dict[str, float | None],
+    common: dict[str, Any],
+) -> Trainer:
+    """A trainer on the completions that the student writes, through TRL."""
+    _check_on_policy(prepared, alpha, loss, top_k)
+    with needs("rl", "mode.on_policy=true"):
+        from forge import distill_lm
+    given = {name: value for name, value in settings.items() if value is not None}
+    args = distill_lm.arguments(prepared, **given)
+    expert = _expert(prepared)
+    distill_lm.check_fit(expert, prepared)
+    prepared.facts["teacher"] = measure(expert, prepared, gate)
+    prepared.facts["trained_on"] = len(common["train_dataset"])  # rows
+    log.info(
+        "loss    generalised JSD of beta %g (0: forward KL, 1: reverse KL), temperature %g, to the "
+        "teacher at each token that the student writes; no labels",
+        args.beta,
+        args.temperature,
+    )
+    expert.to(prepared.args.device)
+    common |= {"args": args, "teacher": expert.model}
+    return distill_lm.LanguageDistillation(**common)
+
+
+def _check_on_policy(
+    prepared: Prepared, alpha: float, loss: dict[str, Loss], top_k: int | None
+) -> None:
+    """Raise `UserError` for what TRL's loss has no place for."""
+    if alpha < 1:
+        raise UserError(
+            f"mode.alpha={alpha:g}: with mode.on_policy=true there are no labels to blend with; "
+            "set mode.alpha=1"
+        )
+    set_by = ("weight", "temperature", "divergence", "skew")
+    if any(
+        not isinstance(term, KL) or any(getattr(term, k) != getattr(KL(), k) for k in set_by)
+        for term in loss.values()
+    ):
+        raise UserError(
+            f"mode/loss=[{','.join(loss)}]: with mode.on_policy=true it is mode.beta and "
+            "mode.temperature that say how student and teacher are compared; leave mode/loss as "
+            "it is"
+        )
+    if top_k:
+        raise UserError(
+            f"mode.top_k={top_k}: what the student will write cannot be asked beforehand; set "
+            "mode.top_k=null, or mode.on_policy=false"
+        )
+    if prepared.args.label_smoothing_factor:
+        raise UserError(
+            "trainer.label_smoothing_factor: mode.on_policy=true has no cross-entropy to smooth"
+        )
 
 
 class TokenDistiller(Distiller):

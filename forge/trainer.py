@@ -290,11 +290,15 @@ class Trainer(transformers.Trainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         # a list is of prompts, whose answers are counted when they are drawn
-        mask = None if isinstance(inputs, list) else inputs.get("attention_mask")
-        if mask is not None:
+        read = {} if isinstance(inputs, list) else inputs
+        if (mask := read.get("attention_mask")) is not None:
             self.examples += len(mask)
             self.cells += mask.numel()
             self.tokens = self.tokens + mask.sum()
+        elif "position_ids" in read:  # of rows one after the other
+            self.examples += len(read["id"])
+            self.cells += read["input_ids"].numel()
+            self.tokens = self.tokens + read["input_ids"].numel()
         self.last_loss = super().training_step(model, inputs, *args, **kwargs)
         return self.last_loss
 

@@ -31,6 +31,8 @@ from forge.errors import UserError
 from forge.record import read_json
 from forge.signals import Preempted
 from forge.trainer import Trainer
+from tests.commands import ROOT
+from tests.commands import launch as launch_alone
 from tests.conftest import results
 from tests.test_generation import NOTHING_SAVED, TINY
 from tests.test_kd import weights
@@ -53,6 +55,13 @@ def history(run_dir):
     """What was logged of training."""
     rows = read_json(run_dir / "trainer_state.json")["log_history"]
     return [row for row in rows if "loss" in row]
+
+
+def check_same_bits(whole, parts):
+    """Of the weights, and of all that was logged but the time."""
+    assert all(torch.equal(w, weights(parts)[name]) for name, w in weights(whole).items())
+    for one, other in zip(history(whole), history(parts), strict=True):
+        assert {**one, "step_time": 0} == {**other, "step_time": 0}
 
 
 def letters(completions, *, prompt, label, id):
@@ -155,9 +164,42 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_aft
     with pytest.raises(Preempted):
         launch(*run, at="stopped")
     stopped = launch(*run, at="stopped")
-    assert all(torch.equal(w, weights(stopped)[name]) for name, w in weights(whole).items())
-    for one, other in zip(history(whole), history(stopped), strict=True):
-        assert {**one, "step_time": 0} == {**other, "step_time": 0}
+    check_same_bits(whole, stopped)
+
+
+def noted(completions, *, id, **columns):
+    """As `letters`; what a rank was asked goes into its own file."""
+    values = letters(completions, id=id, **columns)
+    with open(f"{os.environ['NOTES']}-{os.environ.get('RANK', 0)}", "a") as notes:
+        notes.write(json.dumps([list(id), values]) + "\n")
+    return values
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_whole_groups_and_go_on_with_the_same_bits(tmp_path):
+    """A group may lie on both; every answer is rewarded once, and counts once."""
+    run = (*RL, "mode.reward.function._target_=tests.test_grpo_lm.noted", "launcher=ddp",
+           "trainer.per_device_train_batch_size=12", "mode.num_iterations=2",
+           "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0",
+           "trainer.save_strategy=steps", "trainer.save_steps=3", "trainer.eval_strategy=no",
+           "trainer.load_best_model_at_end=false")  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for words in ((f"hydra.run.dir={whole}", "trainer.max_steps=6"),
+                  (f"hydra.run.dir={parts}", "trainer.max_steps=3"),
+                  (f"resume={parts}", "trainer.max_steps=6")):  # fmt: skip
+        more = () if words[0].startswith("resume") else run
+        notes = str(tmp_path / words[0].rpartition("/")[2])
+        done = launch_alone(tmp_path, *more, *words, NOTES=notes, PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
+    rows = history(whole)
+    read = [(tmp_path / f"whole-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert [len(lines) for lines in read] == [4, 4]  # the first looked at the start
+    for drawn, (mine, theirs) in enumerate(zip(*(lines[1:] for lines in read), strict=True)):
+        ids, values = (a + b for a, b in zip(json.loads(mine), json.loads(theirs), strict=True))
+        groups = [set(ids[i : i + 8]) for i in (0, 8, 16)]
+        assert [len(group) for group in groups] == [1, 1, 1] and len(set.union(*groups)) == 3
+        assert rows[2 * drawn]["reward"] == pytest.approx(sum(values) / 24, abs=1e-6)
+    check_same_bits(whole, parts)
 
 
 def test_the_verdict_is_the_tasks():
@@ -186,6 +228,8 @@ def short(completions, **columns):
         (("task.max_new_tokens=250",), "task.max_new_tokens=250 is more than the model's context"),
         (("trainer.label_smoothing_factor=0.1",), "mode=rl has no cross-entropy to smooth"),
         (("model=tiny",), "has no head that generates text"),
+        (("model.config.model_type=gpt2", "+model.config.n_positions=256"),
+         "gpt2: it reads a prompt otherwise behind padding"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_a_line(launch, words, problem):

@@ -30,6 +30,7 @@ from forge.errors import UserError
 from forge.experiment import Prepared
 from forge.logits import Expert, stored_logits, tokenize
 from forge.losses import DKD, KL, MSE, Loss, capture_qkv
+from forge.modes.sft import padded, plain
 from forge.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -46,17 +47,29 @@ def trainer(
     gate: bool = True,
     cache: bool = True,
     top_k: Annotated[int, Field(ge=1)] | None = None,
+    on_policy: bool = False,
+    beta: Annotated[float, Field(ge=0, le=1)] | None = None,
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
     **common: Any,
 ) -> Trainer:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
     train = _training_splits(prepared, alpha, loss)
+    given = {"beta": beta, "temperature": temperature}
+    for name, value in () if on_policy else given.items():
+        if value is not None:
+            raise UserError(f"mode.{name}={value}: it is for mode.on_policy=true; leave it null")
     if alpha == 0:
         log.info("loss    1 * task loss (mode.alpha=0: as mode=sft, no teacher)")
-        return Trainer(**common)
+        return plain(prepared, common)
+    padded(prepared)
     if prepared.task.head == "CausalLM":
         from forge import token_kd  # which builds on this module
 
+        if on_policy:
+            return token_kd.on_policy(prepared, alpha, loss, gate, top_k, given, common)
         return token_kd.trainer(prepared, alpha, loss, gate, top_k, common)
+    if on_policy:
+        raise UserError("mode.on_policy=true: a label is no text that is written; set it to false")
     if top_k:
         raise UserError(f"mode.top_k={top_k}: it is for language models; set mode.top_k=null")
     loss = _fitting_losses(prepared, loss)

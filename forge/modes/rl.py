@@ -21,12 +21,12 @@ from transformers import set_seed
 
 from forge import decoding, grpo, teacher
 from forge import rewards as shipped
-from forge.errors import UserError
+from forge.errors import UserError, needs
 from forge.experiment import Prepared
 from forge.generation import Generation
 from forge.grpo import GRPO, Judge, Settings
 from forge.logits import Expert, ask
-from forge.modes.sft import leave_out
+from forge.modes.sft import leave_out, padded
 from forge.rewards import Reward, Rewards
 from forge.tasks import Classification, Task
 from forge.trainer import Trainer
@@ -85,6 +85,7 @@ def trainer(
         "mask_truncated_completions": mask_truncated_completions,
     }
     leave_out(prepared)
+    padded(prepared)
     rewards = Rewards(reward or {}, reward_weights or {})
     if isinstance(prepared.task, Generation):
         made = of_texts(prepared, rewards, settings, written, gate, common)
@@ -124,17 +125,14 @@ def of_texts(
     common: dict[str, Any],
 ) -> Trainer:
     """For a language model."""
-    try:
-        from forge import grpo_lm
-    except ImportError as error:
-        raise UserError(
-            f"mode=rl on a language model: {(error.name or 'trl').partition('.')[0]} is not "
-            "installed; pip install 'forge[rl]'"
-        ) from error
+    with needs("rl", "mode=rl on a language model"):
+        from forge import grpo_lm, on_policy
     task = prepared.task
     given = {name: value for name, value in written.items() if value is not None}
     args = grpo_lm.arguments(prepared.args, task, **vars(settings), **given)
-    grpo_lm.check_room(prepared.splits[task.train], task, prepared.model.config)
+    split = prepared.splits[task.train]
+    on_policy.check_room(split, task, prepared.model.config)
+    on_policy.check_padding(split, prepared.model, args.device)
     judge = judging(prepared, rewards)
     look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
     return grpo_lm.LanguageGRPO(rewards=rewards, judge=judge, **common | {"args": args})
