@@ -129,18 +129,13 @@ def _start_rate(path: str | None, from_scratch: bool) -> float:
 
 
 def _previous_run() -> str | None:
-    """Directory of the job before this one in its sweep; None for the first, and outside one.
-
-    Raises `UserError` where jobs do not follow each other.
-    """
+    """Directory of the job before this one in its sweep; None for the first, and outside one."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     hydra = HydraConfig.get()
-    if not hydra.launcher._target_.endswith("BasicLauncher"):
-        raise UserError("launcher: each run starts from the one before; leave launcher= out")
     number = int(hydra.job.num)
     return str(Path(hydra.sweep.dir, str(number - 1)).absolute()) if number else None
 

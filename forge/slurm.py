@@ -173,6 +173,8 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     known = {*OURS, *SlurmExecutor._valid_parameters()}
     for key in settings.keys() - known:
         raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
+    if "${previous_run:" in str(OmegaConf.to_container(config)):
+        raise UserError("launcher: each run starts from the one before; leave launcher= out")
     together = [key for key in ("nodes", "tasks_per_node") if (settings.get(key) or 1) != 1]
     if settings["cluster"] == "local" and together:
         raise UserError(

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from forge.record import read_json
 from tests.commands import LAUNCH, forge, launch
 from tests.conftest import SMALL, TOY
 
@@ -229,3 +230,25 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
     assert watched.returncode == 0, watched.stderr
     table = (tmp_path / "sweep" / "sweep.csv").read_text()
     assert table.count(",finished,accuracy") == 2
+
+
+@pytest.mark.slow
+def test_a_ladder_starts_each_run_from_the_one_before(tmp_path):
+    words = ("experiment=ladder", *TOY, "model=tiny", *SMALL, "mode=sft,rl", "trainer.max_steps=2",
+             "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-3",
+             "hydra.sweep.dir=sweep")  # fmt: skip
+    done = launch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    first, second = tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
+    assert read_json(first / "run_metadata.json")["config"]["model"]["path"] is None
+    assert read_json(second / "run_metadata.json")["config"]["model"]["path"] == str(first)
+    start = read_json(second / "results.json")["start"]["splits"]["validation"]["accuracy"]
+    assert start == read_json(first / "results.json")["headline"]["value"]
+    again = launch(tmp_path, "resume=sweep")
+    assert again.returncode == 0 and again.stdout.count("this run is finished") == 2
+
+
+def test_a_ladder_side_by_side_is_refused(tmp_path):
+    done = launch(tmp_path, "experiment=ladder", "launcher=background")
+    assert done.returncode == 2, done.stderr
+    assert "each run starts from the one before; leave launcher= out" in done.stderr
