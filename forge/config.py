@@ -41,6 +41,11 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+def _open() -> Any:
+    """An empty node that takes any key without a plus; `forge.lora` checks them."""
+    return DictConfig({}, flags={"struct": False})
+
+
 @dataclass
 class Model:
     """Where weights come from; read by `forge.models`."""
@@ -53,6 +58,7 @@ class Model:
     layers: Any = None  # start from these layers only: a list, or how many, evenly spread
     config: dict[str, Any] = field(default_factory=dict)  # the architecture, when there is no path
     from_pretrained: dict[str, Any] = field(default_factory=dict)  # its arguments, e.g. revision
+    lora: dict[str, Any] | None = field(default_factory=_open)  # peft.LoraConfig; none: train all
 
 
 @dataclass

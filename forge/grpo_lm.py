@@ -24,7 +24,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from forge import decoding
+from forge import decoding, lora
 from forge.errors import UserError
 from forge.grpo import constant
 from forge.rewards import Rewards
@@ -112,7 +112,7 @@ class LanguageGRPO(Trainer, GRPOTrainer):
         self.rewards = rewards
         without_dropout(model)
         beta, args.beta = args.beta, 0.0  # TRL would load the start by its name: ours may have none
-        start = copy.deepcopy(model) if beta and not hasattr(model, "peft_config") else None
+        start = copy.deepcopy(model) if beta and not lora.is_adapted(model) else None
         args.reward_weights = rewards.weights.tolist()
         self.ends = decoding.ends(model.generation_config, processing_class)
         self.read: Any = processing_class

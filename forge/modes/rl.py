@@ -19,7 +19,7 @@ from pydantic import Field
 from scipy.special import softmax
 from transformers import set_seed
 
-from forge import decoding, grpo, teacher
+from forge import decoding, grpo, lora, teacher
 from forge import rewards as shipped
 from forge.errors import UserError
 from forge.experiment import Prepared
@@ -85,6 +85,7 @@ def trainer(
         "mask_truncated_completions": mask_truncated_completions,
     }
     leave_out(prepared)
+    lora.check_reinforced(prepared.model, beta)
     rewards = Rewards(reward or {}, reward_weights or {})
     if isinstance(prepared.task, Generation):
         made = of_texts(prepared, rewards, settings, written, gate, common)
