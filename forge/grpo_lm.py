@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -144,8 +143,7 @@ class LanguageGRPO(Trainer, GRPOTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """With random numbers that are each rank's own, whatever came before."""
         set_seed(self.args.seed, device_specific=True)
-        with warnings.catch_warnings():  # TRL 1.16 uses a name that transformers 5.23 has replaced
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with lora.replaced_names():
             return super().train(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:

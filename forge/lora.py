@@ -6,7 +6,9 @@ Whoever reads one gets the merged model: every other module sees whole models on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +89,8 @@ def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iter
     settings["modules_to_save"] = list(dict.fromkeys(whole)) or None
     kind = TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM
     try:
-        adapted = get_peft_model(base, LoraConfig(task_type=kind, **settings))
+        with replaced_names():
+            adapted = get_peft_model(base, LoraConfig(task_type=kind, **settings))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"model.lora: {one_line(str(error))[:300]}") from error
     own = adapted.peft_config["default"]
@@ -108,6 +111,14 @@ def _whole(base: PreTrainedModel, fresh: Iterable[str], classifies: bool) -> lis
     ]
     owners = {name.rpartition(".")[0] for name in fresh if name.split(".")[0] not in heads}
     return [*heads, *sorted(owners - {""})]
+
+
+@contextmanager
+def replaced_names() -> Iterator[None]:
+    """PEFT 0.21 and TRL 1.16 use a name that transformers 5.23 has replaced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def is_adapted(model: Any) -> bool:
@@ -175,7 +186,8 @@ def from_pretrained(auto: Any, path: str, **options: Any) -> tuple[PreTrainedMod
     settings["ignore_mismatched_sizes"] = True  # the base may have another head, or none
     with hub.access("base model", base, "model.path=DIR"):
         built, _ = from_pretrained(auto, base, **settings)
-    merged: PreTrainedModel = PeftModel.from_pretrained(built, path).merge_and_unload()
+    with replaced_names():
+        merged: PreTrainedModel = PeftModel.from_pretrained(built, path).merge_and_unload()
     for trace in ("peft_config", "base_digest"):
         vars(merged).pop(trace, None), vars(merged.config).pop(trace, None)
     merged.config._name_or_path = merged.name_or_path = path
