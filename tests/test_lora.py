@@ -6,16 +6,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from forge import checkpoints, lora, models
 from forge.config import Model
 from forge.errors import UserError
 from forge.export import merge
+from forge.lora import replaced_names
 from forge.record import read_json
 from forge.signals import Preempted
 from forge.use import evaluate, predict
 from tests.conftest import SMALL, TOY, launch_in, results
+from tests.test_card import snippet
 from tests.test_generation import TINY as TINY_LM
 from tests.test_grpo_lm import LETTERS, history
 from tests.test_resume import OFTEN, STEPS, assert_same, stop_at  # noqa: F401  # a fixture
@@ -91,6 +94,17 @@ def test_merged_logits_are_the_adapters(adapted, tmp_path):
     for name, weight in loaded(adapted).items():
         assert torch.equal(weight, alone.state_dict()[name])
     assert predict([adapted], [["dogs run"], ["dogs"]])["rows"]
+
+
+def test_the_card_says_how_to_use_it_with_peft(adapted, bases, capsys):
+    found = ModelCard.load(adapted / "model" / "README.md")
+    assert found.data.library_name == "peft" and "lora" in found.data.tags
+    assert "adapter: LoRA, r 4, lora_alpha 16, on query, value; " in found.text
+    base = str(bases["classifier"] / "model")
+    assert base not in snippet(found.text, adapted)
+    with replaced_names():
+        exec(snippet(found.text, adapted).replace("path/to/its/base", base), {})
+    assert capsys.readouterr().out.split()[-1] in ("entailment", "neutral", "contradiction")
 
 
 def test_a_whole_run_has_nothing_to_merge(bases):
