@@ -128,8 +128,8 @@ def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
     return "/".join(part.replace("/", "-") for part in parts)
 
 
-def _start_rate(path: str | None, from_scratch: bool) -> float:
-    return 5e-5 if path and not from_scratch else 3e-4
+def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
+    return 3e-4 if from_scratch or not path else 5e-4 if lora else 5e-5
 
 
 def to_config(cfg: DictConfig) -> Config:
