@@ -186,7 +186,7 @@ def from_pretrained(auto: Any, path: str, **options: Any) -> tuple[PreTrainedMod
     settings["ignore_mismatched_sizes"] = True  # the base may have another head, or none
     with hub.access("base model", base, "model.path=DIR"):
         built, _ = from_pretrained(auto, base, **settings)
-    with replaced_names():
+    with replaced_names(), hub.access("adapter", path, "model.path=DIR"):
         merged: PreTrainedModel = PeftModel.from_pretrained(built, path).merge_and_unload()
     for trace in ("peft_config", "base_digest"):
         vars(merged).pop(trace, None), vars(merged.config).pop(trace, None)

@@ -1,6 +1,7 @@
 """LoRA: few weights train, a run directory holds those, and whoever reads it gets a whole model."""
 
 import shutil
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from forge.signals import Preempted
 from forge.use import evaluate, predict
 from tests.conftest import SMALL, TOY, launch_in, results
 from tests.test_card import snippet
+from tests.test_cluster import finish, start
 from tests.test_generation import TINY as TINY_LM
 from tests.test_grpo_lm import LETTERS, history
 from tests.test_resume import OFTEN, STEPS, assert_same, stop_at  # noqa: F401  # a fixture
@@ -270,3 +272,21 @@ def test_without_peft_the_way_out_is_said(launch, adapted, monkeypatch):
     for words in (("model.lora.r=4", "model.path=anything"), (f"model.path={adapted}",)):
         with pytest.raises(UserError, match=r"peft is not installed; pip install 'forge\[lora\]'"):
             launch(*RUN, *words)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_adapter_and_a_killed_run_goes_on(bases, tmp_path):
+    """With beta, so that the adapter is switched off within a model that is wrapped."""
+    words = (*LORA, f"model.path={bases['classifier']}", "launcher=ddp", "mode=rl")
+    code, _, err = finish(tmp_path / "whole", *words)
+    assert code == 0, err
+    process = start(tmp_path / "run", *words)
+    while process.poll() is None and not (tmp_path / "run/checkpoint-4/commit.json").is_file():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    code, out, err = finish(tmp_path / "run", *words)
+    assert code == 0 and "resume  checkpoint-" in out, err
+    files = [tmp_path / run / "model" / "adapter_model.safetensors" for run in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert history(tmp_path / "whole")[0]["kl"] == 0
