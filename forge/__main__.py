@@ -109,7 +109,7 @@ def predict(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from forge import export
 
-    found = export.export(args.directory, args.out)
+    found = (export.merge if args.merged else export.export)(args.directory, args.out)
     tell(found) if args.json else print(export.text(found))
     return 0
 
@@ -240,10 +240,12 @@ def _add_uses(verbs: Any) -> None:
     verb.add_argument("--json", action="store_true", help="one object instead of a table")
     verb.set_defaults(run=predict)
 
-    verb = verbs.add_parser("export", help="a run's model as ONNX, checked and timed")
+    verb = verbs.add_parser("export", help="a run's model as ONNX, or its adapter merged")
     verb.add_argument("directory", type=Path, metavar="RUN")
-    verb.add_argument("--onnx", action="store_true", required=True, help="the format")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/onnx")
+    form = verb.add_mutually_exclusive_group(required=True)
+    form.add_argument("--onnx", action="store_true", help="for other runtimes, checked and timed")
+    form.add_argument("--merged", action="store_true", help="an adapter (LoRA) in its base")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="instead of RUN/onnx or RUN/merged")
     verb.add_argument("--json", action="store_true", help="one object instead of text")
     verb.set_defaults(run=export)
 

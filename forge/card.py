@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge import hub
+from forge import hub, lora
 from forge.record import read_json
 from forge.results import TIMINGS, Run, markdown_table, metrics_cells, read_run
 
@@ -17,25 +17,32 @@ TASK = "text-classification"  # the Hub's word for a number per text, too
 HUB_NAMES = {"f1_macro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # of metrics
 
 
+MERGE = "It is an adapter; `python -m forge export RUN --merged` writes whole weights instead."
+
+
 def write(run_dir: Path) -> None:
     """Write the card of a run that has results and a model; the same for identical runs."""
     from huggingface_hub import ModelCard, ModelCardData
 
     run, model = read_run(run_dir), read_json(run_dir / "model" / "config.json")
+    adapter = read_json(run_dir / "model" / lora.FILE)
+    tags = ["lora"] if adapter else []
+    tags += ["knowledge-distillation"] if "teacher" in run.metadata else []
     config, mode = run.metadata["config"], _chosen(run, "mode")
     classifies = str(model.get("architectures", "")).endswith("ForSequenceClassification']")
     scored = _eval_results(run) if classifies else []
     front = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=TASK if classifies else None,
         base_model=_on_hub(config["model"]["path"]),
+        base_model_relation="adapter" if adapter and _on_hub(config["model"]["path"]) else None,
         datasets=_on_hub((config["task"].get("dataset") or {}).get("path")),
         metrics=list(dict.fromkeys(result.metric_type for result in scored)) or None,
-        tags=["forge", mode, *(["knowledge-distillation"] if "teacher" in run.metadata else [])],
+        tags=["forge", mode, *tags],
         model_name=title(run) if scored else None,
         eval_results=scored or None,
     )
-    body = "\n\n".join([f"\n# {title(run)}", *_sections(run, model, classifies)])
+    body = "\n\n".join([f"\n# {title(run)}", *_sections(run, model, adapter, classifies)])
     ModelCard(f"---\n{front.to_yaml()}\n---\n{body}\n").save(run_dir / "model" / "README.md")
 
 
@@ -81,15 +88,24 @@ def _eval_results(run: Run) -> list[EvalResult]:
     ]
 
 
-def _sections(run: Run, model: dict[str, Any], classifies: bool) -> list[str]:
+def _sections(
+    run: Run, model: dict[str, Any], adapter: dict[str, Any], classifies: bool
+) -> list[str]:
     labels = {int(i): name for i, name in (model.get("id2label") or {}).items()}
     numbers = model.get("problem_type") == "regression"
     parts = ["## Results", markdown_table(*metrics_cells(run)), *chosen_on(run)]
-    parts += ["## Training", "\n".join(f"- {line}" for line in _training(run))]
+    told = _training(run) + ([_adapted(run, adapter)] if adapter else [])
+    parts += ["## Training", "\n".join(f"- {line}" for line in told)]
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
         parts += ["## Labels", "It gives one number." if numbers else named]
-        parts += ["## Use", _snippet(len(_text_columns(run)), run.metadata["max_length"], numbers)]
+    if adapter:
+        parts.append(MERGE)
+    base: str = adapter.get("base_model_name_or_path", "")
+    if classifies and not (adapter and lora.is_adapter(base)):
+        source = (_on_hub(base) or "path/to/its/base") if adapter else None
+        columns, length = len(_text_columns(run)), run.metadata["max_length"]
+        parts += ["## Use", _snippet(columns, length, numbers, source)]
     return [*parts, "## Made by", _made_by(run)]
 
 
@@ -136,22 +152,42 @@ def teacher_name(run: Run, path: str) -> str:
     return path if given or not Path(path).is_absolute() else "/".join(Path(folder).parts[-4:])
 
 
-def _snippet(columns: int, tokens: int, numbers: bool) -> str:
-    """How to use it with transformers alone."""
+def _adapted(run: Run, adapter: dict[str, Any]) -> str:
+    """What an adapter is of."""
+    count, targets = run.metadata["parameters"], adapter["target_modules"]
+    named = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    return (
+        f"adapter: LoRA, r {adapter['r']}, lora_alpha {adapter['lora_alpha']}, on {named}; "
+        f"{count['trainable'] / count['total']:.2%} of the weights trained"
+    )
+
+
+def _snippet(columns: int, tokens: int, numbers: bool, base: str | None) -> str:
+    """How to use it with transformers alone, or with PEFT over a base."""
     texts = '"A first text.", "A second one."' if columns == 2 else '"A text."'
     said = '{"text": "A first text.", "text_pair": "A second one."}' if columns == 2 else texts
     how = ', function_to_apply="none"' if numbers else ""
     what = "logits.item()" if numbers else "model.config.id2label[logits.argmax(-1).item()]"
+    names = "AutoModelForSequenceClassification, AutoTokenizer, pipeline"
+    imported = f"from transformers import {names}"
+    load = "model = AutoModelForSequenceClassification.from_pretrained(path)"
+    if base:
+        imported = f"from peft import PeftModel\nfrom transformers import AutoConfig, {names}"
+        load = f"""config = AutoConfig.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(
+    "{base}", config=config, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(model, path).merge_and_unload()"""
     return f"""```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+{imported}
 
 path = "path/to/this/directory"  # or its name on the Hub
 limit = {{"truncation": True, "max_length": {tokens}}}  # as in training
-classify = pipeline("text-classification", model=path{how})
+tokenizer = AutoTokenizer.from_pretrained(path)
+{load}
+classify = pipeline("text-classification", model=model, tokenizer=tokenizer{how})
 print(classify({said}, **limit))
 
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(path)
 logits = model(**tokenizer({texts}, **limit, return_tensors="pt")).logits
 print({what})
 ```"""

@@ -35,7 +35,7 @@ def commit(folder: Path, run_id: str) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "xxh128": _hash(path)}
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "xxh128": digest(path)}
     write_json(folder / MARKER, {"run": run_id, "files": files})
     for place in (folder, folder.parent):
         _sync_folder(place)
@@ -43,14 +43,15 @@ def commit(folder: Path, run_id: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _hash(path: Path) -> str:
+def digest(path: Path) -> str:
+    """A hash of a file."""
     import xxhash
 
-    digest = xxhash.xxh128()
+    found = xxhash.xxh128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -75,9 +76,17 @@ def problem(folder: Path, run_id: str) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != wanted["size"] or _hash(path) != wanted["xxh128"]:
+        if path.stat().st_size != wanted["size"] or digest(path) != wanted["xxh128"]:
             return f"{name} is not as it was written"
     return None
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the .safetensors in a model's directory or a checkpoint."""
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def steps(run_dir: Path) -> dict[int, Path]:
@@ -152,9 +161,14 @@ def require_space(run_dir: Path, needed: int) -> None:
 
 
 def size_of(model: Any) -> int:
-    """Bytes of a checkpoint: the weights, and two moments of AdamW for each that trains."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return int(weights + sum(8 * p.numel() for p in model.parameters() if p.requires_grad))
+    """Bytes of a checkpoint: the weights, and two moments of AdamW for each that trains.
+
+    Beside an adapter the frozen weights are not saved.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else model.parameters()
+    weights = sum(p.numel() * p.element_size() for p in saved)
+    return int(weights + sum(8 * p.numel() for p in trained))
 
 
 @contextmanager

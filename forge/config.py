@@ -41,6 +41,11 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+def _open() -> Any:
+    """An empty node that takes any key without a plus; `forge.lora` checks them."""
+    return DictConfig({}, flags={"struct": False})
+
+
 @dataclass
 class Model:
     """Where weights come from; read by `forge.models`."""
@@ -53,6 +58,7 @@ class Model:
     layers: Any = None  # start from these layers only: a list, or how many, evenly spread
     config: dict[str, Any] = field(default_factory=dict)  # the architecture, when there is no path
     from_pretrained: dict[str, Any] = field(default_factory=dict)  # its arguments, e.g. revision
+    lora: dict[str, Any] | None = field(default_factory=_open)  # peft.LoraConfig; none: train all
 
 
 @dataclass
@@ -124,8 +130,8 @@ def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
     return "/".join(part.replace("/", "-") for part in parts)
 
 
-def _start_rate(path: str | None, from_scratch: bool) -> float:
-    return 5e-5 if path and not from_scratch else 3e-4
+def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
+    return 3e-4 if from_scratch or not path else 5e-4 if lora else 5e-5
 
 
 def _previous_run() -> str | None:

@@ -91,11 +91,11 @@ def package(name: str) -> Finding:
     return Finding("ok", metadata.version(name))
 
 
-def trl() -> Finding:
+def optional(name: str, way_out: str) -> Finding:
     try:
-        return Finding("ok", metadata.version("trl"))
+        return Finding("ok", metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding("warn", "not installed", "for reinforcement: pip install 'forge[rl]'")
+        return Finding("warn", "not installed", way_out)
 
 
 def _folders() -> dict[str, Path]:
@@ -196,7 +196,8 @@ CHECKS: list[tuple[str, Callable[[], Finding]]] = [
     ("device", device),
     ("bf16", bf16),
     *((name, partial(package, name)) for name in ("transformers", "datasets", "evaluate", "wandb")),
-    ("trl", trl),
+    ("trl", partial(optional, "trl", "for reinforcement: pip install 'forge[rl]'")),
+    ("peft", partial(optional, "peft", "for LoRA: pip install 'forge[lora]'")),
     ("disk", disk),
     ("writable", writable),
     ("Hub", hub),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from forge import card, checkpoints, cluster, data
+from forge import card, checkpoints, cluster, data, lora
 from forge import config as configs
 from forge.config import Config, Precision, build, check
 from forge.errors import Failure, UserError, did_you_mean
@@ -101,6 +101,8 @@ def check_all(config: Config) -> None:
         raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
     for where in ("task", "mode", "trainer"):
         check(getattr(config, where), where)
+    lora.check(config.model, "model")
+    lora.check(config.teacher, "teacher")
     if config.teacher.trainer:
         check(config.teacher.trainer, "teacher.trainer")
     for name, node in config.callbacks.items():
@@ -283,7 +285,10 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
     if prepared.config.model.path:
         choices["model"] = prepared.config.model.path
     log.info("run     %s", ", ".join(f"{k}={choices[k]}" for k in GROUPS if choices.get(k)))
-    log.info("model   %s, %.1fM weights", model.config.model_type, weights / 1e6)
+    told = f"{model.config.model_type}, {weights / 1e6:.1f}M weights"
+    if lora.is_adapted(model):
+        told += f", {trainable / weights:.2%} of them trained: {lora.words(model)}"
+    log.info("model   %s", told)
     several = f", {cluster.ranks()} processes" if cluster.ranks() > 1 else ""
     log.info("device  %s (%s)%s, precision %s", args.device.type, env["device"], several, precision)
     for name, split in facts["data"].items():

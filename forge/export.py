@@ -1,4 +1,7 @@
-"""`python -m forge export RUN --onnx`: the model for other runtimes, checked against PyTorch."""
+"""`python -m forge export RUN --onnx | --merged`: the model for other runtimes, or as one piece.
+
+What ONNX answers is checked against PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge import data, models, use
+from forge import data, lora, models, use
 from forge.errors import Failure, UserError, one_line
 from forge.record import library_logs, whole, write_json
 
@@ -64,8 +67,35 @@ def export(path: Path, out: Path | None = None) -> dict[str, Any]:
     return found
 
 
+def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
+    """The run's adapter in its base, as a whole model with its tokenizer in `out` (RUN/merged).
+
+    Raises `UserError` for a run without an adapter or a base, or without a place to write.
+    """
+    run, folder = use.finished(path), out or path / "merged"
+    model_dir = str(path / "model")
+    if not lora.is_adapter(model_dir):
+        raise UserError(f"{path}: its model/ is whole as it is, with no adapter to merge")
+    options = {"dtype": "float32", **use.source(run).from_pretrained}
+    with library_logs():
+        model = models.read(model_dir, **options)
+        try:
+            with whole(folder, FACTS) as scratch:
+                model.save_pretrained(scratch)
+                models.load_tokenizer(use.source(run), ()).save_pretrained(scratch)
+                size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
+                found = {"run": str(path), "folder": str(folder), "megabytes": round(size / 1e6, 2)}
+                write_json(scratch / FACTS, found)
+        except OSError as error:
+            raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
+    return found
+
+
 def text(found: dict[str, Any]) -> str:
     """The same for a reader."""
+    if "inputs" not in found:
+        size = f"{found['megabytes']:,.2f} MB"
+        return f"merged   {found['folder']}: whole weights ({size}) with their tokenizer"
     shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in found["shapes"])
     size, times = found["megabytes"], found["milliseconds"]
     lines = [

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, Sampler
 
-from forge import cluster
+from forge import cluster, lora
 from forge.errors import UserError
 from forge.losses import kl
 from forge.rewards import Rewards
@@ -181,8 +181,8 @@ class GRPO(Trainer):
         self, *, settings: Settings, rewards: Rewards, judge: Judge, model: nn.Module, **kwargs: Any
     ) -> None:
         self.settings, self.rewards, self.judge = settings, rewards, judge
-        self.start: nn.Module | None = None
-        if settings.beta:
+        self.start: nn.Module | None = None  # an adapter is switched off instead
+        if settings.beta and not lora.is_adapted(model):
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
         self.rollouts: dict[str, Rollout] = {}  # of the batches to come again, by their rows' ids
         self.sums: dict[str, list[float]] = {}  # since the last log: sum and count of each fact
@@ -197,16 +197,22 @@ class GRPO(Trainer):
             return super().compute_loss(model, inputs, return_outputs)
         model.eval()  # no dropout, with which two readings of one policy differ
         inputs = {name: column for name, column in inputs.items() if name != "labels"}
+        start = self._start_policy(model, inputs) if self.settings.beta else None
         outputs = model(**inputs)
         policy = self._log_policy(outputs)
         rollout = self._rollout(policy.detach())
-        start = None
-        if self.start is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                start = self._log_policy(self.start(**inputs))
         loss, facts = objective(policy, rollout, start, self.settings)
         self._follow({name: fact.item() for name, fact in facts.items()})
         return (loss, outputs) if return_outputs else loss
+
+    def _start_policy(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities [B, C] of the model that training started from."""
+        own: Any = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self.accelerator.autocast():
+            if self.start is not None:
+                return self._log_policy(self.start(**inputs))
+            with own.disable_adapter():
+                return self._log_policy(own(**inputs))
 
     def _log_policy(self, outputs: Any) -> Tensor:
         logits: Tensor = outputs.logits.float()

@@ -16,7 +16,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from forge import decoding, on_policy
+from forge import decoding, lora, on_policy
 from forge.errors import UserError
 from forge.grpo import constant
 from forge.rewards import Rewards
@@ -66,7 +66,7 @@ class LanguageGRPO(on_policy.OnPolicy, GRPOTrainer):
         self.rewards = rewards
         on_policy.without_dropout(model)
         beta, args.beta = args.beta, 0.0  # TRL would load the start by its name: ours may have none
-        start = copy.deepcopy(model) if beta and not hasattr(model, "peft_config") else None
+        start = copy.deepcopy(model) if beta and not lora.is_adapted(model) else None
         args.reward_weights = rewards.weights.tolist()
         self.ends = decoding.ends(model.generation_config, processing_class)
         self.read: Any = processing_class

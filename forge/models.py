@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from forge import hub
+from forge import hub, lora
 from forge.config import Model
 from forge.errors import UserError, did_you_mean, one_line
 from forge.tasks import Task, TextTask
@@ -246,7 +246,7 @@ def _revision(model: Model) -> dict[str, Any]:
 def load(
     model: Model, task: Task, config: PretrainedConfig, where: str = "model"
 ) -> PreTrainedModel:
-    """Weights in fp32 with a head for `task`, its labels in the task's order.
+    """Weights in fp32 with a head for `task`, its labels in the task's order; `model.lora` on top.
 
     A head trained for the same label names in another order is permuted; one for other labels is
     refused unless `new_head` asks for a fresh one. What starts from random values is logged.
@@ -273,17 +273,31 @@ def load(
     options = {"dtype": torch.float32, **model.from_pretrained}
     with hub.access("model", path, f"{where}.path=DIR"):
         if trained and model.new_head:
-            built = _with_new_head(auto, path, config, options)
+            built, fresh = _with_new_head(auto, path, config, options)
         else:
-            built, info = auto.from_pretrained(
-                path, config=config, output_loading_info=True, **options
-            )
-            if info["missing_keys"]:
-                log.info("new, from random values: %s", ", ".join(sorted(info["missing_keys"])))
+            built, fresh = lora.from_pretrained(auto, path, config=config, **options)
+    if fresh:
+        log.info("new, from random values: %s", ", ".join(fresh))
     if order is not None and order != sorted(order):
         _permute_head(built, order)
         log.info("head of %s: labels put into the task's order: %s", path, ", ".join(names(task)))
+    if model.lora:
+        adapted: PreTrainedModel = lora.adapt(built, model, path, task.head, fresh)
+        return adapted
     return built if model.layers is None else shallower(built, model.layers, head=task.head)
+
+
+def read(path: str, **options: Any) -> PreTrainedModel:
+    """The model in a directory as it is, with its own head, ready to be asked."""
+    import transformers
+
+    config = options.get("config") or transformers.AutoConfig.from_pretrained(path)
+    writes = any(map(generates, config.architectures or ()))
+    head = "CausalLM" if writes else "SequenceClassification"
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    model, _ = lora.from_pretrained(auto, path, **options)
+    model.eval()
+    return model
 
 
 def shallower(
@@ -460,12 +474,9 @@ def _permute_head(model: PreTrainedModel, order: list[int]) -> None:
 
 def _with_new_head(
     auto: Any, path: str, config: PretrainedConfig, options: dict[str, Any]
-) -> PreTrainedModel:
-    """The encoder at `path` under a head of random values."""
-    from transformers import AutoModel
-
+) -> tuple[PreTrainedModel, list[str]]:
+    """The encoder at `path` under a head of random values, and the names of what is random."""
     built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
-    encoder = AutoModel.from_pretrained(path, **options)
-    missing = built.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
-    log.info("new, from random values: %s", ", ".join([*missing, *(n for n, _ in _head(built))]))
-    return built
+    trained, missing = lora.from_pretrained(auto, path, **options)
+    built.base_model.load_state_dict(trained.base_model.state_dict())
+    return built, [*missing, *(name for name, _ in _head(built))]

@@ -8,7 +8,6 @@ a run goes on with the same bits. Needs the extra `rl`.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl.trainer.utils import RepeatSampler
 
-from forge import decoding
+from forge import decoding, lora
 from forge.errors import UserError
 from forge.trainer import Trainer
 
@@ -99,8 +98,7 @@ class OnPolicy(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """With random numbers that are each rank's own, whatever came before."""
         set_seed(self.args.seed, device_specific=True)
-        with warnings.catch_warnings():  # TRL 1.16 uses a name that transformers 5.23 has replaced
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with lora.replaced_names():
             return super().train(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:

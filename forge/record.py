@@ -33,7 +33,7 @@ from forge.errors import USER_ERRORS, UserError
 log = logging.getLogger(__name__)
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
 EVALUATION = "evaluation.json"  # what a run's model was judged on afterwards, beside its results
-PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl")
+PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 MASK = "***"

@@ -56,22 +56,16 @@ def measure_models(sweep: Sweep) -> None:
 
 
 def _load(path: str) -> tuple[dict[str, Any], Any]:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
     from transformers.utils import logging as library
 
-    from forge.models import generates
+    from forge import lora, models
 
     library.disable_progress_bar()
-    writes = any(map(generates, AutoConfig.from_pretrained(path).architectures or ()))
-    auto: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
-    model = auto.from_pretrained(path).eval()
+    model = models.read(path)
     config = model.config
     weights = sum(p.numel() for p in model.parameters())
-    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    files = [] if lora.is_adapter(path) else Path(path).glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
     name = f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
     return {"name": name, "weights": weights, "megabytes": (size or 4 * weights) / 1e6}, model
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from forge import checkpoints, examine
 from forge import config as configs
-from forge import examine
 from forge.config import Config, Model, Precision, Teacher
 from forge.errors import USER_ERRORS, Failure, UserError, one_line
 from forge.record import MASK, NOT_COMPARED, environment, git, plain
@@ -240,13 +240,10 @@ def compared(path: Path, new: Path) -> dict[str, Any]:
 
 def _weights(old: Path, new: Path) -> dict[str, float | str]:
     """For each tensor that is not the same the largest difference."""
-    from safetensors.torch import load_file
-
-    files = [sorted(folder.glob("*.safetensors")) for folder in (old, new)]
-    if not all(files):
-        return {"model.safetensors": "missing"}
     found: dict[str, float | str] = {}
-    sides = [{k: v for file in side for k, v in load_file(file).items()} for side in files]
+    sides = [checkpoints.weights(folder) for folder in (old, new)]
+    if not all(sides):
+        return {"model.safetensors": "missing"}
     for name in sorted(sides[0].keys() | sides[1].keys()):
         if name not in sides[0] or name not in sides[1]:
             found[name] = "in one of them only"

@@ -161,7 +161,7 @@ class Classifier:
 
     def bind(self, labels: list[str] | None) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from forge import hub, models
 
@@ -169,11 +169,11 @@ class Classifier:
         path = models.resolve(self.path, f"{where}.path")
         with hub.access("model", path, f"{where}.path=DIR"):
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = AutoModelForSequenceClassification.from_pretrained(path)
-        self.model.eval().requires_grad_(False)
-        self.model.to(torch.accelerator.current_accelerator() or "cpu")
+            self.model = models.read(path)
+        self.model.requires_grad_(False)
+        torch.nn.Module.to(self.model, torch.accelerator.current_accelerator() or "cpu")
         self.limit = models.max_length(None, self.tokenizer, self.model.config)
-        self.known = {str(name): i for i, name in self.model.config.id2label.items()}
+        self.known = {name: i for i, name in enumerate(models.head_names(self.model.config))}
         for name in _labels("classifier", labels) if self.label is None else [self.label]:
             if name not in self.known:
                 raise UserError(

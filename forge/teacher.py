@@ -59,7 +59,7 @@ def settle(
     paths = [model.path for model in found]
     trained: dict[str, Any] = {"path": paths if len(paths) > 1 else paths[0], "new_head": False}
     if found != wanted:  # what described an untrained model does not describe a run
-        trained |= {"from_scratch": False, "tokenizer": None, "from_pretrained": {}}
+        trained |= {"from_scratch": False, "tokenizer": None, "from_pretrained": {}, "lora": {}}
     config.teacher = replace(config.teacher, **trained)
     return found
 
@@ -122,6 +122,8 @@ def _trained(
         tokenizer = models.load_tokenizer(model, (), "teacher")
         architecture = models.load_config(model, task, tokenizer, "teacher")
         if task.head == "CausalLM" or models.has_head(architecture):
+            if model.lora:
+                raise UserError(f"teacher.lora: {model.path} is trained already; leave it out")
             return model
     if not model.path and not model.config:
         raise UserError(
@@ -181,7 +183,7 @@ def _identity(model: dict[str, Any]) -> tuple[Any, ...]:
     path = model.get("path")
     if path and Path(path).is_dir():
         path = str(Path(path).resolve())
-    keys = ("tokenizer", "from_scratch", "from_pretrained", "layers", "init")
+    keys = ("tokenizer", "from_scratch", "from_pretrained", "layers", "init", "lora")
     sizes = None if path else model.get("config")
     return (path, sizes, *(model.get(key) or None for key in keys))
 

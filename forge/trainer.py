@@ -21,7 +21,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
-from forge import checkpoints, cluster, models
+from forge import checkpoints, cluster, lora, models
 from forge.record import read_json, write_json
 from forge.signals import InWorker
 
@@ -162,6 +162,15 @@ class Trainer(transformers.Trainer):
                     checkpoints.keep_apart(folder)
                 checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
             cluster.meet()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As transformers', and beside an adapter the config, so that it can be read."""
+        if not lora.is_adapted(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = str(output_dir or self.args.output_dir)
+            lora.save(self.model, folder)
+            self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', leaving Python's random numbers as they were: a library draws one the

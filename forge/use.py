@@ -87,15 +87,10 @@ def classifier(run: Run) -> PretrainedConfig:
 
 def load(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Its classifier in fp32, ready to be asked, and its tokenizer."""
-    from transformers import AutoModelForSequenceClassification
-
     config, model, folder = classifier(run), source(run), str(run.path / "model")
     options = {"dtype": "float32", **model.from_pretrained, "config": config}
     with hub.access("model", folder, "RUN"):
-        loaded: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            folder, **options
-        )
-    return loaded.eval(), models.load_tokenizer(model, ())
+        return models.read(folder, **options), models.load_tokenizer(model, ())
 
 
 def max_length(run: Run, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

@@ -80,15 +80,13 @@ def _kill(words: list[str], run_dir: Path, step: int) -> None:
 def _differences(one: Path, other: Path) -> Iterator[str]:
     """The first of each kind of thing that differs, in words."""
     import torch
-    from safetensors.torch import load_file
 
     folders = [next(iter(checkpoints.steps(run_dir).values())) for run_dir in (one, other)]
     for name, places in {
         "weights": [one / "model", other / "model"],
         "last weights": folders,
     }.items():
-        weights = [load_file(place / "model.safetensors") for place in places]
-        yield from _unequal(name, *weights)
+        yield from _unequal(name, *map(checkpoints.weights, places))
     random_states = sorted(path.name for path in folders[0].glob("rng_state*.pth"))  # of each rank
     for name in ("optimizer.pt", "scheduler.pt", *random_states):
         with torch.serialization.safe_globals(_numpy_globals()):

@@ -112,6 +112,7 @@ def test_debug_trains_ten_steps_on_64_rows(composed):
         (("model=distilbert",), 5e-5),
         (("model.path=bert-base-cased",), 5e-5),
         (("model=distilbert", "model.from_scratch=true"), 3e-4),
+        (("model=distilbert", "model.lora.r=8"), 5e-4),
         (("trainer.learning_rate=1e-3",), 1e-3),
     ],
 )

@@ -73,14 +73,18 @@ def test_a_missing_package():
     assert (finding.status, finding.found) == ("FAIL", "No module named 'no_such_package'")
 
 
-def test_trl_is_optional(monkeypatch):
+@pytest.mark.parametrize("extra", ["rl", "lora"])
+def test_extras_are_optional(monkeypatch, extra):
+    checks = dict(doctor.CHECKS)
+    look = checks[{"rl": "trl", "lora": "peft"}[extra]]
+
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert doctor.trl().status == "warn" and "forge[rl]" in doctor.trl().way_out
+    assert look().status == "warn" and f"forge[{extra}]" in look().way_out
     monkeypatch.setattr(metadata, "version", lambda name: "1.2")
-    assert doctor.trl() == Finding("ok", "1.2")
+    assert look() == Finding("ok", "1.2")
 
 
 @pytest.mark.parametrize(("gigabytes", "status"), [(0.5, "FAIL"), (5, "warn"), (50, "ok")])

@@ -33,7 +33,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge import data, teacher
+from forge import checkpoints, data, teacher
 from forge.config import to_config
 from forge.errors import UserError
 from forge.record import read_json
@@ -102,7 +102,7 @@ def kd(easy, teacher_run):
 
 
 def weights(run_dir):
-    return load_file(run_dir / "model" / "model.safetensors")
+    return checkpoints.weights(run_dir / "model")
 
 
 def history(run_dir):

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from forge import checkpoints
 from forge.errors import UserError
@@ -63,7 +62,7 @@ def state(run_dir):
         for name, scores in results(run_dir)["splits"].items()
     }
     return {
-        "weights": load_file(run_dir / "model" / "model.safetensors"),
+        "weights": checkpoints.weights(run_dir / "model"),
         "optimizer": torch.load(newest / "optimizer.pt", weights_only=True)["state"],
         "history": history,
         "results": splits,
@@ -244,8 +243,8 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_never_loaded(
     run_dir = toy_run(*plan)
     assert f"{best.name}, the best so far" in caplog.text
     named = read_json(run_dir / "training_state.json")["best_checkpoint"]
-    kept = load_file(run_dir / named / "model.safetensors")
-    assert same(kept, load_file(run_dir / "model" / "model.safetensors"))
+    kept, final = (checkpoints.weights(run_dir / name) for name in (named, "model"))
+    assert same(kept, final)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from pydantic import Field
 from scipy.special import softmax
 from transformers import set_seed
 
-from forge import decoding, grpo, teacher
+from forge import decoding, grpo, lora, teacher
 from forge import rewards as shipped
 from forge.errors import UserError, needs
 from forge.experiment import Prepared
@@ -86,6 +86,7 @@ def trainer(
     }
     leave_out(prepared)
     padded(prepared)
+    lora.check_reinforced(prepared.model, beta)
     rewards = Rewards(reward or {}, reward_weights or {})
     if isinstance(prepared.task, Generation):
         made = of_texts(prepared, rewards, settings, written, gate, common)
