@@ -21,11 +21,10 @@ from transformers import TrainingArguments
 from forge.distill_lm import LanguageDistillation, arguments, check_fit
 from forge.errors import UserError
 from forge.record import read_json
-from forge.signals import Preempted
 from tests.conftest import results
 from tests.test_generation import task_of as task_of
 from tests.test_generation import tokenized, tokenizer_of
-from tests.test_grpo_lm import check_same_bits, history
+from tests.test_grpo_lm import check_stopped, history
 from tests.test_grpo_lm import stop_after as stop_after
 from tests.test_kd import weights
 from tests.test_token_kd import divergence, model_of
@@ -154,12 +153,7 @@ def test_the_teacher_is_frozen_and_stays_out_of_optimizer_and_checkpoint(kd, tea
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(kd, stop_after, words, step):
     run = (*ON_POLICY, "trainer.eval_strategy=no", "trainer.load_best_model_at_end=false",
            "trainer.learning_rate=1e-3", "trainer.max_steps=6", *words)  # fmt: skip
-    whole = kd(*run, at="whole")
-    stop_after(step)
-    with pytest.raises(Preempted):
-        kd(*run, at="stopped")
-    stopped = kd(*run, at="stopped")
-    check_same_bits(whole, stopped)
+    check_stopped(kd, stop_after, step, *run)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ def check_same_bits(whole, parts):
         assert {**one, "step_time": 0} == {**other, "step_time": 0}
 
 
+def check_stopped(launch, stop_after, step, *run):
+    """A run that is stopped after a step ends, resumed, with the bits of an undisturbed one."""
+    whole = launch(*run, at="whole")
+    stop_after(step)
+    with pytest.raises(Preempted):
+        launch(*run, at="stopped")
+    check_same_bits(whole, launch(*run, at="stopped"))
+
+
 def letters(completions, *, prompt, label, id):
     """The share of small letters."""
     assert len(completions) == len(prompt) == len(label) == len(id)
@@ -159,12 +168,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_aft
     run = (*RL, "trainer.eval_strategy=no", "trainer.load_best_model_at_end=false",
            "trainer.save_total_limit=null", "trainer.learning_rate=1e-3", "trainer.max_steps=14",
            *words)  # fmt: skip
-    whole = launch(*run, at="whole")
-    stop_after(step)
-    with pytest.raises(Preempted):
-        launch(*run, at="stopped")
-    stopped = launch(*run, at="stopped")
-    check_same_bits(whole, stopped)
+    check_stopped(launch, stop_after, step, *run)
 
 
 def noted(completions, *, id, **columns):

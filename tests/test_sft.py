@@ -8,12 +8,11 @@ import torch
 from forge import data, models
 from forge.config import Model
 from forge.errors import UserError
-from forge.signals import Preempted
 from forge.trainer import Trainer
 from tests.conftest import results
 from tests.test_generation import NOTHING_SAVED, SIZES, TINY, tokenized, tokenizer_of
 from tests.test_generation import task_of as task_of
-from tests.test_grpo_lm import check_same_bits, history
+from tests.test_grpo_lm import check_stopped, history
 from tests.test_grpo_lm import stop_after as stop_after
 
 FLAT = (*TINY, "task.padding_free=true", "trainer.train_sampling_strategy=random",
@@ -93,12 +92,7 @@ def test_a_run_counts_rows_and_tokens_without_padding(launch, caplog, monkeypatc
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_after):
     run = (*FLAT, "trainer.max_steps=16", "trainer.eval_strategy=no",
            "trainer.load_best_model_at_end=false")  # fmt: skip
-    whole = launch(*run, at="whole")
-    stop_after(14)  # in the second epoch
-    with pytest.raises(Preempted):
-        launch(*run, at="stopped")
-    stopped = launch(*run, at="stopped")
-    check_same_bits(whole, stopped)
+    check_stopped(launch, stop_after, 14, *run)  # in the second epoch
 
 
 @pytest.mark.parametrize(
