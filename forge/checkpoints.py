@@ -35,7 +35,7 @@ def commit(folder: Path, run_id: str) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "xxh128": _hash(path)}
+        files[str(path.relative_to(folder))] = _facts(path)
     write_json(folder / MARKER, {"run": run_id, "files": files})
     for place in (folder, folder.parent):
         _sync_folder(place)
@@ -43,14 +43,14 @@ def commit(folder: Path, run_id: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _hash(path: Path) -> str:
+def _facts(path: Path) -> dict[str, Any]:
     import xxhash
 
     digest = xxhash.xxh128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
-    return digest.hexdigest()
+    return {"size": path.stat().st_size, "xxh128": digest.hexdigest()}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -71,11 +71,13 @@ def problem(folder: Path, run_id: str) -> str | None:
         return "it was not written to its end"
     if marker.get("run") != run_id:
         return "it is another run's"
-    for name, wanted in marker.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
+    wanted = marker.get("files")
+    if not wanted or not isinstance(wanted, dict):
+        return f"its {MARKER} names no files"
+    for name, facts in wanted.items():
+        if not (path := folder / name).is_file():
             return f"{name} is missing"
-        if path.stat().st_size != wanted["size"] or _hash(path) != wanted["xxh128"]:
+        if facts != _facts(path):
             return f"{name} is not as it was written"
     return None
 
@@ -90,11 +92,8 @@ def steps(run_dir: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def newest(run_dir: Path, run_id: str, expected: str | None = None) -> Path | None:
-    """The newest good checkpoint; every damaged one is renamed and said.
-
-    `expected` is the one that training_state.json names.
-    """
+def newest(run_dir: Path, run_id: str) -> Path | None:
+    """The newest good checkpoint; every damaged one is renamed and said."""
     for doomed in run_dir.glob(f"{DOOMED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
     good = []
@@ -104,11 +103,6 @@ def newest(run_dir: Path, run_id: str, expected: str | None = None) -> Path | No
             set_aside(path)
         else:
             good.append(path)
-    if expected and not good:
-        log.warning(
-            "%s is gone and no good checkpoint is left: training starts from the beginning",
-            expected,
-        )
     return good[0] if good else None
 
 

@@ -107,7 +107,6 @@ def register() -> None:
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
         ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
-        ("unless", lambda condition, value: value if condition is None else None, False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 

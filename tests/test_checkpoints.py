@@ -23,6 +23,9 @@ def run_dir(tmp_path):
     return tmp_path
 
 
+UNJUDGED = ("trainer.load_best_model_at_end=false", "trainer.eval_strategy=no")
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[7] ^= 1
@@ -58,16 +61,59 @@ def test_a_damaged_one_is_set_aside_and_said(run_dir, caplog, reason, damage):
     assert list(checkpoints.steps(run_dir)) == [4, 2]
 
 
-def test_with_none_left_it_is_said(run_dir, caplog):
-    for path in checkpoints.steps(run_dir).values():
-        flip(path / "model.safetensors")
-    assert checkpoints.newest(run_dir, "run", "checkpoint-10") is None
-    assert "training starts from the beginning" in caplog.text
+@pytest.mark.parametrize("bit", range(0, 8 * 400, 53))
+def test_no_flip_of_a_marker_is_overlooked(run_dir, bit):
+    """It is another text then, or it says of the files what is true of them."""
+    marker = run_dir / "checkpoint-10" / checkpoints.MARKER
+    content = bytearray(marker.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    marker.write_bytes(content)
+    if not checkpoints.problem(marker.parent, "run"):
+        assert read_json(marker)["files"].keys() == {"model.safetensors", "trainer_state.json"}
 
 
-def test_that_all_are_gone_is_said(tmp_path, caplog):
-    assert checkpoints.newest(tmp_path, "run", "checkpoint-10") is None
-    assert "checkpoint-10 is gone" in caplog.text
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["flip", "delete", "another", "forget"])
+def test_from_the_beginning_is_never_silent(toy_run, caplog, harm):
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=4")
+    run_dir = toy_run(*plan, *UNJUDGED)
+    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+    for folder in checkpoints.steps(run_dir).values():
+        if harm == "flip":
+            flip(folder / "model.safetensors")
+        elif harm == "another":
+            checkpoints.commit(folder, "another")
+        else:
+            shutil.rmtree(folder)
+    state = run_dir / "training_state.json"
+    state.write_text('{"status": "run' if harm == "forget" else '{"status": "running"}')
+    caplog.clear()
+    toy_run(*plan, *UNJUDGED)
+    assert "no good checkpoint: training starts from the beginning" in caplog.text
+    assert (run_dir / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_not_kept(toy_run, monkeypatch, tmp_path):
+    """Neither when the loss shows it too late for its guard, nor for a signal."""
+    from forge.trainer import Trainer
+
+    step = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            next(self.model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=5")
+    told = "at step 5 the weights are no numbers any more; the last checkpoint before: checkpoint-4"
+    with pytest.raises(Failure, match=told):
+        toy_run(*plan, *UNJUDGED)
+    assert list(checkpoints.steps(tmp_path / "run")) == [4, 2]
+    with pytest.raises(Failure, match=told.replace("checkpoint-4", "none")):
+        toy_run(*plan, *UNJUDGED, "trainer.save_strategy=no", at="other")
 
 
 def test_one_off_the_schedule_is_gone_on_from_and_then_deleted(run_dir):

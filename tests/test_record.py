@@ -89,6 +89,24 @@ def test_the_lock_of_a_dead_process_is_taken_over(composed, tmp_path):
         assert rec.state["status"] == "running"
 
 
+def test_a_damaged_state_is_written_anew_and_a_damaged_record_refused(composed, tmp_path, caplog):
+    cfg, run_dir = composed("task=toy"), tmp_path / "run"
+    with record(cfg, run_dir):
+        pass
+    (run_dir / ".run_metadata.json.123").touch()  # a kill in the midst of writing leaves it
+    (run_dir / "training_state.json").write_text('{"status": "fin')
+    with record(cfg, run_dir) as rec:
+        assert rec.state["status"] == "running" and "written anew" in caplog.text
+        assert not list(run_dir.glob(".run_metadata*"))
+    (run_dir / "run_metadata.json").write_bytes(b"\xff{}")
+    with (
+        pytest.raises(UserError, match=r"run_metadata\.json: cannot be read, it is damaged"),
+        record(cfg, run_dir),
+    ):
+        pass
+    assert (run_dir / "training_state.json").is_file()
+
+
 def test_code_that_has_changed_since_the_submission_is_said(
     composed, monkeypatch, caplog, tmp_path
 ):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from forge import checkpoints
 from forge.errors import UserError
 from forge.record import read_json
-from forge.resume import of_sweep
+from forge.resume import settle
 from forge.signals import Preempted
 from forge.trainer import Trainer
 from tests.conftest import results
@@ -197,6 +197,7 @@ def dies_in_predict(monkeypatch):
 
     def arrange():
         monkeypatch.setattr(Trainer, "predict", die, raising=False)
+        monkeypatch.setattr(checkpoints, "rotate", lambda *args: None)  # dead before that
         return monkeypatch.undo
 
     return arrange
@@ -222,6 +223,7 @@ def test_a_run_whose_training_is_over_is_only_judged(toy_run, dies_in_predict, p
     assert_same(whole, again)
     steps = [results(run)["train"]["steps"] for run in (whole, again)]
     assert steps[0] == steps[1]
+    assert checkpoints.steps(whole).keys() == checkpoints.steps(again).keys()
 
 
 @pytest.mark.slow
@@ -270,22 +272,31 @@ def test_before_slurms_kill_a_checkpoint_is_written_and_the_run_goes_on(
 
 
 def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
-    recorded = {"hydra": {"overrides": {"task": ["seed=1,2", "model=tiny"], "hydra": []}}}
-    folder = tmp_path / "a sweep, named so"
+    words = {"task": ["seed=1,2", "model=tiny", "+x.token=***"], "hydra": []}
+    recorded = {"hydra": {"overrides": words, "sweeper": {"params": {"mode.alpha": "0,1"}}}}
+    folder = tmp_path / 'a sweep, it\'s = "so"'
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(recorded), folder / "multirun.yaml")
-    words = of_sweep([f"resume='{folder}'", "trainer.max_steps=9"])
-    assert words == ["-m", "seed=1,2", "model=tiny", "trainer.max_steps=9", "resume=sweep",
-                     f"hydra.sweep.dir='{folder}'"]  # fmt: skip
-    with pytest.raises(UserError, match=r"seed: the sweep in .* is over it"):
-        of_sweep([f"resume={folder}", "seed=3"])
+    on_top = ["trainer.max_steps=9", "+x.token=y"]
+    quoted = "'{}'".format(str(folder).replace("'", "\\'"))
+    for named in (folder, quoted):
+        assert settle([f"resume={named}", *on_top]) == [
+            "-m", "seed=1,2", "model=tiny", *on_top, "resume=sweep", f"hydra.sweep.dir={quoted}"
+        ]  # fmt: skip
+    for key in ("seed", "mode.alpha"):
+        with pytest.raises(UserError, match=rf"{key}: the sweep in .* is over it"):
+            settle([f"resume={folder}", f"{key}=0", *on_top])
+    with pytest.raises(
+        UserError, match=r"x\.token: a secret, which is not recorded; give it again"
+    ):
+        settle([f"resume={folder}"])
 
 
 def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
     (tmp_path / "run_metadata.json").write_text("{}")
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(UserError, match=rf"its run is resume={tmp_path}$"):
-        of_sweep([f"resume={tmp_path / 'checkpoint-5'}"])
+        settle([f"resume={tmp_path / 'checkpoint-5'}"])
 
 
 def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):
