@@ -39,15 +39,15 @@ def main(cfg: DictConfig) -> float:
         from forge.experiment import run
 
         return run(cfg, run_dir)
-    except (*USER_ERRORS, Failure) as error:
+    except (*USER_ERRORS, Failure, OSError) as error:
+        told: Exception = error
+        if isinstance(error, OSError):
+            if error.errno != ENOSPC:
+                raise
+            told = Failure(f"{run_dir}: the disk is full; make room and give the same command")
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
-            stop(error)  # here, before Hydra adds a line of its own
-        raise
-    except OSError as error:
-        if error.errno == ENOSPC:
-            full = Failure(f"{run_dir}: the disk is full; make room and give the same command")
-            raise full from error
-        raise
+            stop(told)  # here, before Hydra adds a line of its own
+        raise told from error
 
 
 def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:

@@ -140,8 +140,8 @@ def require_space(run_dir: Path, needed: int) -> None:
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise Failure(
-            f"{run_dir}: {free / 1e9:.2f} GB free, a checkpoint takes {needed / 1e9:.2f} GB; make "
-            "room, or choose another place with hydra.run.dir=DIR"
+            f"{run_dir}: {free / 1e6:,.1f} MB free, a checkpoint takes {needed / 1e6:,.1f} MB; "
+            "make room, or choose another place with hydra.run.dir=DIR"
         )
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from errno import ENOSPC
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -247,20 +248,19 @@ def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
     """What Hydra writes of a composition, without secrets; also in the sweep's multirun.yaml."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.instance().cfg
-    if hydra is None:
+    if not HydraConfig.initialized():
         return
+    hydra: Any = HydraConfig.instance().cfg
     folder, swept = run_dir / ".hydra", run_dir.parent / "multirun.yaml"
     folder.mkdir(exist_ok=True)
     files = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     for name, node in files.items():
-        _save_masked(node, folder / f"{name}.yaml")
+        hidden = masked(OmegaConf.to_container(node))
+        OmegaConf.save(OmegaConf.create(hidden), folder / f"{name}.yaml")
     if swept.is_file():
-        _save_masked(OmegaConf.load(swept), swept)
-
-
-def _save_masked(node: Any, file: Path) -> None:
-    OmegaConf.save(OmegaConf.create(masked(OmegaConf.to_container(node))), file)
+        found = OmegaConf.to_container(OmegaConf.load(swept))
+        if masked(found) != found:
+            OmegaConf.save(OmegaConf.create(masked(found)), swept)
 
 
 def masked(value: Any, key: str = "") -> Any:
@@ -359,6 +359,15 @@ def library_logs() -> Iterator[None]:
         transformers_logging.enable_default_handler()
         for library in (transformers_logging, datasets_logging):
             library.disable_propagation()
+
+
+class LogFile(logging.FileHandler):
+    """output.log; on a full disk lines are lost, and the run says why it ends."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not (isinstance(error, OSError) and error.errno == ENOSPC):
+            super().handleError(record)
 
 
 class Readable(logging.Filter):

@@ -26,7 +26,8 @@ class Sweep(Callback):
         """A key on the command line replaces what an experiment sweeps it over."""
         global running
         running = Path(config.hydra.sweep.dir)
-        errors.clear(), planned.clear()
+        errors.clear()
+        planned.clear()
         params = config.hydra.sweeper.get("params")
         if params:
             given = {word.lstrip("+").split("=", 1)[0] for word in config.hydra.overrides.task}

@@ -1,7 +1,9 @@
 """A checkpoint is trusted when it is whole, as it was written, and this run's own."""
 
 import logging
+import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -145,7 +147,7 @@ def test_half_a_deletion_leaves_no_checkpoint(run_dir, monkeypatch):
 
 
 def test_too_little_room_is_said_before_training(tmp_path):
-    with pytest.raises(Failure, match=r"GB free, a checkpoint takes .* hydra\.run\.dir=DIR"):
+    with pytest.raises(Failure, match=r"MB free, a checkpoint takes .* hydra\.run\.dir=DIR"):
         checkpoints.require_space(tmp_path, 10**18)
 
 
@@ -188,6 +190,32 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_one_line(toy_run, monkeypat
     toy_run(*plan)
     files = [run / "model" / "model.safetensors" for run in (whole, run_dir)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("size", [24, 450, 660])  # before the first checkpoint, after one, at last
+def test_a_full_file_system_costs_nothing_that_was_whole(toy_run, tmp_path, size):
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=4", "trainer.max_steps=12")
+    whole = toy_run(*plan, *UNJUDGED, at="whole")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(Failure, match=r"disk is full|MB free, a checkpoint takes"):
+            toy_run(*plan, *UNJUDGED, at="disk/run")
+        run_dir = disk / "run"
+        assert all(not checkpoints.problem(p, read_json(run_dir / "run_metadata.json")["id"])
+                   for p in checkpoints.steps(run_dir).values())  # fmt: skip
+        assert not (run_dir / "model").exists() and not list(run_dir.glob("set-aside-*"))
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        toy_run(*plan, *UNJUDGED, at="disk/run")
+        files = [run / "model" / "model.safetensors" for run in (whole, run_dir)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow

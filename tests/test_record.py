@@ -3,12 +3,13 @@
 import json
 import logging
 import os
+from contextlib import suppress
 
 import pytest
 from omegaconf import OmegaConf
 
 from forge.errors import UserError
-from forge.record import masked, record, write_json
+from forge.record import LogFile, masked, record, write_json
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,14 @@ def test_a_damaged_state_is_written_anew_and_a_damaged_record_refused(composed, 
     ):
         pass
     assert (run_dir / "training_state.json").is_file()
+
+
+def test_a_log_on_a_full_disk_loses_lines_only(capsys):
+    log = LogFile("/dev/full")
+    log.handle(logging.makeLogRecord({"msg": "a line"}))
+    with suppress(OSError):
+        log.close()
+    assert not capsys.readouterr().err
 
 
 def test_code_that_has_changed_since_the_submission_is_said(

@@ -18,9 +18,9 @@ from forge import checkpoints
 from forge.errors import UserError
 from forge.record import read_json
 from forge.resume import settle
-from forge.signals import Preempted
+from forge.signals import Preempted, Stop
 from forge.trainer import Trainer
-from tests.conftest import results
+from tests.conftest import SMALL, TOY, results
 
 STEPS = ("trainer.num_train_epochs=2", "trainer.logging_steps=5", "trainer.eval_strategy=no")
 OFTEN = ("trainer.save_strategy=steps", "trainer.save_steps=7", "+trainer.adam_beta1=0.8")
@@ -257,6 +257,39 @@ def test_other_signals_ask_for_the_same(toy_run, stop_at, number):
     with pytest.raises(Preempted) as stopped:
         toy_run(*RUN)
     assert stopped.value.exit_code == 128 + number
+
+
+def test_the_second_ctrl_c_stops_at_once():
+    stop = Stop()
+    stop.training = True
+    stop.ask(signal.SIGINT)
+    stop.ask(signal.SIGTERM)  # the launcher's, beside the terminal's
+    with pytest.raises(KeyboardInterrupt):
+        stop.ask(signal.SIGINT)
+
+
+TINY = ("task=toy_math", "model=tiny_lm", "task.dataset.train=64", "task.dataset.validation=16",
+        "task.max_new_tokens=4", "precision=fp32", "model.config.hidden_size=16",
+        "trainer.per_device_train_batch_size=16")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*TOY, *SMALL, "mode=rl", "mode.gate=off"),
+        TINY,
+        (*TINY, "mode=rl", "mode.gate=off", "mode/reward=length", "mode.reward.length.limit=2"),
+    ],
+)
+def test_a_run_is_the_same_first_and_third_in_one_process(launch, words):
+    few = ("trainer.max_steps=4", "trainer.save_strategy=no", "trainer.eval_strategy=no",
+           "trainer.load_best_model_at_end=false")  # fmt: skip
+    first = launch(*words, *few, "seed=3", at="first")
+    launch(*words, *few, "seed=1", at="second")
+    third = launch(*words, *few, "seed=3", at="third")
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (first, third)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
