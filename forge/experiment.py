@@ -73,9 +73,10 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             _follow(trainer, [*tracker, signals.AtStepEnd(stop), *callbacks], rec)
             train = _train(trainer, args, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
-                value = evaluate(trainer, task, prepared.splits, run_dir, train)
-                _write_beside(trainer, prepared, run_dir)
-                return value
+                found = judge(trainer, task, prepared.splits, run_dir)
+                with stop.put_off():
+                    _write(trainer, prepared, run_dir, found | {"train": train, **trainer.found})
+                return float(found["headline"]["value"])
 
 
 GROUPS = ("task", "model", "mode", "trainer", "experiment")
@@ -382,22 +383,6 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
     }
 
 
-def evaluate(
-    trainer: Trainer,
-    task: Task,
-    splits: dict[str, Dataset],
-    run_dir: Path,
-    train: dict[str, Any],
-) -> float:
-    """Judge every evaluation split; write results.json, predictions/ and model/."""
-    results = judge(trainer, task, splits, run_dir) | {"train": train, **trainer.found}
-    trainer.save_model(str(run_dir / "model"))
-    if not cluster.rank():
-        write_json(run_dir / RESULTS, results)
-    log.info("%s", table(results, task))
-    return float(results["headline"]["value"])
-
-
 def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path) -> dict[str, Any]:
     """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
     from forge.trainer import memory
@@ -414,10 +399,14 @@ def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path
     return results
 
 
-def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
-    """What is read a month later: the whole curve, the teachers' answers, the model's card."""
+def _write(trainer: Trainer, prepared: Prepared, run_dir: Path, results: dict[str, Any]) -> None:
+    """The model, results.json, and what is read a month later: the whole curve, the teachers'
+    answers, the model's card."""
+    trainer.save_model(str(run_dir / "model"))
     if cluster.rank():
         return
+    write_json(run_dir / RESULTS, results)
+    log.info("%s", table(results, prepared.task))
     if trainer.state.log_history:
         trainer.save_state()  # checkpoints may be older, or none
     for split, columns in prepared.taught.items():

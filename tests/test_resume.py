@@ -268,6 +268,27 @@ def test_the_second_ctrl_c_stops_at_once():
         stop.ask(signal.SIGINT)
 
 
+@pytest.mark.slow
+def test_a_signal_while_results_are_written_leaves_nothing_by_halves(
+    toy_run, monkeypatch, tmp_path
+):
+    whole, save = toy_run(*RUN, at="whole"), Trainer.save_model
+
+    def save_model(self, *args, **kwargs):
+        if not kwargs:  # of a checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_model", save_model)
+        with pytest.raises(Preempted):
+            toy_run(*RUN)
+    run_dir = tmp_path / "run"
+    assert read_json(run_dir / "training_state.json")["status"] == "preempted"
+    assert_same(whole, run_dir)
+    assert_same(whole, toy_run(*RUN))
+
+
 TINY = ("task=toy_math", "model=tiny_lm", "task.dataset.train=64", "task.dataset.validation=16",
         "task.max_new_tokens=4", "precision=fp32", "model.config.hidden_size=16",
         "trainer.per_device_train_batch_size=16")  # fmt: skip
