@@ -15,10 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from forge import cluster, sweep
-from forge.config import config_keys, register
+from forge.config import config_keys, override, quoted, register
 from forge.errors import USER_ERRORS, Failure, UserError, explain
 from forge.record import METADATA, RESULTS, read_json, remove
-from forge.resume import of_sweep, recorded_config
+from forge.resume import recorded_config, settle
 
 register()
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -33,24 +33,24 @@ def main(cfg: DictConfig) -> float:
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        cfg, processes = settle(cfg, run_dir)
+        cfg, processes = settled(cfg, run_dir)
         if processes > 1:
             return launch_ranks(processes, run_dir)
         from forge.experiment import run
 
         return run(cfg, run_dir)
-    except (*USER_ERRORS, Failure) as error:
+    except (*USER_ERRORS, Failure, OSError) as error:
+        told: Exception = error
+        if isinstance(error, OSError):
+            if error.errno != ENOSPC:
+                raise
+            told = Failure(f"{run_dir}: the disk is full; make room and give the same command")
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
-            stop(error)  # here, before Hydra adds a line of its own
-        raise
-    except OSError as error:
-        if error.errno == ENOSPC:
-            full = Failure(f"{run_dir}: the disk is full; make room and give the same command")
-            raise full from error
-        raise
+            stop(told)  # here, before Hydra adds a line of its own
+        raise told from error
 
 
-def settle(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
+def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
     """The config to run, a resumed run's own, and how many processes to start for it."""
     try:
         processes = cluster.wanted(cfg.launcher)
@@ -72,7 +72,7 @@ def launch_ranks(processes: int, run_dir: Path) -> float:
     hydra = HydraConfig.get()
     extra = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     words = [f"--config-dir={folder}" for folder in extra] + list(hydra.overrides.task)
-    words += [f"hydra.run.dir='{run_dir}'", "hydra.output_subdir=null", "hydra.mode=RUN"]
+    words += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.mode=RUN"]
     os.environ["HYDRA_FULL_ERROR"] = str(int(TRACEBACKS))  # as the user has it
     try:
         cluster.launch(processes, words, Path(__file__).absolute())
@@ -106,7 +106,7 @@ def _sum_up() -> None:
     """The tables of a sweep that ends before its end; exit code 1 when jobs failed."""
     folder = sweep.running
     if folder is not None and (failed := sweep.tell()):
-        way_out = f"go on with python launch.py resume={folder}"
+        way_out = f"go on with python launch.py {override('resume', str(folder))}"
         print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
 
 
@@ -116,7 +116,7 @@ def cli() -> None:
     try:
         cluster.set_up()
         if cluster.PARENT not in os.environ:
-            sys.argv[1:] = of_sweep(sys.argv[1:])
+            sys.argv[1:] = settle(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
         _sum_up()

@@ -35,12 +35,16 @@ def commit(folder: Path, run_id: str) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "xxh128": digest(path)}
+        files[str(path.relative_to(folder))] = _facts(path)
     write_json(folder / MARKER, {"run": run_id, "files": files})
     for place in (folder, folder.parent):
         _sync_folder(place)
     for old in sorted(folder.parent.glob(f"{ASIDE}*"))[:-1]:  # they would fill the disk
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "xxh128": digest(path)}
 
 
 def digest(path: Path) -> str:
@@ -72,11 +76,13 @@ def problem(folder: Path, run_id: str) -> str | None:
         return "it was not written to its end"
     if marker.get("run") != run_id:
         return "it is another run's"
-    for name, wanted in marker.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
+    wanted = marker.get("files")
+    if not wanted or not isinstance(wanted, dict):
+        return f"its {MARKER} names no files"
+    for name, facts in wanted.items():
+        if not (path := folder / name).is_file():
             return f"{name} is missing"
-        if path.stat().st_size != wanted["size"] or digest(path) != wanted["xxh128"]:
+        if facts != _facts(path):
             return f"{name} is not as it was written"
     return None
 
@@ -99,11 +105,8 @@ def steps(run_dir: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def newest(run_dir: Path, run_id: str, expected: str | None = None) -> Path | None:
-    """The newest good checkpoint; every damaged one is renamed and said.
-
-    `expected` is the one that training_state.json names.
-    """
+def newest(run_dir: Path, run_id: str) -> Path | None:
+    """The newest good checkpoint; every damaged one is renamed and said."""
     for doomed in run_dir.glob(f"{DOOMED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
     good = []
@@ -113,11 +116,6 @@ def newest(run_dir: Path, run_id: str, expected: str | None = None) -> Path | No
             set_aside(path)
         else:
             good.append(path)
-    if expected and not good:
-        log.warning(
-            "%s is gone and no good checkpoint is left: training starts from the beginning",
-            expected,
-        )
     return good[0] if good else None
 
 
@@ -155,8 +153,8 @@ def require_space(run_dir: Path, needed: int) -> None:
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise Failure(
-            f"{run_dir}: {free / 1e9:.2f} GB free, a checkpoint takes {needed / 1e9:.2f} GB; make "
-            "room, or choose another place with hydra.run.dir=DIR"
+            f"{run_dir}: {free / 1e6:,.1f} MB free, a checkpoint takes {needed / 1e6:,.1f} MB; "
+            "make room, or choose another place with hydra.run.dir=DIR"
         )
 
 

@@ -113,7 +113,6 @@ def register() -> None:
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
         ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
-        ("unless", lambda condition, value: value if condition is None else None, False),
         ("previous_run", _previous_run, False),
         ("by_mode", lambda target, values: values[target.split(".")[-2]], False),
     ):

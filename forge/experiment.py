@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from forge import card, checkpoints, cluster, data, lora
 from forge import config as configs
 from forge.config import Config, Precision, build, check
-from forge.errors import Failure, UserError, did_you_mean
+from forge.errors import UserError, did_you_mean
 from forge.record import RESULTS, Record, environment, read_json, record, write_json
 from forge.results import cell
 
@@ -38,6 +38,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
     `Failure` when it cannot go on, `signals.Preempted` when it was asked to stop.
     """
     from forge import signals
+    from forge.trainer import memory
 
     run_dir = Path(run_dir).absolute()
     with record(cfg, run_dir, composed) as rec, signals.watch() as stop:
@@ -55,25 +56,27 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
         callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items() if c]
         prepared = prepare(config, task, args, rec.metadata)
         _announce(prepared, args, run_dir, rec)
-        trainer = make_trainer(
-            prepared=prepared,
-            model=prepared.model,
-            args=args,
-            train_dataset=prepared.splits[task.train],
-            eval_dataset=prepared.splits[task.evaluation[0]],
-            processing_class=prepared.tokenizer,
-            data_collator=task.collator(prepared.tokenizer, data.pad_multiple(args)),
-            compute_metrics=getattr(task, "compute_metrics", None),
-        )
+        with memory(args, "per_device_eval_batch_size"):  # teachers and starts are asked
+            trainer = make_trainer(
+                prepared=prepared,
+                model=prepared.model,
+                args=args,
+                train_dataset=prepared.splits[task.train],
+                eval_dataset=prepared.splits[task.evaluation[0]],
+                processing_class=prepared.tokenizer,
+                data_collator=task.collator(prepared.tokenizer, data.pad_multiple(args)),
+                compute_metrics=getattr(task, "compute_metrics", None),
+            )
         trainer.in_training = task.in_training
         rec.note(**prepared.facts)
         with track(rec, prepared) as tracker:
             _follow(trainer, [*tracker, signals.AtStepEnd(stop), *callbacks], rec)
             train = _train(trainer, args, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
-                value = evaluate(trainer, task, prepared.splits, run_dir, train)
-                _write_beside(trainer, prepared, run_dir)
-                return value
+                found = judge(trainer, task, prepared.splits, run_dir)
+                with stop.put_off():
+                    _write(trainer, prepared, run_dir, found | {"train": train, **trainer.found})
+                return float(found["headline"]["value"])
 
 
 GROUPS = ("task", "model", "mode", "trainer", "experiment")
@@ -168,7 +171,13 @@ def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
     if task.problem_type == "regression" and trainer.get("label_smoothing_factor"):
         raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
     saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
-    if trainer.get("load_best_model_at_end") and saved not in (judged, "best"):
+    if saved == "best":
+        raise UserError(
+            "trainer.save_strategy=best: a run that is stopped goes on from its last checkpoint, "
+            "which this keeps none of; trainer.save_strategy=epoch or steps keeps both, the best "
+            "and the last"
+        )
+    if trainer.get("load_best_model_at_end") and saved != judged:
         raise UserError(
             f"trainer.save_strategy={saved}, trainer.eval_strategy={judged}: to keep the best "
             "model both must be the same; or set trainer.load_best_model_at_end=false"
@@ -336,7 +345,7 @@ def _tracking(config: Config) -> Callable[[Record, Prepared], AbstractContextMan
 
 def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -> dict[str, Any]:
     """Train, from the newest good checkpoint when there is one; timings and throughput."""
-    import torch
+    from forge.trainer import memory
 
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         return {}
@@ -348,24 +357,21 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
             "lower trainer.per_device_train_batch_size"
         )
     trainer.run_id = rec.metadata["id"]
-    expected = rec.state.get("latest_checkpoint")
-    checkpoint = cluster.together(lambda: checkpoints.newest(rec.run_dir, trainer.run_id, expected))
+    checkpoint = cluster.together(lambda: checkpoints.newest(rec.run_dir, trainer.run_id))
     if checkpoint:
         log.info("resume  %s", checkpoint.name)
+    elif len(rec.metadata["attempts"]) > 1 or any(rec.run_dir.glob(f"{checkpoints.ASIDE}*")):
+        there_was = f" ({name} is gone)" if (name := rec.state.get("latest_checkpoint")) else ""
+        log.warning("resume  no good checkpoint%s: training starts from the beginning", there_was)
     if args.save_strategy != "no":
         checkpoints.require_space(rec.run_dir, checkpoints.size_of(trainer.model))
     stop.training = True
     trainer.off_schedule = lambda: stop.extra
+    steps = 2 * args.gradient_accumulation_steps
+    same = f" trainer.gradient_accumulation_steps={steps}, the same optimizer step"
     try:
-        step = trainer.go(checkpoint)
-    except torch.OutOfMemoryError as error:
-        size = args.per_device_train_batch_size
-        raise Failure(
-            f"the device has not enough memory for batches of {size}; "
-            f"try trainer.per_device_train_batch_size={max(1, size // 2)} "
-            f"trainer.gradient_accumulation_steps={2 * args.gradient_accumulation_steps}, the same "
-            "optimizer step, or a smaller task.max_length"
-        ) from error
+        with memory(args, "per_device_train_batch_size", same):
+            step = trainer.go(checkpoint)
     finally:
         stop.training = False
     stop.leave(args.device)  # a signal after the last step: the evaluation is for the next attempt
@@ -383,27 +389,14 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
     }
 
 
-def evaluate(
-    trainer: Trainer,
-    task: Task,
-    splits: dict[str, Dataset],
-    run_dir: Path,
-    train: dict[str, Any],
-) -> float:
-    """Judge every evaluation split; write results.json, predictions/ and model/."""
-    results = judge(trainer, task, splits, run_dir) | {"train": train, **trainer.found}
-    trainer.save_model(str(run_dir / "model"))
-    if not cluster.rank():
-        write_json(run_dir / RESULTS, results)
-    log.info("%s", table(results, task))
-    return float(results["headline"]["value"])
-
-
 def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path) -> dict[str, Any]:
     """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
+    from forge.trainer import memory
+
     results: dict[str, Any] = {"splits": {}}
     for name in task.evaluation:
-        results["splits"][name], columns = task.examine(trainer, splits[name])
+        with memory(trainer.args, "per_device_eval_batch_size"):
+            results["splits"][name], columns = task.examine(trainer, splits[name])
         if not cluster.rank():
             _write_predictions(folder / "predictions" / f"{name}.parquet", splits[name], columns)
     split = task.evaluation[0]
@@ -412,10 +405,14 @@ def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path
     return results
 
 
-def _write_beside(trainer: Trainer, prepared: Prepared, run_dir: Path) -> None:
-    """What is read a month later: the whole curve, the teachers' answers, the model's card."""
+def _write(trainer: Trainer, prepared: Prepared, run_dir: Path, results: dict[str, Any]) -> None:
+    """The model, results.json, and what is read a month later: the whole curve, the teachers'
+    answers, the model's card."""
+    trainer.save_model(str(run_dir / "model"))
     if cluster.rank():
         return
+    write_json(run_dir / RESULTS, results)
+    log.info("%s", table(results, prepared.task))
     if trainer.state.log_history:
         trainer.save_state()  # checkpoints may be older, or none
     for split, columns in prepared.taught.items():

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from forge import sweep
+from forge.config import override
 from forge.errors import Failure, UserError, one_line
 from forge.record import METADATA, RESULTS, STATE, now, read_json
 
@@ -335,11 +337,11 @@ def note_errors(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> None:
 
 
 def way_out(sweep_dir: Path) -> str:
-    return f"go on with python launch.py resume={sweep_dir}"
+    return f"go on with python launch.py {override('resume', str(sweep_dir))}"
 
 
 def how_to_come_back(sweep_dir: Path) -> str:
-    return f"come back with python -m forge runs --watch {sweep_dir}"
+    return f"come back with python -m forge runs --watch {shlex.quote(str(sweep_dir))}"
 
 
 def at() -> dict[str, str]:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from errno import ENOSPC
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,17 @@ NOT_COMPARED = (
 )  # keys that do not change what a run computes
 
 
+class Damaged(UserError, ValueError):
+    """A file of Forge's that is not as it was written."""
+
+
 class Record:
     """The two JSON files of a run directory; every write, by rank 0, replaces a file whole."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.metadata = read_json(run_dir / METADATA)
-        self.state = read_json(run_dir / STATE)
+        self.state = _readable(run_dir / STATE)
         self.begun = False  # an attempt of this process
 
     def note(self, **facts: Any) -> None:
@@ -71,7 +76,8 @@ class Record:
     @property
     def finished(self) -> bool:
         """Whether an earlier attempt reached the planned end."""
-        return self.state.get("status") == "finished" and (self.run_dir / RESULTS).is_file()
+        over = self.state.get("status") == "finished"
+        return over and "headline" in _readable(self.run_dir / RESULTS)
 
 
 @contextmanager
@@ -92,7 +98,7 @@ def record(
         rec = Record(run_dir)
         first = not rec.metadata
         try:
-            found = cluster.together(lambda: _begin(rec, cfg, composed or composition()))
+            found = cluster.together(lambda: _begin(rec, cfg, composed))
             rec.metadata, rec.state = found
             yield rec
             cluster.meet()
@@ -124,7 +130,6 @@ def _lock(run_dir: Path) -> Iterator[None]:
     except Timeout as error:
         metadata = read_json(run_dir / METADATA)
         holder = (metadata.get("attempts") or [{}])[-1]
-        _give_back_files(run_dir, metadata)
         raise UserError(
             f"{run_dir}: another process is at work in this run directory (process "
             f"{holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')})"
@@ -136,23 +141,29 @@ def _lock(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begin(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+def _begin(
+    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None
+) -> tuple[dict[str, Any], ...]:
     """Start another attempt, unless the run is finished as it is; the two files' content."""
+    for scratch in rec.run_dir.glob(".*.json.[0-9]*"):  # of an attempt that was killed
+        scratch.unlink()
     if rec.finished and _longer(rec, cfg):
         rec.stand(status="extended")
     if rec.finished:
         _refuse_other_config(rec, cfg)
     else:
-        _mask_files(rec.run_dir)
         _start_attempt(rec, cfg, composed)
     return rec.metadata, rec.state
 
 
-def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any]) -> None:
+def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any] | None) -> None:
     if rec.metadata and not cfg.get("resume"):  # which has checked what changes
         _refuse_other_config(rec, cfg)
     if rec.metadata:
-        composed = {key: rec.metadata[key] for key in composed}
+        composed = {key: rec.metadata[key] for key in ("choices", "overrides")}
+    elif composed is None:
+        composed = composition()
+        _write_hydra_files(rec.run_dir, cfg)
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
     attempts = [*rec.metadata.get("attempts", ()), attempt | _code()]
@@ -208,19 +219,11 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     ]
     if not differ:
         return
-    _give_back_files(rec.run_dir, rec.metadata)
     shown = ", ".join(f"{k}={ours.get(k)} (recorded: {theirs.get(k)})" for k in differ[:5])
     raise UserError(
         f"{rec.run_dir}: this directory holds a run of another config: {shown}; "
         "leave hydra.run.dir out for a new directory, or give the recorded values"
     )
-
-
-def _give_back_files(run_dir: Path, metadata: dict[str, Any]) -> None:
-    """Hydra's files as the run that the directory holds had them; another command's lie there."""
-    for name in ("config", "overrides"):
-        if name in metadata and (file := run_dir / ".hydra" / f"{name}.yaml").is_file():
-            OmegaConf.save(OmegaConf.create(metadata[name]), file)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -241,14 +244,23 @@ def composition() -> dict[str, Any]:
     return {"choices": choices, "overrides": masked(list(hydra.overrides.task))}
 
 
-def _mask_files(run_dir: Path) -> None:
-    """Mask secrets in Hydra's own files."""
-    for name in ("config", "hydra", "overrides"):
-        file = run_dir / ".hydra" / f"{name}.yaml"
-        if file.is_file():
-            plain = OmegaConf.to_container(OmegaConf.load(file))
-            if plain != masked(plain):
-                OmegaConf.save(OmegaConf.create(masked(plain)), file)
+def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
+    """What Hydra writes of a composition, without secrets; also in the sweep's multirun.yaml."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    hydra: Any = HydraConfig.instance().cfg
+    folder, swept = run_dir / ".hydra", run_dir.parent / "multirun.yaml"
+    folder.mkdir(exist_ok=True)
+    files = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
+    for name, node in files.items():
+        hidden = masked(OmegaConf.to_container(node))
+        OmegaConf.save(OmegaConf.create(hidden), folder / f"{name}.yaml")
+    if swept.is_file():
+        found = OmegaConf.to_container(OmegaConf.load(swept))
+        if masked(found) != found:
+            OmegaConf.save(OmegaConf.create(masked(found)), swept)
 
 
 def masked(value: Any, key: str = "") -> Any:
@@ -349,6 +361,15 @@ def library_logs() -> Iterator[None]:
             library.disable_propagation()
 
 
+class LogFile(logging.FileHandler):
+    """output.log; on a full disk lines are lost, and the run says why it ends."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not (isinstance(error, OSError) and error.errno == ENOSPC):
+            super().handleError(record)
+
+
 class Readable(logging.Filter):
     """The console shows what Forge says, and errors of libraries; output.log holds all."""
 
@@ -378,12 +399,24 @@ def now() -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one when there is no such file.
 
-    Raises `ValueError` for what is no JSON object.
+    Raises `Damaged` for what is no JSON object.
     """
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise Damaged(f"{path}: cannot be read, it is damaged ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError("not a JSON object")
+        raise Damaged(f"{path}: cannot be read, it is no JSON object")
     return found
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """The object in a file that the next attempt writes anew; an empty one for a damaged file."""
+    try:
+        return read_json(path)
+    except Damaged as error:
+        log.warning("%s; it will be written anew", error)
+        return {}
 
 
 def require_place(folder: Path, marker: str) -> None:

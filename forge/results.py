@@ -65,7 +65,7 @@ def read_run(path: Path) -> Run:
     for name in (EVALUATION, METADATA, STATE, RESULTS):
         try:
             found.append(read_json(path / name))
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"{path / name}: cannot be read ({one_line(str(error))})") from error
     evaluation, *record = found
     if evaluation:

@@ -9,42 +9,71 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from forge.config import SWEEP, Config, dotted_values
+from forge.config import SWEEP, Config, dotted_values, override, quoted
 from forge.errors import USER_ERRORS, UserError
 from forge.record import MASK, METADATA, NOT_COMPARED, STATE, plain, read_json
 
 log = logging.getLogger(__name__)
+SWEPT = "multirun.yaml"  # Hydra's record of a sweep
 # What may change without changing what the finished part of a run computed.
 FREE = (*NOT_COMPARED, "callbacks", "trainer.max_steps", "trainer.num_train_epochs")
 FREE_TRAINER = ("save_", "logging_", "dataloader_num_workers", "per_device_eval_batch_size")
 
 
-def of_sweep(arguments: list[str]) -> list[str]:
-    """The command line of a sweep that `resume=` names, to be given again; else as it is."""
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
-    folder = Path(given.get("resume", "").strip("'\""))
-    if given.get("resume", "null") == "null" or (folder / METADATA).is_file():
+def settle(arguments: list[str]) -> list[str]:
+    """The command line with the directory of `resume=` in Hydra's quotes, or, of a sweep that it
+    names, the sweep's own to be given again."""
+    given = [word for word in arguments if word.startswith("resume=")]
+    named = given[-1].removeprefix("resume=") if given else "null"
+    if named == "null":
         return arguments
-    if not (folder / "multirun.yaml").is_file():
-        run = f"; its run is resume={folder.parent}" if (folder.parent / METADATA).is_file() else ""
+    folder = Path(named if Path(named).exists() else str(_parsed(f"resume={named}").value()))
+    ours = [word for word in arguments if word not in given]
+    if (folder / METADATA).is_file():
+        return [*ours, f"resume={quoted(str(folder))}"]
+    if not (folder / SWEPT).is_file():
+        above = (folder.parent / METADATA).is_file()
+        run = f"; its run is {override('resume', str(folder.parent))}" if above else ""
         raise UserError(f"resume={folder}: no run and no sweep in this directory{run}")
-    recorded = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
-    ours = [word for word in arguments if not word.startswith("resume=") and word != "-m"]
-    replaced = {word.split("=", 1)[0] for word in ours}
-    kept = [w for w in recorded.task if w.split("=", 1)[0] not in {"resume", *replaced}]
-    own = [w for w in recorded.hydra if w.split("=", 1)[0] not in ("hydra.mode", "hydra.sweep.dir")]
-    swept = {w.split("=", 1)[0] for w in recorded.task if _sweeps(w)} & replaced
-    if swept:
-        key = sorted(swept)[0]
-        raise UserError(f"{key}: the sweep in {folder} is over it; start a new sweep for others")
-    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir='{folder}'"]
+    return _of_sweep(folder, [word for word in ours if word not in ("-m", "--multirun")])
+
+
+def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
+    recorded = OmegaConf.load(folder / SWEPT).hydra
+    words, replaced = list(recorded.overrides.task), {_key(word) for word in ours}
+    swept = {_key(word) for word in words if _sweeps(word)} | {*(recorded.sweeper.params or ())}
+    if both := sorted(swept & replaced):
+        raise UserError(
+            f"{both[0]}: the sweep in {folder} is over it; start a new sweep for others"
+        )
+    given = {"resume", *(word.split("=", 1)[0] for word in ours)}
+    kept = [word for word in words if word.split("=", 1)[0] not in given]
+    for word in kept:
+        if _key(word) not in replaced:
+            _require_known(_key(word), word)
+    own = [w for w in recorded.overrides.hydra if _key(w) not in ("hydra.mode", "hydra.sweep.dir")]
+    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").split("=", 1)[0]
+
+
+def _require_known(key: str, value: Any) -> None:
+    """Raise `UserError` for a secret, which a record does not hold."""
+    if MASK in str(value):
+        raise UserError(f"{key}: a secret, which is not recorded; give it again with {key}=…")
 
 
 def _sweeps(word: str) -> bool:
     """Whether an override names several values."""
+    return bool(_parsed(word).is_sweep_override())
+
+
+def _parsed(word: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+    return OverridesParser.create().parse_override(word)
 
 
 def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
@@ -64,8 +93,10 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
     assert isinstance(found, DictConfig)
     for key, value in dotted_values(metadata["config"]):
-        if MASK in str(value):  # secrets are not recorded
-            OmegaConf.update(found, key, OmegaConf.select(cfg, key))
+        if MASK in str(value):
+            now = OmegaConf.select(cfg, key)
+            _require_known(key, value if now is None else now)
+            OmegaConf.update(found, key, now)
     _say_changes(metadata)
     _apply(found, cfg, read_json(run_dir / STATE).get("step", 0))
     return found
@@ -73,8 +104,7 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
 
 def _apply(found: DictConfig, cfg: DictConfig, done: int) -> None:
     """Put the command line's keys onto the recorded config; `done` steps lie behind."""
-    words = [word.lstrip("+~") for word in HydraConfig.get().overrides.task]
-    for key in (word.split("=", 1)[0] for word in words):
+    for key in map(_key, HydraConfig.get().overrides.task):
         value, before = OmegaConf.select(cfg, key), OmegaConf.select(found, key)
         if key == "resume" or value == before or (cfg.resume == SWEEP and "." not in key):
             continue  # a sweep's choices are those of its first command

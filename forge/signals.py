@@ -44,7 +44,7 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self.since = 0.0
-        self.training = False
+        self.training = self.writing = False
         self.raised = False  # `Preempted`, from wherever the run was
         self.pid = os.getpid()
         self.extra = False  # the checkpoint to come is for this alone
@@ -64,10 +64,24 @@ class Stop:
         elif goes_on(number):
             self.number = None
             log.warning("%s: going on until SLURM ends this process", name)
+        elif self.writing:
+            log.warning("%s: stopping once the results are written", name)
         else:
             log.warning("%s: stopping here", name)
             self.raised = True
             raise Preempted(number)
+
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """A signal waits until the block is over, so that no file stays half-written."""
+        self.writing = True
+        try:
+            yield
+        finally:
+            self.writing = False
+        if self.number is not None:
+            self.raised = True
+            raise Preempted(self.number)
 
     def agreed(self, device: Any) -> bool:
         """Whether any rank was asked, which all learn at the same point of training."""

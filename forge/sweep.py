@@ -11,10 +11,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from forge.errors import UserError, one_line
-from forge.record import read_json
+from forge.record import masked, read_json
 
 running: Path | None = None  # the sweep that this process has started and not yet summed up
 errors: dict[str, tuple[list[str], str]] = {}  # of jobs run here: overrides and error, by job
+planned: dict[str, list[str]] = {}  # overrides of the jobs to come, by job; none of a search
 COLUMNS = ("job", "overrides", "status", "headline", "error")
 
 
@@ -26,12 +27,16 @@ class Sweep(Callback):
         global running
         running = Path(config.hydra.sweep.dir)
         errors.clear()
+        planned.clear()
         params = config.hydra.sweeper.get("params")
         if params:
             given = {word.lstrip("+").split("=", 1)[0] for word in config.hydra.overrides.task}
             with open_dict(params):
                 for key in given & set(params):
                     del params[key]
+        if "BasicSweeper" in config.hydra.sweeper._target_:
+            words = [f"{key}={value}" for key, value in (params or {}).items()]
+            planned.update(_jobs_of([*words, *config.hydra.overrides.task]))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Remember why a job failed: a mistake leaves no directory to read it from."""
@@ -46,6 +51,16 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Sum up."""
         tell()
+
+
+def _jobs_of(words: list[str]) -> dict[str, list[str]]:
+    """Each job's overrides, as Hydra's own sweeper numbers them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(words)
+    (found,) = BasicSweeper.split_arguments(parsed, None)
+    return {str(number): masked(overrides) for number, overrides in enumerate(found)}
 
 
 def tell() -> int:
@@ -80,13 +95,15 @@ def differing(overrides: list[str]) -> list[str]:
 
 def jobs(folder: Path) -> list[tuple[str, ...]]:
     """A line for each job of a sweep: its number, overrides, status, headline, error."""
-    names = {path.name for path in folder.iterdir() if path.name.isdecimal()} | errors.keys()
+    names = {path.name for path in folder.iterdir() if path.name.isdecimal()}
+    names |= errors.keys() | planned.keys()
     lines: list[tuple[str, ...]] = []
     for name in sorted(names, key=int):
         metadata = read_json(folder / name / "run_metadata.json")
         state = read_json(folder / name / "training_state.json")
         headline = read_json(folder / name / "results.json").get("headline", {})
-        overrides, error = errors.get(name, (metadata.get("overrides", []), ""))
+        ours = metadata.get("overrides") or planned.get(name, [])
+        overrides, error = errors.get(name, (ours, ""))
         status = state.get("status", "not started")
         if error and status != "finished":  # killed, it could not say so itself
             status = "failed"

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from transformers.trainer_utils import EvalLoopOutput
 
 from forge import checkpoints, cluster, lora, models
+from forge.errors import Failure
 from forge.record import read_json, write_json
 from forge.signals import InWorker
 
@@ -63,6 +65,20 @@ class ShuffledLengthGroups(LengthGroupedSampler):
         last = [rest.pop()] if rest and len(rest[-1]) < self.batch_size else []
         order = torch.randperm(len(rest), generator=self.generator).tolist()
         return (row for batch in (first, *(rest[i] for i in order), *last) for row in batch)
+
+
+@contextmanager
+def memory(args: TrainingArguments, key: str, also: str = "") -> Iterator[None]:
+    """Turn a device's exhausted memory into one line with the batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = getattr(args, key)
+        smaller = f"trainer.{key}={size // 2}{also}, or " if size > 1 else ""
+        raise Failure(
+            f"the device has not enough memory for batches of {size}; try {smaller}a smaller "
+            "task.max_length"
+        ) from error
 
 
 class Restore(TrainerCallback):
@@ -142,6 +158,7 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As transformers does, then committed; older ones go only after that."""
+        self.require_finite()
         run_dir = Path(str(self.args.output_dir))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
@@ -160,7 +177,7 @@ class Trainer(transformers.Trainer):
                 checkpoints.commit(folder, self.run_id)
                 if self.off_schedule():
                     checkpoints.keep_apart(folder)
-                checkpoints.rotate(run_dir, self.limit, self.state.best_model_checkpoint)
+                self._rotate()
             cluster.meet()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -177,7 +194,8 @@ class Trainer(transformers.Trainer):
         first time that a process evaluates, which a resumed process does again."""
         state = random.getstate()
         try:
-            return super().evaluate(*args, **kwargs)
+            with memory(self.args, "per_device_eval_batch_size"):
+                return super().evaluate(*args, **kwargs)
         finally:
             random.setstate(state)
 
@@ -186,7 +204,7 @@ class Trainer(transformers.Trainer):
         saves, the best evaluation is otherwise one whose weights are gone, and a checkpoint that
         is better than all others that are left does not count as the best."""
         saves = self.control.should_save and not self.off_schedule()
-        if self.args.load_best_model_at_end and not saves and self.args.save_strategy != "best":
+        if self.args.load_best_model_at_end and not saves:
             return False
         return bool(super()._determine_best_metric(metrics, trial))
 
@@ -255,14 +273,32 @@ class Trainer(transformers.Trainer):
         self.started = time.monotonic()
         self.limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            if checkpoint and self._is_over(checkpoint):
-                return self.state.global_step
-            if checkpoint:
-                self.add_callback(Restore(self, checkpoint))
-            found = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return int(found.global_step)
+            if not (checkpoint and self._is_over(checkpoint)):
+                if checkpoint:
+                    self.add_callback(Restore(self, checkpoint))
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             self.args.save_total_limit = self.limit
+        self.require_finite()
+        if self.is_world_process_zero():  # an attempt that was killed may have left one too many
+            self._rotate()
+        return self.state.global_step
+
+    def require_finite(self) -> None:
+        """Raise `Failure` for weights that are no numbers: nothing can be gone on from there."""
+        assert self.model is not None
+        learnt = [p.isfinite().all() for p in self.model.parameters() if p.requires_grad]
+        if bool(torch.stack(learnt).all()):
+            return
+        newest = next(iter(checkpoints.steps(Path(str(self.args.output_dir))).values()), None)
+        raise Failure(
+            f"at step {self.state.global_step} the weights are no numbers any more; the last "
+            f"checkpoint before: {newest.name if newest else 'none'}; lower trainer.learning_rate"
+        )
+
+    def _rotate(self) -> None:
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(Path(str(self.args.output_dir)), self.limit, best)
 
     def _is_over(self, checkpoint: Path) -> bool:
         """Whether the checkpoint is at `max_steps`; then its weights, or the best, are loaded.

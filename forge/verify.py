@@ -16,7 +16,7 @@ from forge.errors import Failure, UserError
 from forge.record import STATE, read_json
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
-TIMED = ("runtime", "second", "flos")  # parts of the names of what no two runs share
+TIMED = ("runtime", "second", "flos", "step_time")  # parts of the names of what no two runs share
 
 
 def main(overrides: list[str], steps: int) -> int:

@@ -2,11 +2,12 @@
 
     python -m tests.faults --points 40 --seed 0
 
-Every point is a small run of one of the KINDS that dies once or twice: by SIGKILL at a random time,
-by SIGKILL at a file event (a file opened for writing, renamed, removed, a checkpoint's tensors
-before and after they are written), or by SIGTERM. It is then continued by the same command, and
-must end with the weights, the curve and the results of the undisturbed run. One process imports
-everything and forks for each rank of each attempt. The exit code is 1 when a point fails.
+Every point is a small run of one of the KINDS, with some of the SETTINGS, that dies once or twice:
+by SIGKILL at a random time, by SIGKILL at a file event (a file opened for writing, renamed,
+removed, a checkpoint's tensors before and after they are written), or by SIGTERM. Its newest
+checkpoint may be damaged then. It is continued by the same command, and must end with the weights,
+the optimizer, the curve, the results, the answers and the files of the undisturbed run. One process
+imports everything and forks for each rank of each attempt. The exit code is 1 when a point fails.
 """
 
 import argparse
@@ -27,10 +28,7 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-RUN = [
-    "task=toy",
-    "task.dataset.train=320",
-    "task.dataset.validation=90",
+OFTEN = [
     "model.config.hidden_size=16",
     "model.config.intermediate_size=32",
     "precision=fp32",
@@ -41,25 +39,41 @@ RUN = [
     "trainer.eval_steps=4",
     "trainer.logging_steps=3",
 ]
-KD = [*RUN, "mode=kd", "mode.gate=off"]
+RUN = ["task=toy", "task.dataset.train=320", "task.dataset.validation=90", *OFTEN]
+LM = ["task=toy_math", "model=tiny_lm", "task.dataset.train=160", "task.dataset.validation=20",
+      "task.max_new_tokens=6", "task.generate_rows=8", "task.headline=perplexity",
+      "trainer.per_device_train_batch_size=16", *OFTEN]  # fmt: skip
+TEACHERS = {"toy": RUN, "toy_math": LM}
+TAUGHT = ["mode=kd", "mode.gate=off"]
+RL = ["mode=rl", "mode.num_iterations=2", "mode.gate=off"]
+DRAWN = [*RL, "mode/reward=length", "mode.reward.length.limit=2", "task.max_new_tokens=4",
+         "trainer.max_steps=12"]  # fmt: skip
+CUT = ["trainer.max_steps=17", "trainer.lr_scheduler_type=constant",
+       "trainer.gradient_accumulation_steps=2", "trainer.train_sampling_strategy=random",
+       "trainer.per_device_train_batch_size=8"]  # fmt: skip
 KINDS = {  # words, and in how many processes
     "sft": (RUN, 1),
-    "kd": (KD, 1),
-    "cut": (
-        [*RUN, "trainer.max_steps=17", "trainer.lr_scheduler_type=constant",
-         "trainer.gradient_accumulation_steps=2", "trainer.train_sampling_strategy=random",
-         "trainer.per_device_train_batch_size=8"],
-        1,
-    ),
-    "live": ([*KD, "mode/loss=hidden"], 1),
-    "workers": ([*RUN, "trainer.dataloader_num_workers=2", "precision=bf16"], 1),
-    "rl": ([*RUN, "mode=rl", "mode.num_iterations=2", "mode.gate=off"], 1),
-    "rl in 2": ([*RUN, "mode=rl", "mode/reward=[exact,metric]", "mode.num_iterations=2",
-                 "mode.gate=off", "trainer.train_sampling_strategy=random"], 2),
-    "sft in 2": ([*RUN, "trainer.gradient_accumulation_steps=2",
-                  "trainer.per_device_train_batch_size=8"], 2),
-    "kd in 2": ([*KD, "trainer.train_sampling_strategy=random"], 2),
-    "live in 2": ([*KD, "mode/loss=[kl,hidden]"], 2),
+    "kd": ([*RUN, *TAUGHT], 1),
+    "cut": ([*RUN, *CUT], 1),
+    "live": ([*RUN, *TAUGHT, "mode/loss=hidden"], 1),
+    "rl": ([*RUN, *RL], 1),
+    "lm": ([*LM, "task.pass_at=[2]", "task.samples=2"], 1),
+    "lm kd": ([*LM, *TAUGHT, "mode.top_k=8"], 1),
+    "lm live": ([*LM, *TAUGHT, "mode/loss=[kl,hidden]"], 1),
+    "lm rl": ([*LM, *DRAWN], 1),
+    "rl in 2": ([*RUN, *RL, "mode/reward=[exact,metric]"], 2),
+    "sft in 2": (RUN, 2),
+    "kd in 2": ([*RUN, *TAUGHT], 2),
+    "live in 2": ([*RUN, *TAUGHT, "mode/loss=[kl,hidden]"], 2),
+    "lm in 2": (LM, 2),
+    "lm kd in 2": ([*LM, *TAUGHT, "mode.top_k=8"], 2),
+}
+SETTINGS = {
+    "random": ["trainer.train_sampling_strategy=random"],
+    "workers": ["trainer.dataloader_num_workers=2"],
+    "accumulated": ["trainer.gradient_accumulation_steps=2",
+                    "trainer.per_device_train_batch_size=8"],
+    "bf16": ["precision=bf16"],
 }  # fmt: skip
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
@@ -73,27 +87,31 @@ def main() -> None:
     rng, failed = random.Random(asked.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        teacher = folder / "teacher"
-        preload(teacher, folder / "cache")
-        kinds = [undisturbed(folder, name, teacher) for name in asked.kinds]
+        preload(folder)
+        whole = functools.cache(functools.partial(undisturbed, folder))
         for number in range(asked.points):
-            kind = kinds[number % len(kinds)]
+            name = asked.kinds[number % len(asked.kinds)]
+            settings = tuple(s for s in SETTINGS if rng.random() < 0.2)
+            kind = whole(name, settings)
             place = folder / "point"
             kills = plan(rng, kind)
             problem = survive(kind, place, kills)
             failed += bool(problem)
-            print(json.dumps({"point": number, "run": kind["name"], "kills": kills,
+            print(json.dumps({"point": number, "run": name, "settings": settings, "kills": kills,
                               "problem": problem}), flush=True)  # fmt: skip
             shutil.rmtree(place, ignore_errors=True)
     sys.exit(1 if failed else 0)
 
 
-def preload(run_dir: Path, cache: Path) -> None:
-    """Import all that a run needs, by training the teacher; start no thread."""
+def preload(folder: Path) -> None:
+    """Import all that a run needs, by training the teachers; start no thread."""
     import torch
     import tqdm
     from hydra import compose, initialize_config_dir
 
+    import forge.grpo_lm
+    import forge.modes.rl
+    import forge.token_kd
     import forge.toy
     from forge.config import CONF, register
     from forge.experiment import run
@@ -102,30 +120,35 @@ def preload(run_dir: Path, cache: Path) -> None:
     tqdm.tqdm.monitor_interval = 0
     register()
     forge.toy.nli = functools.cache(forge.toy.nli)
-    words = [*RUN, "model.config.hidden_size=32", f"cache_dir={cache}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run(compose("config", words), run_dir)
+        for task, words in TEACHERS.items():
+            larger = ["model.config.hidden_size=32", f"cache_dir={folder / 'cache'}"]
+            run(compose("config", [*words, *larger]), folder / f"teacher {task}")
     gc.freeze()  # the Trainer collects garbage: let it not look through the libraries
 
 
-def undisturbed(folder: Path, name: str, teacher: Path) -> dict:
+def undisturbed(folder: Path, name: str, settings: tuple[str, ...]) -> dict:
     """A kind of run: its words, what it ends with, how long it takes, how many file events."""
-    counter, started = folder / f"{name}.events", time.monotonic()
+    place = folder / "-".join([name, *settings])
+    counter, started = place.with_suffix(".events"), time.monotonic()
     words, ranks = KINDS[name]
-    words = [*words, f"teacher.path={teacher}"]
-    attempt(words, folder / name, folder / f"{name}.cache", ranks, counter=counter)
+    task = words[0].removeprefix("task=")
+    words = [*words, *(word for s in settings for word in SETTINGS[s])]
+    words.append(f"teacher.path='{folder / f'teacher {task}'}'")
+    if code := attempt(words, place, place.with_suffix(".cache"), ranks, counter=counter):
+        sys.exit(f"{place.name} ended with {code}: {place.with_suffix('.out').read_text()[-2000:]}")
     return {
-        "name": name,
+        "whole": place,
         "words": words,
         "ranks": ranks,
-        "end": outcome(folder / name),
+        "end": outcome(place),
         "seconds": time.monotonic() - started,
         "events": int(counter.read_text()),
     }
 
 
 def plan(rng: random.Random, kind: dict) -> list[dict]:
-    """One or two deaths."""
+    """One or two deaths, after which the newest checkpoint may be damaged."""
     kills = []
     for _ in range(rng.choice((1, 1, 2))):
         how = rng.choice(("event", "event", "time", "term"))
@@ -135,7 +158,43 @@ def plan(rng: random.Random, kind: dict) -> list[dict]:
             number = signal.SIGKILL if how == "time" else signal.SIGTERM
             after = round(rng.uniform(0, kind["seconds"]), 3)
             kills.append({"after": after, "signal": int(number)})
+        if rng.random() < 0.2:
+            kills[-1]["damage"] = (rng.choice(list(DAMAGE)), round(rng.random(), 3))
     return kills
+
+
+def flip(file: Path, where: float) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content))] ^= 1 << int(where * 8000) % 8
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "flip": flip,
+    "truncate": lambda file, where: os.truncate(file, int(where * file.stat().st_size)),
+    "delete": lambda file, where: file.unlink(),
+    "empty": lambda file, where: os.truncate(file, 0),
+}
+
+
+def damage(run_dir: Path, whole: Path, how: str, where: float) -> None:
+    """Harm a file of the newest checkpoint; where there is none yet, put another run's there. What
+    a finished run has is not looked at again."""
+    if (run_dir / "results.json").is_file() or not run_dir.is_dir():
+        return
+    newest = next(iter(checkpoints(run_dir)), None)
+    files = sorted(path for path in newest.rglob("*") if path.stat().st_size) if newest else []
+    if files:
+        DAMAGE[how](files[int(where * len(files))], where * len(files) % 1)
+    else:
+        other = next(iter(checkpoints(whole)))
+        shutil.copytree(other, run_dir / other.name, dirs_exist_ok=True)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for word in ("checkpoint", "preempted") for path in run_dir.glob(f"{word}-*")]
+    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
 
 
 def survive(kind: dict, place: Path, kills: list[dict]) -> str | None:
@@ -143,13 +202,18 @@ def survive(kind: dict, place: Path, kills: list[dict]) -> str | None:
     run = (kind["words"], place / "run", place / "cache", kind["ranks"])
     for kill in kills:
         attempt(*run, kill=kill)
+        if harm := kill.get("damage"):
+            damage(place / "run", kind["whole"], *harm)
     code = attempt(*run)
     if code:
         log = place / "run.out"
         return f"the last attempt ended with {code}: {log.read_text()[-500:]}"
+    end = outcome(place / "run")
     for name, wanted in kind["end"].items():
-        if outcome(place / "run")[name] != wanted:
-            return f"{name} differ from the undisturbed run's"
+        if end[name] != wanted:
+            ours, theirs = set(end[name].split(", ")), set(wanted.split(", "))
+            told = [*sorted(ours - theirs), "instead of", *sorted(theirs - ours)]
+            return f"{name} differ from the undisturbed run's: {' '.join(told)[:500]}"
     return None
 
 
@@ -222,7 +286,7 @@ def child_main(words: list[str], run_dir: Path, rank: int, kill: dict, counter: 
     from forge.signals import Preempted
 
     suffix = f".{rank}.out" if rank else ".out"
-    out = open(run_dir.with_suffix(suffix), "w")  # noqa: SIM115  # closed with the process
+    out = open(run_dir.with_suffix(suffix), "w", buffering=1)  # noqa: SIM115  # closed with the process
     os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
     logging.basicConfig(level=logging.INFO, stream=out)
     seen, inside = [0], str(run_dir.parent)
@@ -269,22 +333,30 @@ def counted(write: Callable, count: Callable[[], None]) -> Callable:
 
 
 def outcome(run_dir: Path) -> dict[str, str]:
-    """Weights, curve and results, as texts that are equal when they are."""
+    """What a run ends with, as texts that are equal when it is."""
     import hashlib
 
-    newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    import pyarrow.parquet as pq
+
+    newest = checkpoints(run_dir)[0]
     rows = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     results = json.loads((run_dir / "results.json").read_text())["splits"]
-    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+    hashed = [run_dir / "model" / "model.safetensors", newest / "optimizer.pt"]
+    weights, optimizer = (hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed)
+    answers = pq.read_table(run_dir / "predictions" / "validation.parquet").to_pylist()
+    files = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*")]
 
     def untimed(row: dict) -> dict:
-        words = ("runtime", "second", "flos")
+        words = ("runtime", "second", "flos", "step_time")
         return {k: v for k, v in row.items() if not any(word in k for word in words)}
 
     return {
-        "weights": hashlib.sha256(weights).hexdigest(),
+        "weights": weights,
+        "optimizer": optimizer,
         "curves": json.dumps([untimed(row) for row in rows]),
         "results": json.dumps({name: untimed(scores) for name, scores in results.items()}),
+        "answers": json.dumps(answers, default=str),
+        "files": ", ".join(sorted(name for name in files if not name.startswith("set-aside-"))),
     }
 
 

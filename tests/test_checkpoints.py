@@ -1,7 +1,9 @@
 """A checkpoint is trusted when it is whole, as it was written, and this run's own."""
 
 import logging
+import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ def run_dir(tmp_path):
         (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
         checkpoints.commit(folder, "run")
     return tmp_path
+
+
+UNJUDGED = ("trainer.load_best_model_at_end=false", "trainer.eval_strategy=no")
 
 
 def flip(path):
@@ -58,16 +63,59 @@ def test_a_damaged_one_is_set_aside_and_said(run_dir, caplog, reason, damage):
     assert list(checkpoints.steps(run_dir)) == [4, 2]
 
 
-def test_with_none_left_it_is_said(run_dir, caplog):
-    for path in checkpoints.steps(run_dir).values():
-        flip(path / "model.safetensors")
-    assert checkpoints.newest(run_dir, "run", "checkpoint-10") is None
-    assert "training starts from the beginning" in caplog.text
+@pytest.mark.parametrize("bit", range(0, 8 * 400, 53))
+def test_no_flip_of_a_marker_is_overlooked(run_dir, bit):
+    """It is another text then, or it says of the files what is true of them."""
+    marker = run_dir / "checkpoint-10" / checkpoints.MARKER
+    content = bytearray(marker.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    marker.write_bytes(content)
+    if not checkpoints.problem(marker.parent, "run"):
+        assert read_json(marker)["files"].keys() == {"model.safetensors", "trainer_state.json"}
 
 
-def test_that_all_are_gone_is_said(tmp_path, caplog):
-    assert checkpoints.newest(tmp_path, "run", "checkpoint-10") is None
-    assert "checkpoint-10 is gone" in caplog.text
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["flip", "delete", "another", "forget"])
+def test_from_the_beginning_is_never_silent(toy_run, caplog, harm):
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=4")
+    run_dir = toy_run(*plan, *UNJUDGED)
+    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+    for folder in checkpoints.steps(run_dir).values():
+        if harm == "flip":
+            flip(folder / "model.safetensors")
+        elif harm == "another":
+            checkpoints.commit(folder, "another")
+        else:
+            shutil.rmtree(folder)
+    state = run_dir / "training_state.json"
+    state.write_text('{"status": "run' if harm == "forget" else '{"status": "running"}')
+    caplog.clear()
+    toy_run(*plan, *UNJUDGED)
+    assert "no good checkpoint: training starts from the beginning" in caplog.text
+    assert (run_dir / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_not_kept(toy_run, monkeypatch, tmp_path):
+    """Neither when the loss shows it too late for its guard, nor for a signal."""
+    from forge.trainer import Trainer
+
+    step = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            next(self.model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=5")
+    told = "at step 5 the weights are no numbers any more; the last checkpoint before: checkpoint-4"
+    with pytest.raises(Failure, match=told):
+        toy_run(*plan, *UNJUDGED)
+    assert list(checkpoints.steps(tmp_path / "run")) == [4, 2]
+    with pytest.raises(Failure, match=told.replace("checkpoint-4", "none")):
+        toy_run(*plan, *UNJUDGED, "trainer.save_strategy=no", at="other")
 
 
 def test_one_off_the_schedule_is_gone_on_from_and_then_deleted(run_dir):
@@ -99,7 +147,7 @@ def test_half_a_deletion_leaves_no_checkpoint(run_dir, monkeypatch):
 
 
 def test_too_little_room_is_said_before_training(tmp_path):
-    with pytest.raises(Failure, match=r"GB free, a checkpoint takes .* hydra\.run\.dir=DIR"):
+    with pytest.raises(Failure, match=r"MB free, a checkpoint takes .* hydra\.run\.dir=DIR"):
         checkpoints.require_space(tmp_path, 10**18)
 
 
@@ -142,6 +190,32 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_one_line(toy_run, monkeypat
     toy_run(*plan)
     files = [run / "model" / "model.safetensors" for run in (whole, run_dir)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("size", [24, 450, 660])  # before the first checkpoint, after one, at last
+def test_a_full_file_system_costs_nothing_that_was_whole(toy_run, tmp_path, size):
+    plan = ("trainer.save_strategy=steps", "trainer.save_steps=4", "trainer.max_steps=12")
+    whole = toy_run(*plan, *UNJUDGED, at="whole")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(Failure, match=r"disk is full|MB free, a checkpoint takes"):
+            toy_run(*plan, *UNJUDGED, at="disk/run")
+        run_dir = disk / "run"
+        assert all(not checkpoints.problem(p, read_json(run_dir / "run_metadata.json")["id"])
+                   for p in checkpoints.steps(run_dir).values())  # fmt: skip
+        assert not (run_dir / "model").exists() and not list(run_dir.glob("set-aside-*"))
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        toy_run(*plan, *UNJUDGED, at="disk/run")
+        files = [run / "model" / "model.safetensors" for run in (whole, run_dir)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow

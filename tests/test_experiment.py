@@ -4,10 +4,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from forge.errors import UserError
+from forge.errors import Failure, UserError
 from forge.record import read_json
 from forge.results import shown
+from forge.trainer import Trainer
 from tests.conftest import SMALL, results
 
 
@@ -181,6 +183,7 @@ def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, 
             "train_sampling_strategy=lenght: no such",
         ),
         ("trainer.eval_strategy=no", "load_best_model_at_end=false"),
+        ("trainer.save_strategy=best", "save_strategy=best: .*keeps both, the best and the last"),
         ("+callbacks.foo=1", r"callbacks\.foo=1: a node"),
         ("cache_dir=/proc/nope", "cache_dir=/proc/nope"),
         ("task.text=[premis]", r"column premis: not in .*did you mean premise"),
@@ -192,6 +195,27 @@ def test_a_wrong_value_is_one_line(toy_run, override, message):
     with pytest.raises(UserError, match=message) as caught:
         toy_run(override)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "told"),
+    [
+        ("training_step", (), r"batches of 32; try trainer\.per_device_train_batch_size=16 "
+         r"trainer\.gradient_accumulation_steps=2, the same optimizer step, or a smaller task"),
+        ("training_step", ("trainer.per_device_train_batch_size=1",), "of 1; try a smaller task"),
+        ("prediction_step", (), r"of 128; try trainer\.per_device_eval_batch_size=64, or"),
+        ("prediction_step", ("trainer.num_train_epochs=0",), "per_device_eval_batch_size=64, or"),
+    ],
+)  # fmt: skip
+def test_exhausted_memory_is_one_line_with_what_to_change(
+    toy_run, monkeypatch, method, words, told
+):
+    def exhausted(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, method, exhausted)
+    with pytest.raises(Failure, match=told):
+        toy_run("trainer.num_train_epochs=1", *words)
 
 
 def test_early_stopping_without_evaluation_is_refused(toy_run):

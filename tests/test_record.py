@@ -3,12 +3,13 @@
 import json
 import logging
 import os
+from contextlib import suppress
 
 import pytest
 from omegaconf import OmegaConf
 
 from forge.errors import UserError
-from forge.record import masked, record, write_json
+from forge.record import LogFile, masked, record, write_json
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,32 @@ def test_the_lock_of_a_dead_process_is_taken_over(composed, tmp_path):
     (tmp_path / "run" / ".lock").touch()  # kill -9 leaves the file, and the kernel the lock
     with record(composed("task=toy"), tmp_path / "run") as rec:
         assert rec.state["status"] == "running"
+
+
+def test_a_damaged_state_is_written_anew_and_a_damaged_record_refused(composed, tmp_path, caplog):
+    cfg, run_dir = composed("task=toy"), tmp_path / "run"
+    with record(cfg, run_dir):
+        pass
+    (run_dir / ".run_metadata.json.123").touch()  # a kill in the midst of writing leaves it
+    (run_dir / "training_state.json").write_text('{"status": "fin')
+    with record(cfg, run_dir) as rec:
+        assert rec.state["status"] == "running" and "written anew" in caplog.text
+        assert not list(run_dir.glob(".run_metadata*"))
+    (run_dir / "run_metadata.json").write_bytes(b"\xff{}")
+    with (
+        pytest.raises(UserError, match=r"run_metadata\.json: cannot be read, it is damaged"),
+        record(cfg, run_dir),
+    ):
+        pass
+    assert (run_dir / "training_state.json").is_file()
+
+
+def test_a_log_on_a_full_disk_loses_lines_only(capsys):
+    log = LogFile("/dev/full")
+    log.handle(logging.makeLogRecord({"msg": "a line"}))
+    with suppress(OSError):
+        log.close()
+    assert not capsys.readouterr().err
 
 
 def test_code_that_has_changed_since_the_submission_is_said(

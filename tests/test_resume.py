@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from forge import checkpoints
 from forge.errors import UserError
 from forge.record import read_json
-from forge.resume import of_sweep
-from forge.signals import Preempted
+from forge.resume import settle
+from forge.signals import Preempted, Stop
 from forge.trainer import Trainer
-from tests.conftest import results
+from tests.conftest import SMALL, TOY, results
 
 STEPS = ("trainer.num_train_epochs=2", "trainer.logging_steps=5", "trainer.eval_strategy=no")
 OFTEN = ("trainer.save_strategy=steps", "trainer.save_steps=7", "+trainer.adam_beta1=0.8")
@@ -196,6 +196,7 @@ def dies_in_predict(monkeypatch):
 
     def arrange():
         monkeypatch.setattr(Trainer, "predict", die, raising=False)
+        monkeypatch.setattr(checkpoints, "rotate", lambda *args: None)  # dead before that
         return monkeypatch.undo
 
     return arrange
@@ -221,6 +222,7 @@ def test_a_run_whose_training_is_over_is_only_judged(toy_run, dies_in_predict, p
     assert_same(whole, again)
     steps = [results(run)["train"]["steps"] for run in (whole, again)]
     assert steps[0] == steps[1]
+    assert checkpoints.steps(whole).keys() == checkpoints.steps(again).keys()
 
 
 @pytest.mark.slow
@@ -256,6 +258,60 @@ def test_other_signals_ask_for_the_same(toy_run, stop_at, number):
     assert stopped.value.exit_code == 128 + number
 
 
+def test_the_second_ctrl_c_stops_at_once():
+    stop = Stop()
+    stop.training = True
+    stop.ask(signal.SIGINT)
+    stop.ask(signal.SIGTERM)  # the launcher's, beside the terminal's
+    with pytest.raises(KeyboardInterrupt):
+        stop.ask(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_a_signal_while_results_are_written_leaves_nothing_by_halves(
+    toy_run, monkeypatch, tmp_path
+):
+    whole, save = toy_run(*RUN, at="whole"), Trainer.save_model
+
+    def save_model(self, *args, **kwargs):
+        if not kwargs:  # of a checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_model", save_model)
+        with pytest.raises(Preempted):
+            toy_run(*RUN)
+    run_dir = tmp_path / "run"
+    assert read_json(run_dir / "training_state.json")["status"] == "preempted"
+    assert_same(whole, run_dir)
+    assert_same(whole, toy_run(*RUN))
+
+
+TINY = ("task=toy_math", "model=tiny_lm", "task.dataset.train=64", "task.dataset.validation=16",
+        "task.max_new_tokens=4", "precision=fp32", "model.config.hidden_size=16",
+        "trainer.per_device_train_batch_size=16")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*TOY, *SMALL, "mode=rl", "mode.gate=off"),
+        TINY,
+        (*TINY, "mode=rl", "mode.gate=off", "mode/reward=length", "mode.reward.length.limit=2"),
+    ],
+)
+def test_a_run_is_the_same_first_and_third_in_one_process(launch, words):
+    few = ("trainer.max_steps=4", "trainer.save_strategy=no", "trainer.eval_strategy=no",
+           "trainer.load_best_model_at_end=false")  # fmt: skip
+    first = launch(*words, *few, "seed=3", at="first")
+    launch(*words, *few, "seed=1", at="second")
+    third = launch(*words, *few, "seed=3", at="third")
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (first, third)]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.slow
 def test_before_slurms_kill_a_checkpoint_is_written_and_the_run_goes_on(
     toy_run, stop_at, monkeypatch, caplog
@@ -269,22 +325,31 @@ def test_before_slurms_kill_a_checkpoint_is_written_and_the_run_goes_on(
 
 
 def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
-    recorded = {"hydra": {"overrides": {"task": ["seed=1,2", "model=tiny"], "hydra": []}}}
-    folder = tmp_path / "a sweep, named so"
+    words = {"task": ["seed=1,2", "model=tiny", "+x.token=***"], "hydra": []}
+    recorded = {"hydra": {"overrides": words, "sweeper": {"params": {"mode.alpha": "0,1"}}}}
+    folder = tmp_path / 'a sweep, it\'s = "so"'
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(recorded), folder / "multirun.yaml")
-    words = of_sweep([f"resume='{folder}'", "trainer.max_steps=9"])
-    assert words == ["-m", "seed=1,2", "model=tiny", "trainer.max_steps=9", "resume=sweep",
-                     f"hydra.sweep.dir='{folder}'"]  # fmt: skip
-    with pytest.raises(UserError, match=r"seed: the sweep in .* is over it"):
-        of_sweep([f"resume={folder}", "seed=3"])
+    on_top = ["trainer.max_steps=9", "+x.token=y"]
+    quoted = "'{}'".format(str(folder).replace("'", "\\'"))
+    for named in (folder, quoted):
+        assert settle([f"resume={named}", *on_top]) == [
+            "-m", "seed=1,2", "model=tiny", *on_top, "resume=sweep", f"hydra.sweep.dir={quoted}"
+        ]  # fmt: skip
+    for key in ("seed", "mode.alpha"):
+        with pytest.raises(UserError, match=rf"{key}: the sweep in .* is over it"):
+            settle([f"resume={folder}", f"{key}=0", *on_top])
+    with pytest.raises(
+        UserError, match=r"x\.token: a secret, which is not recorded; give it again"
+    ):
+        settle([f"resume={folder}"])
 
 
 def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
     (tmp_path / "run_metadata.json").write_text("{}")
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(UserError, match=rf"its run is resume={tmp_path}$"):
-        of_sweep([f"resume={tmp_path / 'checkpoint-5'}"])
+        settle([f"resume={tmp_path / 'checkpoint-5'}"])
 
 
 def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ def found(a, b):
 
 
 def test_every_difference_is_named_by_its_place():
-    a = {"w": torch.zeros(3), "steps": [1, {"loss": 0.5, "eval_runtime": 1.0}], "rng": np.ones(2)}
+    a = {"w": torch.zeros(3), "steps": [1, {"loss": 0.5, "step_time": 1.0}], "rng": np.ones(2)}
     same = {
         "w": torch.zeros(3),
         "steps": [1, {"loss": 0.5, "eval_runtime": 9.0}],
