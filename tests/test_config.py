@@ -62,5 +62,5 @@ def test_training_arguments_are_checked_before_they_are_made():
 def test_a_mode_takes_its_own_settings_only(mode):
     """The other arguments of `trainer` are what a run gives it, not settings."""
     target = {"_target_": f"forge.modes.{mode}.trainer", "_partial_": True}
-    with pytest.raises(UserError, match=r"mode\.on_policy: .* has no such setting"):
-        check({**target, "on_policy": True}, "mode")
+    with pytest.raises(UserError, match=r"mode\.train_dataset: .* has no such setting"):
+        check({**target, "train_dataset": 1}, "mode")
