@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from forge import hub, lora
+from forge import hub, lora, vocabulary
 from forge.config import Model
 from forge.errors import UserError, did_you_mean, one_line
 from forge.tasks import Task, TextTask
@@ -52,76 +51,17 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     if model.path is None and model.tokenizer is None:
-        if _is_decoder(_architecture(model.config)()):
-            return _train_byte_pairs(model.config, texts)
-        return _train_wordpiece(model.config, texts)
+        architecture = _architecture(model.config)()
+        if _is_decoder(architecture):
+            return vocabulary.byte_pairs(model.config, texts)
+        two_texts = getattr(architecture, "type_vocab_size", 0) > 1
+        return vocabulary.word_pieces(model.config, texts, two_texts)
     if model.tokenizer:
         path = resolve(model.tokenizer, f"{where}.tokenizer", "tokenizer_config.json")
     else:
         path = resolve(str(model.path), f"{where}.path")
     with hub.access("tokenizer", path, f"{where}.path=DIR"):
         return AutoTokenizer.from_pretrained(path, **_revision(model))
-
-
-def _train_wordpiece(config: dict[str, Any], texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece vocabulary of at most `config.vocab_size`.
-
-    The library numbers continuing characters in the order of a hash map, which changes from run to
-    run and decides between equally frequent merges; naming them beforehand makes it deterministic.
-    """
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    words = BertWordPieceTokenizer(lowercase=True)
-    texts = [words.normalizer.normalize_str(text) for text in texts]
-    counts = Counter("".join(texts)).most_common(1000)
-    letters = sorted(letter for letter, _ in counts if not letter.isspace())
-    named = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
-    words.train_from_iterator(
-        texts,
-        vocab_size=config.get("vocab_size", 30522),
-        special_tokens=[*named.values(), *letters, *(f"##{letter}" for letter in letters)],
-        show_progress=False,
-    )
-    words = BertWordPieceTokenizer(vocab=words.get_vocab(), lowercase=True)
-    limit = config.get("max_position_embeddings", 512)
-    inputs = ["input_ids", "attention_mask"]
-    if getattr(_architecture(config)(), "type_vocab_size", 0) > 1:  # it tells the two texts apart
-        inputs.append("token_type_ids")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words._tokenizer,
-        model_max_length=limit,
-        model_input_names=inputs,
-        **named,
-    )
-
-
-def _train_byte_pairs(config: dict[str, Any], texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Byte-level BPE of at most `config.vocab_size`: any text comes back as it was.
-
-    Digits stay single, so that a number is spelled and not one of many unrelated words.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    pairs = Tokenizer(models.BPE())
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pairs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), by_bytes])
-    pairs.decoder = decoders.ByteLevel()
-    learn = trainers.BpeTrainer(
-        vocab_size=config.get("vocab_size", 32000),
-        special_tokens=["<pad>", "</s>"],
-        initial_alphabet=sorted(by_bytes.alphabet()),
-        show_progress=False,
-    )
-    pairs.train_from_iterator(texts, learn)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=pairs,
-        pad_token="<pad>",
-        eos_token="</s>",
-        model_max_length=config.get("max_position_embeddings", 2048),
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def _is_decoder(config: PretrainedConfig) -> bool:
