@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from forge import cluster
 from forge.data import IGNORED
+from forge.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from forge.generation import Generation
 
 LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smaller
 
@@ -90,6 +93,20 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
         return _in_batches(trainer, split, "Generating", collate, one)
     finally:
         model.generation_config = own
+
+
+def check_room(split: Dataset, task: Generation, config: Any, model: str = "the model") -> None:
+    """Raise `UserError` for a prompt after which the context has no room for an answer."""
+    room = getattr(config, "max_position_embeddings", None) or 10**9
+    lengths = list(split["prompt_length"])
+    longest = max(lengths)
+    if longest + task.max_new_tokens > room:
+        row = split["id"][lengths.index(longest)]
+        raise UserError(
+            f"row {row}: its prompt has {longest} tokens, which with task.max_new_tokens="
+            f"{task.max_new_tokens} is more than {model}'s context of {room}; lower "
+            "task.max_new_tokens, or remove such rows"
+        )
 
 
 def text(ids: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

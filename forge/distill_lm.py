@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
-from forge import on_policy
+from forge import decoding, on_policy
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ def arguments(prepared: Prepared, **settings: Any) -> DistillationConfig:
 def check_fit(expert: Expert, prepared: Prepared) -> None:
     """Raise `UserError` where student or teacher cannot read what is drawn, or TRL compare them."""
     split, task = prepared.splits[prepared.task.train], prepared.task
-    on_policy.check_room(split, task, prepared.model.config)
-    on_policy.check_room(split, task, expert.model.config, f"teacher {expert.name}")
+    args = prepared.args
+    drawn = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    on_policy.check_rows(split, drawn)
+    decoding.check_room(split, task, prepared.model.config)
+    decoding.check_room(split, task, expert.model.config, f"teacher {expert.name}")
     for model in (prepared.model, expert.model):
         on_policy.check_padding(split, model, prepared.args.device)
     ours, theirs = (

@@ -185,6 +185,8 @@ def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
     logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
     try:
         task = build(run.metadata["config"]["task"], "task")
+        if not hasattr(task, "text_columns"):
+            return {}  # a language model's prompts are beside its answers
         rows = task.load(training=False)
         found = {}
         for split in run.results["splits"]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge import checkpoints, config, data, hub
 from forge.config import Model
-from forge.errors import UserError, one_line
+from forge.errors import UserError, did_you_mean, one_line
 from forge.record import read_json
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iter
     settings: dict[str, Any] = {"target_modules": None} | (model.lora or {})
     if settings["target_modules"] is None and base.config.model_type not in KNOWN:
         settings["target_modules"] = "all-linear"
+    _check_names(base, settings)
     classifies = head == "SequenceClassification"
     whole = [*(settings.get("modules_to_save") or ()), *_whole(base, fresh, classifies)]
     settings["modules_to_save"] = list(dict.fromkeys(whole)) or None
@@ -100,6 +101,20 @@ def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iter
     base.config.architectures = [type(base).__name__]
     base.config.base_digest = _digest(path)
     return adapted
+
+
+def _check_names(base: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Raise `UserError` for a listed module that the model lacks; PEFT leaves it out unsaid."""
+    known = [f".{name}" for name, _ in base.named_modules()]
+    for key in ("target_modules", "modules_to_save"):
+        listed = settings.get(key)
+        for name in listed if isinstance(listed, list) else ():
+            if not any(module.endswith(f".{name}") for module in known):
+                parts = dict.fromkeys(module.rpartition(".")[2] for module in known)
+                raise UserError(
+                    f"model.lora.{key}: the model has no module {name}"
+                    f"{did_you_mean(name, [p for p in parts if p and not p.isdecimal()])}"
+                )
 
 
 def _whole(base: PreTrainedModel, fresh: Iterable[str], classifies: bool) -> list[str]:

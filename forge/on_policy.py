@@ -36,17 +36,12 @@ def arguments(args: TrainingArguments, task: Generation) -> dict[str, Any]:
     }
 
 
-def check_room(split: Dataset, task: Generation, config: Any, model: str = "the model") -> None:
-    """Raise `UserError` for a prompt after which the context has no room for an answer."""
-    room = getattr(config, "max_position_embeddings", None) or 10**9
-    lengths = list(split["prompt_length"])
-    longest = max(lengths)
-    if longest + task.max_new_tokens > room:
-        row = split["id"][lengths.index(longest)]
+def check_rows(split: Dataset, count: int) -> None:
+    """Raise `UserError` for fewer rows than the prompts that are drawn from at once."""
+    if len(split) < count:
         raise UserError(
-            f"row {row}: its prompt has {longest} tokens, which with task.max_new_tokens="
-            f"{task.max_new_tokens} is more than {model}'s context of {room}; lower "
-            "task.max_new_tokens, or remove such rows"
+            f"trainer.per_device_train_batch_size: not one whole batch of {count} prompts in "
+            f"{len(split)} rows; lower it"
         )
 
 
@@ -106,12 +101,6 @@ class OnPolicy(Trainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         theirs: Any = super()._get_train_sampler(dataset)
-        if not len(theirs):
-            count = theirs.batch_size
-            raise UserError(
-                f"trainer.per_device_train_batch_size: not one whole batch of {count} prompts in "
-                f"{theirs.num_samples} rows; lower it"
-            )
         theirs.__class__ = Shuffled
         return theirs
 

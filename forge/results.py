@@ -305,7 +305,8 @@ def shown(path: Path) -> list[tuple[str, str]]:
         keys = " or ".join(override(key, str(path)) for key in ("model.path", "teacher.path"))
         lines.append(("to use", f"{keys}, or transformers with"))
         lines.append(("", str(path / "model")))
-        for verb, more in (("predict", "--text …"), ("evaluate", "task.…"), ("export", "--onnx")):
+        asked = [("predict", "--text …"), ("evaluate", "task.…"), ("export", "--onnx")]
+        for verb, more in asked if "text" in data["config"].get("task", {}) else asked[1:2]:
             lines.append(("", f"python -m forge {verb} {shlex.quote(str(path))} {more}"))
     elif status not in ("finished", "running"):
         lines.append(("to go on", f"python launch.py {override('resume', str(path))}"))

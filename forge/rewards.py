@@ -14,10 +14,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from forge.errors import UserError, did_you_mean, one_line
 
@@ -63,7 +64,9 @@ def format(completions: list[str], *, pattern: str, **columns: Any) -> list[floa
     return [float(whole.fullmatch(c) is not None) for c in completions]
 
 
-def length(completions: list[str], *, limit: int, **columns: Any) -> list[float]:
+def length(
+    completions: list[str], *, limit: Annotated[int, Field(ge=1)], **columns: Any
+) -> list[float]:
     """0 up to `limit` characters, then falling in a line to -1 at twice as many."""
     return [-min(max(len(c) / limit - 1, 0.0), 1.0) for c in completions]
 

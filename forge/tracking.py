@@ -400,20 +400,25 @@ def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, flo
 
 
 def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
-    """The first predictions of a split, with names for labels and, of a classifier, how sure."""
+    """The first predictions of a split, with names for labels and, of a classifier, how sure.
+
+    Of a language model also what it was asked and what it wrote.
+    """
     import pyarrow.parquet as pq
     from scipy.special import softmax
 
     task = prepared.task
-    source = prepared.rows[split].select_columns(["id", *task.text_columns])
+    own = [*zip(getattr(task, "text_columns", ()), getattr(task, "text", ()), strict=True)]
+    source = prepared.rows[split].select_columns(["id", *(column for column, _ in own)])
     texts = {row["id"]: row for row in source}
     names = getattr(task, "names", None)
     found = []
     table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
     for row in table.to_pylist():
         shown: dict[str, Any] = {"id": row["id"]}
-        for column, name in zip(task.text_columns, task.text, strict=True):
+        for column, name in own:
             shown[name] = texts[row["id"]][column][:TEXT]
+        shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
         for key in ("label", "prediction"):
             shown[key] = names[row[key]] if names else row[key]
         if names:

@@ -282,7 +282,7 @@ def predict(
 
 def _asked(run: Run, given: list[list[str]] | None, file: Path | None) -> list[list[str]]:
     """The columns of texts that a run's model reads."""
-    architecture(run)  # a classifier: its task has texts
+    classifier(run)  # its task has texts
     wanted = run.metadata["config"]["task"]["text"]
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if file:

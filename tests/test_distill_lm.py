@@ -4,8 +4,7 @@ What implementers get wrong (the numbers are those of test_kd), and where it is 
 
 1 T^2: there is none, and alpha is 1, so that nothing is blended; 6 prompts, padding and the shift,
   9 JSD at its ends: …_are_what_a_computation_by_hand_gives
-7 accumulation: …_divides_by_the_tokens_of_the_whole_step; over ranks: by
-  reading TRL, one process is tested
+7 accumulation: …_divides_by_the_tokens_of_the_whole_step; over ranks: read in TRL, not tested
 8 numerics: TRL's kernel takes logits in fp32, and logarithms of sums of exponentials, in chunks
 11 the teacher's state: the_teacher_is_frozen_…
 16 tokenizers: test_token_kd, the same checks; rows of embeddings that are no tokens must be as many

@@ -16,8 +16,11 @@ from forge.config import Model
 from forge.data import IGNORED
 from forge.decoding import generate, losses
 from forge.errors import UserError
+from forge.examine import examine
 from forge.generation import Generation
 from forge.metrics import pass_at, wilson
+from forge.results import shown
+from forge.use import predict
 from tests.conftest import results, write_rows
 from tests.test_trainer import losses as curve
 
@@ -346,6 +349,11 @@ def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
     assert all(row["completion"] != "" and row["prompt"].endswith("now?\n") for row in rows)
     nll, tokens = (sum(row[name] for row in rows) for name in ("nll", "tokens"))
     assert scores["loss"] == pytest.approx(nll / tokens)
+    with pytest.raises(UserError, match=r"its model \(llama\) is no classifier"):
+        predict([first], [["a text"]])
+    said = [value for name, value in shown(first) if "python -m forge" in value]
+    assert len(said) == 1 and "forge evaluate" in said[0]
+    assert not [note for note in examine(first)["notes"] if "Texts" in note]
     second = launch(*TINY, *settings, "seed=1", at="b")
     sides = [[read_answers(run / file.relative_to(first), m)] for run, m in
              ((first, "exact_match"), (second, "exact_match"), (first, "perplexity"),

@@ -243,6 +243,15 @@ def test_what_cannot_be_trained_is_refused_in_a_line(launch, words, problem):
     assert "\n" not in str(refused.value)
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_written(launch, quick, monkeypatch):
+    monkeypatch.setattr("forge.decoding.generate", lambda *args: pytest.fail("too late"))
+    with pytest.raises(UserError, match="not one whole batch of 2 prompts in 1 rows"):
+        launch(*RL, *NOTHING_SAVED, "task.dataset.train=1")
+    settings = [w for w in RL if not w.startswith("mode=")]
+    with pytest.raises(UserError, match="is more than the model's context"):
+        main([*settings, "task.max_new_tokens=250"], None, True)
+
+
 def test_without_trl_the_way_out_is_said(launch, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("trl.")]:
         monkeypatch.delitem(sys.modules, name)

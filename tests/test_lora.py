@@ -254,13 +254,16 @@ def test_what_starts_from_random_values_inside_the_encoder_trains_too():
         (("model.lora.lora_dropout=2",), "model.lora.lora_dropout=2: from 0 to"),
         (("model.lora.task_type=CAUSAL_LM",), "model.lora.task_type: set by Forge"),
         (("model.lora.init_lora_weights=pissa",), "has to start as no change of its base"),
-        (("model.lora.target_modules=[quary]",), "model.lora: no modules were targeted"),
+        (("model.lora.target_modules=[query,quary]",),
+         "model.lora.target_modules: the model has no module quary; did you mean query"),
+        (("model.lora.r=4", "model.lora.modules_to_save=[poolr]"),
+         "model.lora.modules_to_save: the model has no module poolr; did you mean pooler"),
         (("model.lora.r=4", "model.layers=1"), "and layers=1 makes other weights"),
         (("model.lora.r=4", "model.path=null", "model=tiny"), "and path=null makes other"),
         (("model.lora.bias=all", "mode=rl"), "model.lora.bias=all: biases stay changed"),
         (("teacher.lora.r=4", "mode=kd", "teacher.path=${model.path}"), "is trained already"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_refused_in_a_line(launch, bases, words, problem):
     with pytest.raises(UserError, match=f"(?i){problem}") as refused:
         launch(*RUN, f"model.path={bases['classifier']}", *words)

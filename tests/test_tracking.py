@@ -26,6 +26,7 @@ from forge.record import Record, read_json
 from forge.trainer import Trainer
 from tests.commands import launch as start
 from tests.conftest import SMALL, TOY, results
+from tests.test_generation import TINY
 
 STEPS = ("trainer.max_steps=8", "trainer.logging_steps=1", "trainer.save_strategy=steps",
          "trainer.save_steps=4", "trainer.eval_strategy=steps", "trainer.eval_steps=2")  # fmt: skip
@@ -370,6 +371,15 @@ def test_predictions_carry_texts_names_and_how_sure(toy_run, composed, service):
     assert len(table.data) == 7
     for row in table.data:
         assert row[3] in names and row[4] in names and 1 / 3 < row[5] <= 1 and row[1]
+
+
+def test_a_language_models_predictions_carry_prompt_and_completion(launch, service):
+    fake, kept = service(), []
+    fake.update = lambda values: kept.append(values)
+    launch(*TINY, *SHORT, "tracking=wandb", "tracking.table_rows=7")
+    (table,) = [v for values in kept for k, v in values.items() if k == "predictions/validation"]
+    assert table.columns == ["id", "prompt", "completion", "label", "prediction"]
+    assert len(table.data) == 7 and all(row[1].endswith("now?\n") for row in table.data)
 
 
 def test_a_setting_that_wandb_does_not_know_is_refused(toy_run, service):

@@ -132,7 +132,7 @@ def of_texts(
     given = {name: value for name, value in written.items() if value is not None}
     args = grpo_lm.arguments(prepared.args, task, **vars(settings), **given)
     split = prepared.splits[task.train]
-    on_policy.check_room(split, task, prepared.model.config)
+    on_policy.check_rows(split, (args.generation_batch_size or 0) // settings.num_generations)
     on_policy.check_padding(split, prepared.model, args.device)
     judge = judging(prepared, rewards)
     look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
@@ -181,6 +181,7 @@ def _judging_texts(prepared: Prepared, rewards: Rewards) -> TextJudge:
     """Some rewards of completions to training rows; `exact` becomes the task's own verdict."""
     task = prepared.task
     _unsmoothed(prepared)
+    decoding.check_room(prepared.splits[task.train], task, prepared.model.config)
     for name, function in rewards.functions.items():
         if getattr(function, "func", function) is shipped.exact:
             rewards.functions[name] = functools.partial(verdict, task)
