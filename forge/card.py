@@ -154,8 +154,7 @@ def teacher_name(run: Run, path: str) -> str:
 
 def _adapted(run: Run, adapter: dict[str, Any]) -> str:
     """What an adapter is of."""
-    count, targets = run.metadata["parameters"], adapter["target_modules"]
-    named = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    count, named = run.metadata["parameters"], lora.short(adapter["target_modules"])
     return (
         f"adapter: LoRA, r {adapter['r']}, lora_alpha {adapter['lora_alpha']}, on {named}; "
         f"{count['trainable'] / count['total']:.2%} of the weights trained"

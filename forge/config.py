@@ -8,6 +8,7 @@ anything slow starts, `build` makes the object.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import shlex
 import time
@@ -134,15 +135,32 @@ def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
 
 
 def _previous_run() -> str | None:
-    """Directory of the job before this one in its sweep; None for the first, and outside one."""
+    """Directory of the job in the same sweep with the mode before this one's and all else alike.
+
+    None for the first mode, and outside a sweep over modes.
+    """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     hydra = HydraConfig.get()
+    swept = OmegaConf.load(Path(hydra.sweep.dir, "multirun.yaml")).hydra  # as the sweeper had it
+    words = [f"{key}={values}" for key, values in (swept.sweeper.params or {}).items()]
+    given = OverridesParser.create().parse_overrides([*words, *swept.overrides.task])
+    sizes = {
+        one.key_or_group: len(list(one.sweep_string_iterator())) if one.is_sweep_override() else 1
+        for one in given
+    }
+    if "mode" not in sizes:
+        return None
+    keys = list(sizes)  # the first is swept slowest
+    stride = math.prod(sizes[key] for key in keys[keys.index("mode") + 1 :])
     number = int(hydra.job.num)
-    return str(Path(hydra.sweep.dir, str(number - 1)).absolute()) if number else None
+    if number // stride % sizes["mode"] == 0:
+        return None
+    return str(Path(hydra.sweep.dir, str(number - stride)).absolute())
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -159,14 +159,21 @@ def check_reinforced(model: Any, beta: float) -> None:
         )
 
 
+def short(targets: Any) -> str:
+    """Names of modules without their places; all linear layers are many."""
+    if isinstance(targets, str):
+        return targets
+    return ", ".join(sorted({name.rpartition(".")[2] for name in targets or ()}))
+
+
 def words(model: Any) -> str:
     """What is trained of an adapted model."""
     own = model.peft_config["default"]
-    targets = own.target_modules
-    named = targets if isinstance(targets, str) else ", ".join(sorted(targets or ()))
     parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     full = sorted(parts & {name.rpartition(".")[2] for name in own.modules_to_save or ()})
-    return f"LoRA r={own.r} on {named}" + (f"; in full: {', '.join(full)}" if full else "")
+    return f"LoRA r={own.r} on {short(own.target_modules)}" + (
+        f"; in full: {', '.join(full)}" if full else ""
+    )
 
 
 def save(model: Any, folder: str) -> None:

@@ -397,4 +397,4 @@ def _raiser(
 
 
 def _named(ids: list[Any], index: int | None = None) -> str:
-    return f"examples {ids[0]} to {ids[-1]}" if index is None else f"example {ids[index]}"
+    return f"examples {min(ids)} to {max(ids)}" if index is None else f"example {ids[index]}"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import time
 
 import pytest
-from filelock import FileLock
 
 from forge.record import read_json
 from tests.commands import LAUNCH, forge, launch
@@ -141,9 +139,6 @@ def test_a_run_is_logged_named_and_free_of_secrets(tmp_path):
     for path in run_dir.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".yaml", ".log"):
             assert "hf_aaaa" not in path.read_text(), path
-    secret = launch(tmp_path, f"resume={run_dir}")
-    assert secret.returncode == 2
-    assert "model.from_pretrained.token: a secret, which is not recorded; give it" in secret.stderr
 
 
 @pytest.mark.slow
@@ -173,10 +168,6 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     assert "resume  trainer.max_steps=9 (recorded: 6)" in done.stdout
     assert "resume  checkpoint-6" in done.stdout and "trained 9 steps" in done.stdout
     assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == before
-    with FileLock(tmp_path / "run" / ".lock"):
-        second = launch(tmp_path, *run, "seed=7")
-    assert second.returncode == 2 and "another process is at work" in second.stderr
-    assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == before
     again = launch(tmp_path, "resume=run")
     assert "this run is finished" in again.stdout and "conf/ has changed" not in again.stdout
     for override, message in (
@@ -187,7 +178,6 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     ):
         refused = launch(tmp_path, "resume=run", override)
         assert refused.returncode == 2 and message in refused.stderr
-        assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == before
         assert len(refused.stderr.strip().splitlines()) == 1
     missing = launch(tmp_path, "resume=nowhere")
     assert missing.returncode == 2 and "no run and no sweep" in missing.stderr
@@ -207,28 +197,6 @@ def test_a_signal_ends_with_its_exit_code_and_the_same_command_goes_on(tmp_path)
     assert "finishing the step" in (tmp_path / "out").read_text()
     listed = forge("runs", str(tmp_path))
     assert "preempted" in listed.stdout and f"resume={tmp_path / 'run'}" in listed.stdout
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_stopped_tells_what_is_done_and_goes_on(tmp_path):
-    words = (*TOY, *SMALL, "trainer.num_train_epochs=10", "seed=1,2", 'hydra.sweep.dir="it\'s"')
-    process = subprocess.Popen(
-        [sys.executable, str(LAUNCH), "-m", *words], cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not list(tmp_path.glob("it's/0/checkpoint-*/commit.json")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "2 jobs of the sweep did not finish" in errors
-    table = (tmp_path / "it's" / "sweep.csv").read_text().splitlines()
-    told = [line.split(",")[-3] for line in table]
-    assert told == ["status", "preempted", "not started"]
-    (way_out,) = [line for line in errors.splitlines() if "go on with" in line]
-    again = launch(tmp_path, shlex.split(way_out.partition("launch.py ")[2])[0])
-    assert again.returncode == 0, again.stderr
-    assert len(list(tmp_path.glob("it's/*/results.json"))) == 2
 
 
 @pytest.mark.slow
@@ -267,17 +235,19 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
 @pytest.mark.slow
 def test_a_ladder_starts_each_run_from_the_one_before(tmp_path):
     words = ("experiment=ladder", *TOY, "~task.dataset.worked", "model=tiny", *SMALL,
-             "mode=sft,rl", "trainer.max_steps=2", "trainer.per_device_train_batch_size=8",
+             "mode=sft,rl", "seed=1,2", "trainer.max_steps=2", "trainer.per_device_train_batch_size=8",
              "trainer.learning_rate=1e-3", "hydra.sweep.dir=sweep")  # fmt: skip
     done = launch(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    first, second = tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
-    assert read_json(first / "run_metadata.json")["config"]["model"]["path"] is None
-    assert read_json(second / "run_metadata.json")["config"]["model"]["path"] == str(first)
-    start = read_json(second / "results.json")["start"]["splits"]["validation"]["accuracy"]
-    assert start == read_json(first / "results.json")["headline"]["value"]
+    runs = [tmp_path / "sweep" / str(number) for number in range(4)]  # seeds change the fastest
+    paths = [read_json(run / "run_metadata.json")["config"]["model"]["path"] for run in runs]
+    assert paths == [None, None, str(runs[0]), str(runs[1])]
+    start = read_json(runs[3] / "results.json")["start"]["splits"]["validation"]["accuracy"]
+    assert start == read_json(runs[1] / "results.json")["headline"]["value"]
+    shutil.rmtree(runs[3])
     again = launch(tmp_path, "resume=sweep")
-    assert again.returncode == 0 and again.stdout.count("this run is finished") == 2
+    assert again.returncode == 0 and again.stdout.count("this run is finished") == 3
+    assert read_json(runs[3] / "run_metadata.json")["config"]["model"]["path"] == paths[3]
 
 
 def test_a_ladder_side_by_side_is_refused(tmp_path):

@@ -262,14 +262,14 @@ def _texts(
     task, args = prepared.task, prepared.args
     rows, tokenizer = prepared.splits[task.train], prepared.tokenizer
     reader = Trainer(prepared.model, args, eval_dataset=rows, processing_class=tokenizer)
-    splits = {s: task.examine(reader, prepared.splits[s])[0] for s in task.evaluation}
     few = rows.select(np.random.default_rng(args.seed).permutation(len(rows))[:WRITTEN])
     longest = np.argsort(np.negative(few["prompt_length"]), kind="stable")
     groups = few.select(np.repeat(longest, count))
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         drawn = decoding.generate(reader, groups, task.sampled() | {"temperature": temperature})
-    return splits, judge(drawn, list(groups["id"]), rewards)
+    values = judge(drawn, list(groups["id"]), rewards)  # what is wrong with a reward shows early
+    return {s: task.examine(reader, prepared.splits[s])[0] for s in task.evaluation}, values
 
 
 def announce(prepared: Prepared, start: dict[str, Any], gate: bool) -> None:
