@@ -236,7 +236,8 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
 def test_a_ladder_starts_each_run_from_the_one_before(tmp_path):
     words = ("experiment=ladder", *TOY, "~task.dataset.worked", "model=tiny", *SMALL,
              "mode=sft,rl", "seed=1,2", "trainer.max_steps=2",
-             "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-3", "hydra.sweep.dir=sweep")  # fmt: skip
+             "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-3",
+             "hydra.sweep.dir=sweep")  # fmt: skip
     done = launch(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     runs = [tmp_path / "sweep" / str(number) for number in range(4)]  # seeds change the fastest
