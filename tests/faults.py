@@ -141,7 +141,7 @@ def undisturbed(folder: Path, name: str, settings: tuple[str, ...]) -> dict:
         "whole": place,
         "words": words,
         "ranks": ranks,
-        "end": outcome(place),
+        "end": with_files(place),
         "seconds": time.monotonic() - started,
         "events": int(counter.read_text()),
     }
@@ -208,7 +208,7 @@ def survive(kind: dict, place: Path, kills: list[dict]) -> str | None:
     if code:
         log = place / "run.out"
         return f"the last attempt ended with {code}: {log.read_text()[-500:]}"
-    end = outcome(place / "run")
+    end = with_files(place / "run")
     for name, wanted in kind["end"].items():
         if end[name] != wanted:
             ours, theirs = set(end[name].split(", ")), set(wanted.split(", "))
@@ -344,7 +344,6 @@ def outcome(run_dir: Path) -> dict[str, str]:
     hashed = [run_dir / "model" / "model.safetensors", newest / "optimizer.pt"]
     weights, optimizer = (hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed)
     answers = pq.read_table(run_dir / "predictions" / "validation.parquet").to_pylist()
-    files = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*")]
 
     def untimed(row: dict) -> dict:
         words = ("runtime", "second", "flos", "step_time")
@@ -356,8 +355,14 @@ def outcome(run_dir: Path) -> dict[str, str]:
         "curves": json.dumps([untimed(row) for row in rows]),
         "results": json.dumps({name: untimed(scores) for name, scores in results.items()}),
         "answers": json.dumps(answers, default=str),
-        "files": ", ".join(sorted(name for name in files if not name.startswith("set-aside-"))),
     }
+
+
+def with_files(run_dir: Path) -> dict[str, str]:
+    """The same and the names of its files, but for damaged checkpoints."""
+    files = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*")]
+    kept = sorted(name for name in files if not name.startswith("set-aside-"))
+    return outcome(run_dir) | {"files": ", ".join(kept)}
 
 
 if __name__ == "__main__":
