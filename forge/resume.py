@@ -30,7 +30,7 @@ def settle(arguments: list[str]) -> list[str]:
     folder = Path(named if Path(named).exists() else str(_parsed(f"resume={named}").value()))
     ours = [word for word in arguments if word not in given]
     if (folder / METADATA).is_file():
-        return [*ours, f"resume={quoted(str(folder))}"]
+        return [*ours, f"resume={quoted(str(folder.absolute()))}"]  # a run may be called sweep
     if not (folder / SWEPT).is_file():
         above = (folder.parent / METADATA).is_file()
         run = f"; its run is {override('resume', str(folder.parent))}" if above else ""
@@ -98,23 +98,34 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
             _require_known(key, value if now is None else now)
             OmegaConf.update(found, key, now)
     _say_changes(metadata)
-    _apply(found, cfg, read_json(run_dir / STATE).get("step", 0))
+    _apply(found, cfg, metadata, read_json(run_dir / STATE))
     return found
 
 
-def _apply(found: DictConfig, cfg: DictConfig, done: int) -> None:
-    """Put the command line's keys onto the recorded config; `done` steps lie behind."""
+def _apply(
+    found: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Put the command line's keys onto the recorded config of a run that stands at `state`."""
+    done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
+    chosen = HydraConfig.get().runtime.choices
     for key in map(_key, HydraConfig.get().overrides.task):
-        value, before = OmegaConf.select(cfg, key), OmegaConf.select(found, key)
-        if key == "resume" or value == before or (cfg.resume == SWEEP and "." not in key):
+        node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
+        value, before = OmegaConf.select(cfg, node), OmegaConf.select(found, node)
+        if key == "experiment":
+            value, before = chosen.get(key), metadata.get("choices", {}).get(key)
+        choice = "." not in key or node != key
+        if key == "resume" or value == before or (cfg.resume == SWEEP and choice):
             continue  # a sweep's choices are those of its first command
         if not is_free(key):
             raise UserError(
                 f"{key}: the run was made with another ({_short(before)}), and a change would "
                 "touch what its finished part computed; start a new run for it"
             )
-        if key == "trainer.max_steps" and 0 < value < done:
-            raise UserError(f"{key}={value}: {done} steps are done; a run can only be extended")
+        behind = round(state.get(done.get(key, "")) or 0, 2)
+        if isinstance(value, int | float) and 0 <= value < behind:
+            raise UserError(
+                f"{key}={value}: {behind} {done[key]}s are done; a run can only be extended"
+            )
         OmegaConf.update(found, key, value, merge=False, force_add=True)
         log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
 

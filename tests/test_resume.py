@@ -187,6 +187,17 @@ def test_early_stopping_remembers_its_patience(toy_run, stop_at):
     assert_same(whole, again)
 
 
+@pytest.mark.slow
+def test_early_stopping_may_begin_with_a_later_attempt(toy_run, stop_at):
+    plan = (*TIED, "trainer.eval_steps=6", "trainer.save_steps=6", "trainer.num_train_epochs=2")
+    stop_at(20)
+    with pytest.raises(Preempted):
+        toy_run(*plan)
+    stopping = ("callbacks=early_stopping", "callbacks.early_stopping.early_stopping_patience=2")
+    resumed = ("resume=run", *stopping)  # past its look at what changes
+    assert results(toy_run(*plan, *resumed))["train"]["steps"] == 30
+
+
 @pytest.fixture
 def dies_in_predict(monkeypatch):
     """The last evaluation dies, once: training is over, results are not written."""
