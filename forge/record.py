@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from datetime import UTC, datetime
 from errno import ENOSPC
 from importlib import metadata
@@ -86,8 +87,8 @@ def record(
 ) -> Iterator[Record]:
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
 
-    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake in a
-    first attempt leaves no run directory behind. Raises `UserError` when another process is at work
+    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake that
+    shows before training leaves no run directory behind, or the run that it was. Raises `UserError` when another process is at work
     in the directory or it holds a run of another config. Of several ranks the first does all this.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def record(
     with cluster.one_run(), ExitStack() as locked, library_logs():
         cluster.together(lambda: locked.enter_context(_lock(run_dir)) and None)
         rec = Record(run_dir)
-        first = not rec.metadata
+        before = deepcopy(rec)
         try:
             found = cluster.together(lambda: _begin(rec, cfg, composed))
             rec.metadata, rec.state = found
@@ -104,10 +105,7 @@ def record(
             cluster.meet()
             _end_attempt(rec, "finished")
         except USER_ERRORS as error:
-            if first:
-                remove(run_dir)
-            else:
-                _end_attempt(rec, "failed", str(error))
+            _end_refused(rec, before, str(error))
             raise
         except KeyboardInterrupt:
             _end_attempt(rec, "interrupted")
@@ -208,6 +206,19 @@ def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
         rec.metadata["attempts"][-1] |= {"ended": now(), "status": status, "error": error}
         rec.note()
         rec.stand(status=status)
+
+
+def _end_refused(rec: Record, before: Record, error: str) -> None:
+    """End an attempt that a user's mistake ended; what was not trained with is not kept."""
+    trained = rec.state.get("step") != before.state.get("step")
+    if not before.metadata and not trained:
+        remove(rec.run_dir)
+        return
+    _end_attempt(rec, "failed", error)
+    if rec.begun and not trained:
+        rec.note(config=before.metadata["config"])
+        if before.finished:
+            rec.stand(status="finished")
 
 
 def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
