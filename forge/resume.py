@@ -39,13 +39,15 @@ def settle(arguments: list[str]) -> list[str]:
 
 
 def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
-    recorded = OmegaConf.load(folder / SWEPT).hydra
+    recorded = _recorded_sweep(folder)
     words, replaced = list(recorded.overrides.task), {_key(word) for word in ours}
     swept = {_key(word) for word in words if _sweeps(word)} | {*(recorded.sweeper.params or ())}
     if both := sorted(swept & replaced):
         raise UserError(
             f"{both[0]}: the sweep in {folder} is over it; start a new sweep for others"
         )
+    if any(folder.glob(f"*/{METADATA}")):
+        _require_same(ours, words, folder)
     given = {"resume", *(word.split("=", 1)[0] for word in ours)}
     kept = [word for word in words if word.split("=", 1)[0] not in given]
     for word in kept:
@@ -53,6 +55,29 @@ def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
             _require_known(_key(word), word)
     own = [w for w in recorded.overrides.hydra if _key(w) not in ("hydra.mode", "hydra.sweep.dir")]
     return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+def _recorded_sweep(folder: Path) -> Any:
+    """What Hydra recorded of a sweep; raises `UserError` for a file that was not written whole."""
+    try:
+        recorded = OmegaConf.load(folder / SWEPT).hydra
+        assert recorded.verbose is not None  # the last that is written
+    except (*USER_ERRORS, OSError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{folder / SWEPT}: cannot be read; give the sweep's command again with "
+            f"{override('hydra.sweep.dir', str(folder))}"
+        ) from error
+    return recorded
+
+
+def _require_same(ours: list[str], words: list[str], folder: Path) -> None:
+    """Raise `UserError` for what would part the runs to come from those that there are."""
+    secrets = {_key(word) for word in words if MASK in word}
+    for word in ours:
+        key = _key(word)
+        apart = word.startswith(("-", "hydra")) or key in secrets or is_free(key)
+        if not apart and word not in words:
+            raise UserError(f"{key}: the runs in {folder} are not of {word}; start a new sweep")
 
 
 def _key(word: str) -> str:
