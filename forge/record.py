@@ -36,7 +36,11 @@ log = logging.getLogger(__name__)
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
 EVALUATION = "evaluation.json"  # what a run's model was judged on afterwards, beside its results
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
-SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
+SECRET = "(token|secret|password|passwd|api_?key|access_key)"
+SECRET_KEY = re.compile(rf"(^|[._]){SECRET}$", re.I)
+SECRET_ITEM = re.compile(  # of a dict in an override
+    rf"(?<![^\W_])({SECRET}['\"]?\s*:\s*)(?!null\b)('[^']*'|\"[^\"]*\"|[^\s,}}]+)", re.I
+)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 MASK = "***"
 routed = False  # whether the libraries' logs go where ours go
@@ -281,11 +285,13 @@ def masked(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [masked(v) for v in value]
     if value and isinstance(value, str):
-        name, equals, _ = value.partition("=")
+        name, equals, given = value.partition("=")
         if SECRET_KEY.search(key):
             return MASK
         if equals and SECRET_KEY.search(name):
             return f"{name}={MASK}"
+        if given.startswith(("{", "[")):
+            value = SECRET_ITEM.sub(rf"\1{MASK}", value)
         return SECRET_VALUE.sub(MASK, value)
     return value
 
