@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from datetime import UTC, datetime
-from errno import ENOSPC
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge import cluster
 from forge.config import dotted_values
-from forge.errors import USER_ERRORS, UserError
+from forge.errors import FULL, USER_ERRORS, UserError
 
 log = logging.getLogger(__name__)
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
@@ -383,7 +382,7 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        if not (isinstance(error, OSError) and error.errno == ENOSPC):
+        if not (isinstance(error, OSError) and error.errno in FULL):
             super().handleError(record)
 
 
