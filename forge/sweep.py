@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from forge.errors import UserError, one_line
+from forge.errors import FULL, UserError, one_line
 from forge.record import masked, read_json
 
 running: Path | None = None  # the sweep that this process has started and not yet summed up
@@ -72,16 +72,20 @@ def tell() -> int:
     from forge import report, results
 
     lines = jobs(folder)
-    with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *lines])
     words = differing([line[1] for line in lines])
     short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
     if lines:
         print(results.drawn(COLUMNS, short))
     try:
+        with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *lines])
         print(report.report(folder)[1])
     except UserError as error:
         print(f"report  {error}")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"report  {folder}: the disk is full")
     sys.stdout.flush()
     return sum(line[2] != "finished" for line in lines)
 
