@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge.errors import FULL, UserError, one_line
 from forge.record import masked, read_json
+from forge.resume import SWEPT
 
 running: Path | None = None  # the sweep that this process has started and not yet summed up
 errors: dict[str, tuple[list[str], str]] = {}  # of jobs run here: overrides and error, by job
@@ -37,6 +38,10 @@ class Sweep(Callback):
         if "BasicSweeper" in config.hydra.sweeper._target_:
             words = [f"{key}={value}" for key, value in (params or {}).items()]
             planned.update(_jobs_of([*words, *config.hydra.overrides.task]))
+        else:  # Hydra's own sweeper alone writes what `resume=` reads
+            running.mkdir(parents=True, exist_ok=True)
+            whole = OmegaConf.create(masked(OmegaConf.to_container(config)))
+            OmegaConf.save(whole, running / SWEPT)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Remember why a job failed: a mistake leaves no directory to read it from."""

@@ -242,7 +242,12 @@ def test_a_search_looks_for_the_best_headline(tmp_path):
     few = ("trainer.max_steps=2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep")
     done = launch(tmp_path, "experiment=search", *TOY, *SMALL, *few)
     assert done.returncode == 0, done.stderr
-    assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    found = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    assert "best_value" in found
+    shutil.rmtree(tmp_path / "sweep" / "0")
+    again = launch(tmp_path, "resume=sweep")
+    assert again.returncode == 0 and again.stdout.count("this run is finished") == 1, again.stderr
+    assert (tmp_path / "sweep" / "optimization_results.yaml").read_text() == found
 
 
 @pytest.mark.slow
