@@ -6,7 +6,6 @@ Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the
 
 import os
 import sys
-from errno import ENOSPC
 from pathlib import Path
 
 import hydra
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 
 from forge import cluster, sweep
 from forge.config import config_keys, override, quoted, register
-from forge.errors import USER_ERRORS, Failure, UserError, explain
+from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
 from forge.record import METADATA, RESULTS, read_json, remove
 from forge.resume import recorded_config, settle
 
@@ -42,7 +41,7 @@ def main(cfg: DictConfig) -> float:
     except (*USER_ERRORS, Failure, OSError) as error:
         told: Exception = error
         if isinstance(error, OSError):
-            if error.errno != ENOSPC:
+            if error.errno not in FULL:
                 raise
             told = Failure(f"{run_dir}: the disk is full; make room and give the same command")
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:

@@ -13,14 +13,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from forge.errors import Failure
+from forge.errors import FULL, Failure
 from forge.record import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -82,8 +81,11 @@ def problem(folder: Path, run_id: str) -> str | None:
     for name, facts in wanted.items():
         if not (path := folder / name).is_file():
             return f"{name} is missing"
-        if facts != _facts(path):
-            return f"{name} is not as it was written"
+        try:
+            if facts != _facts(path):
+                return f"{name} is not as it was written"
+        except OSError as error:  # a block of the disk has gone bad
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -178,7 +180,7 @@ def room(run_dir: Path, needed: int, half_written: Path) -> Iterator[None]:
         # torch and safetensors say it in their own ways
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        if getattr(error, "errno", None) != ENOSPC and shutil.disk_usage(run_dir).free >= needed:
+        if getattr(error, "errno", None) not in FULL and shutil.disk_usage(run_dir).free >= needed:
             raise
         shutil.rmtree(half_written, ignore_errors=True)
         older = next(iter(steps(run_dir).values()), None)

@@ -6,10 +6,14 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
+
+
+FULL = (ENOSPC, EDQUOT)  # a full disk, or what a user may have of it
 
 
 class UserError(Exception):

@@ -18,8 +18,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from datetime import UTC, datetime
-from errno import ENOSPC
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge import cluster
 from forge.config import dotted_values
-from forge.errors import USER_ERRORS, UserError
+from forge.errors import FULL, USER_ERRORS, UserError
 
 log = logging.getLogger(__name__)
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
 EVALUATION = "evaluation.json"  # what a run's model was judged on afterwards, beside its results
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
-SECRET_KEY = re.compile(r"(^|[._])(token|secret|password|passwd|api_?key|access_key)$", re.I)
+SECRET = "(token|secret|password|passwd|api_?key|access_key)"
+SECRET_KEY = re.compile(rf"(^|[._]){SECRET}$", re.I)
+SECRET_ITEM = re.compile(  # of a dict in an override
+    rf"(?<![^\W_])({SECRET}['\"]?\s*:\s*)(?!null\b)('[^']*'|\"[^\"]*\"|[^\s,}}]+)", re.I
+)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 MASK = "***"
 routed = False  # whether the libraries' logs go where ours go
@@ -86,8 +90,8 @@ def record(
 ) -> Iterator[Record]:
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
 
-    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake in a
-    first attempt leaves no run directory behind. Raises `UserError` when another process is at work
+    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake that
+    shows before training leaves no run directory behind, or the run that it was. Raises `UserError` when another process is at work
     in the directory or it holds a run of another config. Of several ranks the first does all this.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def record(
     with cluster.one_run(), ExitStack() as locked, library_logs():
         cluster.together(lambda: locked.enter_context(_lock(run_dir)) and None)
         rec = Record(run_dir)
-        first = not rec.metadata
+        before = deepcopy(rec)
         try:
             found = cluster.together(lambda: _begin(rec, cfg, composed))
             rec.metadata, rec.state = found
@@ -104,10 +108,7 @@ def record(
             cluster.meet()
             _end_attempt(rec, "finished")
         except USER_ERRORS as error:
-            if first:
-                remove(run_dir)
-            else:
-                _end_attempt(rec, "failed", str(error))
+            _end_refused(rec, before, str(error))
             raise
         except KeyboardInterrupt:
             _end_attempt(rec, "interrupted")
@@ -210,6 +211,19 @@ def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
         rec.stand(status=status)
 
 
+def _end_refused(rec: Record, before: Record, error: str) -> None:
+    """End an attempt that a user's mistake ended; what was not trained with is not kept."""
+    trained = rec.state.get("step") != before.state.get("step")
+    if not before.metadata and not trained:
+        remove(rec.run_dir)
+        return
+    _end_attempt(rec, "failed", error)
+    if rec.begun and not trained:
+        rec.note(config=before.metadata["config"])
+        if before.finished:
+            rec.stand(status="finished")
+
+
 def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     ours, theirs = (dict(dotted_values(c)) for c in (plain(cfg), rec.metadata["config"]))
     differ = [
@@ -270,11 +284,13 @@ def masked(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [masked(v) for v in value]
     if value and isinstance(value, str):
-        name, equals, _ = value.partition("=")
+        name, equals, given = value.partition("=")
         if SECRET_KEY.search(key):
             return MASK
         if equals and SECRET_KEY.search(name):
             return f"{name}={MASK}"
+        if given.startswith(("{", "[")):
+            value = SECRET_ITEM.sub(rf"\1{MASK}", value)
         return SECRET_VALUE.sub(MASK, value)
     return value
 
@@ -366,7 +382,7 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        if not (isinstance(error, OSError) and error.errno == ENOSPC):
+        if not (isinstance(error, OSError) and error.errno in FULL):
             super().handleError(record)
 
 

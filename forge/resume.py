@@ -30,7 +30,7 @@ def settle(arguments: list[str]) -> list[str]:
     folder = Path(named if Path(named).exists() else str(_parsed(f"resume={named}").value()))
     ours = [word for word in arguments if word not in given]
     if (folder / METADATA).is_file():
-        return [*ours, f"resume={quoted(str(folder))}"]
+        return [*ours, f"resume={quoted(str(folder.absolute()))}"]  # a run may be called sweep
     if not (folder / SWEPT).is_file():
         above = (folder.parent / METADATA).is_file()
         run = f"; its run is {override('resume', str(folder.parent))}" if above else ""
@@ -39,13 +39,15 @@ def settle(arguments: list[str]) -> list[str]:
 
 
 def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
-    recorded = OmegaConf.load(folder / SWEPT).hydra
+    recorded = _recorded_sweep(folder)
     words, replaced = list(recorded.overrides.task), {_key(word) for word in ours}
     swept = {_key(word) for word in words if _sweeps(word)} | {*(recorded.sweeper.params or ())}
     if both := sorted(swept & replaced):
         raise UserError(
             f"{both[0]}: the sweep in {folder} is over it; start a new sweep for others"
         )
+    if any(folder.glob(f"*/{METADATA}")):
+        _require_same(ours, words, folder)
     given = {"resume", *(word.split("=", 1)[0] for word in ours)}
     kept = [word for word in words if word.split("=", 1)[0] not in given]
     for word in kept:
@@ -53,6 +55,29 @@ def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
             _require_known(_key(word), word)
     own = [w for w in recorded.overrides.hydra if _key(w) not in ("hydra.mode", "hydra.sweep.dir")]
     return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+def _recorded_sweep(folder: Path) -> Any:
+    """What Hydra recorded of a sweep; raises `UserError` for a file that was not written whole."""
+    try:
+        recorded = OmegaConf.load(folder / SWEPT).hydra
+        assert recorded.verbose is not None  # the last that is written
+    except (*USER_ERRORS, OSError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{folder / SWEPT}: cannot be read; give the sweep's command again with "
+            f"{override('hydra.sweep.dir', str(folder))}"
+        ) from error
+    return recorded
+
+
+def _require_same(ours: list[str], words: list[str], folder: Path) -> None:
+    """Raise `UserError` for what would part the runs to come from those that there are."""
+    secrets = {_key(word) for word in words if MASK in word}
+    for word in ours:
+        key = _key(word)
+        apart = word.startswith(("-", "hydra")) or key in secrets or is_free(key)
+        if not apart and word not in words:
+            raise UserError(f"{key}: the runs in {folder} are not of {word}; start a new sweep")
 
 
 def _key(word: str) -> str:
@@ -98,23 +123,34 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
             _require_known(key, value if now is None else now)
             OmegaConf.update(found, key, now)
     _say_changes(metadata)
-    _apply(found, cfg, read_json(run_dir / STATE).get("step", 0))
+    _apply(found, cfg, metadata, read_json(run_dir / STATE))
     return found
 
 
-def _apply(found: DictConfig, cfg: DictConfig, done: int) -> None:
-    """Put the command line's keys onto the recorded config; `done` steps lie behind."""
+def _apply(
+    found: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Put the command line's keys onto the recorded config of a run that stands at `state`."""
+    done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
+    chosen = HydraConfig.get().runtime.choices
     for key in map(_key, HydraConfig.get().overrides.task):
-        value, before = OmegaConf.select(cfg, key), OmegaConf.select(found, key)
-        if key == "resume" or value == before or (cfg.resume == SWEEP and "." not in key):
+        node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
+        value, before = OmegaConf.select(cfg, node), OmegaConf.select(found, node)
+        if key == "experiment":
+            value, before = chosen.get(key), metadata.get("choices", {}).get(key)
+        choice = "." not in key or node != key
+        if key == "resume" or value == before or (cfg.resume == SWEEP and choice):
             continue  # a sweep's choices are those of its first command
         if not is_free(key):
             raise UserError(
                 f"{key}: the run was made with another ({_short(before)}), and a change would "
                 "touch what its finished part computed; start a new run for it"
             )
-        if key == "trainer.max_steps" and 0 < value < done:
-            raise UserError(f"{key}={value}: {done} steps are done; a run can only be extended")
+        behind = round(state.get(done.get(key, "")) or 0, 2)
+        if isinstance(value, int | float) and 0 <= value < behind:
+            raise UserError(
+                f"{key}={value}: {behind} {done[key]}s are done; a run can only be extended"
+            )
         OmegaConf.update(found, key, value, merge=False, force_add=True)
         log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
 

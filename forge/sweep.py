@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from forge.errors import UserError, one_line
+from forge.errors import FULL, UserError, one_line
 from forge.record import masked, read_json
+from forge.resume import SWEPT
 
 running: Path | None = None  # the sweep that this process has started and not yet summed up
 errors: dict[str, tuple[list[str], str]] = {}  # of jobs run here: overrides and error, by job
@@ -37,6 +38,10 @@ class Sweep(Callback):
         if "BasicSweeper" in config.hydra.sweeper._target_:
             words = [f"{key}={value}" for key, value in (params or {}).items()]
             planned.update(_jobs_of([*words, *config.hydra.overrides.task]))
+        else:  # Hydra's own sweeper alone writes what `resume=` reads
+            running.mkdir(parents=True, exist_ok=True)
+            whole = OmegaConf.create(masked(OmegaConf.to_container(config)))
+            OmegaConf.save(whole, running / SWEPT)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Remember why a job failed: a mistake leaves no directory to read it from."""
@@ -72,16 +77,20 @@ def tell() -> int:
     from forge import report, results
 
     lines = jobs(folder)
-    with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *lines])
     words = differing([line[1] for line in lines])
     short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
     if lines:
         print(results.drawn(COLUMNS, short))
     try:
+        with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *lines])
         print(report.report(folder)[1])
     except UserError as error:
         print(f"report  {error}")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"report  {folder}: the disk is full")
     sys.stdout.flush()
     return sum(line[2] != "finished" for line in lines)
 

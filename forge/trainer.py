@@ -94,8 +94,9 @@ class Restore(TrainerCallback):
         self.best(state)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
-                saved: Any = state.stateful_callbacks
-                vars(callback).update(saved["EarlyStoppingCallback"]["attributes"])
+                saved: Any = state.stateful_callbacks  # without one that is new in this attempt
+                own = saved.setdefault("EarlyStoppingCallback", callback.state())
+                vars(callback).update(own["attributes"])
 
     def on_epoch_begin(
         self,

@@ -1,5 +1,6 @@
 """A checkpoint is trusted when it is whole, as it was written, and this run's own."""
 
+import errno
 import logging
 import os
 import shutil
@@ -61,6 +62,27 @@ def test_a_damaged_one_is_set_aside_and_said(run_dir, caplog, reason, damage):
     assert reason in caplog.text and "checkpoint-10" in caplog.text
     assert (run_dir / "set-aside-checkpoint-10-0").is_dir()
     assert list(checkpoints.steps(run_dir)) == [4, 2]
+
+
+def test_one_that_cannot_be_read_is_set_aside_too(run_dir, monkeypatch, caplog):
+    whole = checkpoints.digest
+
+    def digest(path):
+        if "checkpoint-10" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, "digest", digest)
+    assert checkpoints.newest(run_dir, "run").name == "checkpoint-4"
+    assert "model.safetensors cannot be read (Input/output error)" in caplog.text
+
+
+def test_a_quota_is_a_full_disk(run_dir):
+    with (
+        pytest.raises(Failure, match="disk is full; checkpoint-10 is whole"),
+        checkpoints.room(run_dir, 0, run_dir / "half"),
+    ):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 @pytest.mark.parametrize("bit", range(0, 8 * 400, 53))

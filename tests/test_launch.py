@@ -173,12 +173,18 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     for override, message in (
         ("trainer.learning_rate=1", "a change would touch what its finished part computed"),
         ("model=small", "model: the run was made with another"),
+        ("model@teacher=bert", "model@teacher: the run was made with another"),
+        ("experiment=toy_math", "experiment: the run was made with another (None)"),
         ("trainer.max_steps=2", "9 steps are done; a run can only be extended"),
+        ("trainer.num_train_epochs=0.1", "0.47 epochs are done; a run can only be extended"),
         ("hydra.run.dir=other", "the run goes on in its own directory"),
     ):
         refused = launch(tmp_path, "resume=run", override)
         assert refused.returncode == 2 and message in refused.stderr
         assert len(refused.stderr.strip().splitlines()) == 1
+    (tmp_path / "run").rename(tmp_path / "sweep")  # a word of Forge's, and a name like any other
+    again = launch(tmp_path, "resume=sweep")
+    assert "this run is finished" in again.stdout and not (tmp_path / "outputs").exists()
     missing = launch(tmp_path, "resume=nowhere")
     assert missing.returncode == 2 and "no run and no sweep" in missing.stderr
     assert not (tmp_path / "nowhere").exists()
@@ -204,7 +210,12 @@ def test_a_search_looks_for_the_best_headline(tmp_path):
     few = ("trainer.max_steps=2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep")
     done = launch(tmp_path, "experiment=search", *TOY, *SMALL, *few)
     assert done.returncode == 0, done.stderr
-    assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    found = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    assert "best_value" in found
+    shutil.rmtree(tmp_path / "sweep" / "0")
+    again = launch(tmp_path, "resume=sweep")
+    assert again.returncode == 0 and again.stdout.count("this run is finished") == 1, again.stderr
+    assert (tmp_path / "sweep" / "optimization_results.yaml").read_text() == found
 
 
 @pytest.mark.slow

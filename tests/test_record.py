@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from forge.errors import UserError
-from forge.record import LogFile, masked, record, write_json
+from forge.record import LogFile, Record, masked, record, write_json
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,9 @@ from forge.record import LogFile, masked, record, write_json
         ({"a": {"api_key": "k", "project": "p"}}, {"a": {"api_key": "***", "project": "p"}}),
         (["+a.from_pretrained.token=hf_x", "seed=1"], ["+a.from_pretrained.token=***", "seed=1"]),
         ("model.tokenizer=bert", "model.tokenizer=bert"),
+        ("a.b={token: x, max_tokens: 5}", "a.b={token: ***, max_tokens: 5}"),
+        ("+a=[{c: 1, 'api_key': 'x, y', d: null}]", "+a=[{c: 1, 'api_key': ***, d: null}]"),
+        ("a={token:null,b:{hub_token:x}}", "a={token:null,b:{hub_token:***}}"),
         ("x=hf_" + "a" * 30, "x=***"),
         ("https://me:secret@host/x", "https://***@host/x"),
         ({"token": None}, {"token": None}),
@@ -138,3 +141,28 @@ def test_a_refusal_leaves_the_record_as_it_was(composed, tmp_path):
     with pytest.raises(UserError, match="seed=7"), record(composed("seed=7"), tmp_path / "run"):
         pass
     assert json.loads(file.read_text()) == killed
+
+
+def test_a_mistake_that_shows_amid_training_keeps_the_record_of_its_checkpoints(composed, tmp_path):
+    with pytest.raises(UserError), record(composed("task=toy"), tmp_path / "run") as rec:
+        rec.stand(step=5)  # as a reward that raises, after a checkpoint
+        raise UserError("x")
+    assert json.loads((tmp_path / "run" / "training_state.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "run" / "run_metadata.json").read_text())["id"]
+
+
+def test_a_refused_change_leaves_a_run_as_it_was_recorded(composed, tmp_path):
+    cfg, run_dir = composed("task=toy"), tmp_path / "run"
+    with record(cfg, run_dir) as rec:
+        rec.stand(step=5)
+    write_json(run_dir / "results.json", {"headline": {"value": 1.0}})
+    asked = composed("task=toy", "resume=x", "trainer.max_steps=9")
+    with pytest.raises(UserError), record(asked, run_dir):
+        raise UserError("a callback that does not fit")
+    assert Record(run_dir).finished
+    assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == -1
+    with pytest.raises(UserError), record(asked, run_dir) as rec:
+        rec.stand(step=8)
+        raise UserError("a reward that raises")
+    assert Record(run_dir).state["status"] == "failed"
+    assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == 9

@@ -187,6 +187,17 @@ def test_early_stopping_remembers_its_patience(toy_run, stop_at):
     assert_same(whole, again)
 
 
+@pytest.mark.slow
+def test_early_stopping_may_begin_with_a_later_attempt(toy_run, stop_at):
+    plan = (*TIED, "trainer.eval_steps=6", "trainer.save_steps=6", "trainer.num_train_epochs=2")
+    stop_at(20)
+    with pytest.raises(Preempted):
+        toy_run(*plan)
+    stopping = ("callbacks=early_stopping", "callbacks.early_stopping.early_stopping_patience=2")
+    resumed = ("resume=run", *stopping)  # past its look at what changes
+    assert results(toy_run(*plan, *resumed))["train"]["steps"] == 30
+
+
 @pytest.fixture
 def dies_in_predict(monkeypatch):
     """The last evaluation dies, once: training is over, results are not written."""
@@ -327,6 +338,7 @@ def test_before_slurms_kill_a_checkpoint_is_written_and_the_run_goes_on(
 def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
     words = {"task": ["seed=1,2", "model=tiny", "+x.token=***"], "hydra": []}
     recorded = {"hydra": {"overrides": words, "sweeper": {"params": {"mode.alpha": "0,1"}}}}
+    recorded["hydra"]["verbose"] = False
     folder = tmp_path / 'a sweep, it\'s = "so"'
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(recorded), folder / "multirun.yaml")
@@ -343,6 +355,30 @@ def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
         UserError, match=r"x\.token: a secret, which is not recorded; give it again"
     ):
         settle([f"resume={folder}"])
+
+
+def test_a_sweep_with_runs_goes_on_with_their_settings(tmp_path):
+    words = {"task": ["seed=1,2", "+x.token=***", "trainer.max_steps=4"], "hydra": []}
+    recorded = {"hydra": {"overrides": words, "sweeper": {"params": None}, "verbose": False}}
+    OmegaConf.save(OmegaConf.create(recorded), tmp_path / "multirun.yaml")
+    on_top = [f"resume={tmp_path}", "+x.token=y", "hydra.verbose=true", "launcher=background"]
+    same = ["trainer.max_steps=4", "trainer.save_steps=2"]
+    for other in ("task=cola", "trainer.learning_rate=1", "model@teacher=bert"):
+        assert other in settle([*on_top, other])  # nothing has run yet
+        (tmp_path / "0").mkdir(exist_ok=True)
+        (tmp_path / "0" / "run_metadata.json").write_text("{}")
+        with pytest.raises(UserError, match=rf"the runs in .* are not of {other}"):
+            settle([*on_top, other])
+        (tmp_path / "0" / "run_metadata.json").unlink()
+    (tmp_path / "0" / "run_metadata.json").write_text("{}")
+    assert set(same) < set(settle([*on_top, *same]))
+
+
+@pytest.mark.parametrize("content", ["", "hydra", "hydra: {a: b}", "a: ["])
+def test_a_sweeps_record_that_is_cut_short_is_said(tmp_path, content):
+    (tmp_path / "multirun.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"multirun\.yaml: .*give the sweep's command again with"):
+        settle([f"resume={tmp_path}"])
 
 
 def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
