@@ -12,7 +12,6 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-
 FULL = (ENOSPC, EDQUOT)  # a full disk, or what a user may have of it
 
 

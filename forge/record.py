@@ -91,8 +91,9 @@ def record(
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
 
     `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake that
-    shows before training leaves no run directory behind, or the run that it was. Raises `UserError` when another process is at work
-    in the directory or it holds a run of another config. Of several ranks the first does all this.
+    shows before training leaves no run directory behind, or the run that it was. Raises `UserError`
+    when another process is at work in the directory or it holds a run of another config. Of several
+    ranks the first does all this.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     from forge.signals import Preempted
