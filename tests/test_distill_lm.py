@@ -187,7 +187,7 @@ def test_rows_that_are_no_tokens_must_be_as_many(task_of, tmp_path):
     task, tokenizer = task_of(), tokenizer_of()
     split = tokenized(task, tokenizer, tmp_path)
     student, expert = (model_of(tokenizer, task, 0, rows=rows) for rows in (0, 7))
-    args = SimpleNamespace(device=torch.device("cpu"))
+    args = TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=2)
     run = SimpleNamespace(task=task, splits={"train": split}, model=student, args=args)
     with pytest.raises(UserError, match=r"teacher big: its embeddings have \d+ rows, the student"):
         task.max_new_tokens = 8
