@@ -359,6 +359,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
     trainer.run_id = rec.metadata["id"]
     checkpoint = cluster.together(lambda: checkpoints.newest(rec.run_dir, trainer.run_id))
     if checkpoint:
+        lora.require_same_base(trainer.model, checkpoint)
         log.info("resume  %s", checkpoint.name)
     elif len(rec.metadata["attempts"]) > 1 or any(rec.run_dir.glob(f"{checkpoints.ASIDE}*")):
         there_was = f" ({name} is gone)" if (name := rec.state.get("latest_checkpoint")) else ""

@@ -183,6 +183,19 @@ def save(model: Any, folder: str) -> None:
     Path(folder, "README.md").unlink(missing_ok=True)  # an empty form; Forge writes a card
 
 
+def require_same_base(model: Any, checkpoint: Path) -> None:
+    """Raise `UserError` for a checkpoint whose adapter was trained beside other weights."""
+    if not is_adapted(model):
+        return
+    before = read_json(checkpoint / "config.json").get("base_digest")
+    if before != getattr(model.config, "base_digest", None):
+        raise UserError(
+            f"{checkpoint.name}: the base of its adapter, "
+            f"{model.peft_config['default'].base_model_name_or_path}, has other weights now; "
+            "bring those back, or leave hydra.run.dir out for a new directory"
+        )
+
+
 def is_adapter(path: str | Path) -> bool:
     """Whether a local directory holds an adapter, and no whole model."""
     return Path(path, FILE).is_file()

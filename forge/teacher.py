@@ -344,7 +344,11 @@ def measure(experts: list[Expert], prepared: Prepared, gate: bool) -> dict[str, 
             task.headline,
             scores[first][task.headline],
         )
-    return {"paths": [e.name for e in experts], "splits": scores, "baseline": baseline}
+    digests = [expert.digest for expert in experts]
+    if digests != prepared.recorded.get("teacher", {}).get("digests", digests):
+        log.warning("teacher: its weights are not those that this run began with")
+    paths = [expert.name for expert in experts]
+    return {"paths": paths, "digests": digests, "splits": scores, "baseline": baseline}
 
 
 def commonest(labels: NDArray[Any], task: TextTask) -> NDArray[Any]:

@@ -166,6 +166,19 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_over_another_base(launch, stop_at, bases, tmp_path):  # noqa: F811
+    base = shutil.copytree(bases["classifier"], tmp_path / "base")
+    run = (*RUN, *LORA, f"model.path={base}")
+    stop_at(9)
+    with pytest.raises(Preempted):
+        launch(*run)
+    shutil.rmtree(base)
+    launch(*TOY, *SMALL, *UNTRAINED, "seed=2", at="base")
+    with pytest.raises(UserError, match=rf"-9: the base of its adapter, {base}.*, has other wei"):
+        launch(*run)
+
+
+@pytest.mark.slow
 def test_the_best_checkpoint_is_taken_at_the_end(launch, bases):
     plan = (*TOY, "precision=fp32", *LORA, f"model.path={bases['classifier']}",
             "trainer.num_train_epochs=3", "trainer.learning_rate=3e-2")  # fmt: skip

@@ -123,6 +123,20 @@ def test_a_stopped_distillation_too(toy_run, stop_at, settings):
 
 
 @pytest.mark.slow
+def test_another_teacher_at_the_same_place_is_said(toy_run, stop_at, caplog):
+    untrained = ("trainer.num_train_epochs=0",)
+    teacher = toy_run(*untrained, at="teacher")
+    kd = (*RUN, "mode=kd", f"teacher.path={teacher}", "mode.gate=off")
+    stop_at(9)
+    with pytest.raises(Preempted):
+        toy_run(*kd)
+    shutil.rmtree(teacher)
+    toy_run(*untrained, "seed=2", at="teacher")
+    toy_run(*kd)
+    assert caplog.text.count("its weights are not those that this run began with") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sft", "kd"])
 def test_a_stopped_language_model_too(launch, stop_at, mode):
     """It generates in training, and samples at the end."""
