@@ -72,6 +72,19 @@ def trainer(
         raise UserError("mode.on_policy=true: a label is no text that is written; set it to false")
     if top_k:
         raise UserError(f"mode.top_k={top_k}: it is for language models; set mode.top_k=null")
+    return _of_examples(prepared, alpha, loss, gate, cache, train, common)
+
+
+def _of_examples(
+    prepared: Prepared,
+    alpha: float,
+    loss: dict[str, Loss],
+    gate: bool,
+    cache: bool,
+    train: list[str],
+    common: dict[str, Any],
+) -> Trainer:
+    """For a classifier or regression, with the teachers' stored answers where the losses allow."""
     loss = _fitting_losses(prepared, loss)
     config, task, facts = prepared.config, prepared.task, prepared.facts
     weights = teacher.shares(config.teacher)
