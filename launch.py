@@ -13,11 +13,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from forge import cluster, sweep
-from forge.config import config_keys, override, quoted, register
+from forge import ranks
+from forge.config.compose import config_keys, override, quoted, register
 from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
-from forge.record import METADATA, RESULTS, read_json, remove
-from forge.resume import recorded_config, settle
+from forge.launching import processes as launching_processes
+from forge.launching import sweep
+from forge.launching.resume import settle
+from forge.records.files import METADATA, RESULTS, read_json
+from forge.records.record import remove
+from forge.records.recorded import recorded_config
 
 register()
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -52,14 +56,14 @@ def main(cfg: DictConfig) -> float:
 def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
     """The config to run, a resumed run's own, and how many processes to start for it."""
     try:
-        processes = cluster.wanted(cfg.launcher)
+        processes = launching_processes.wanted(cfg.launcher)
         if cfg.resume:
             resume, cfg = cfg.resume, recorded_config(cfg, run_dir)
             cfg.resume = resume
             processes = read_json(run_dir / METADATA).get("processes", processes)
         if processes == 1:
-            cluster.require_ranks()
-        return cfg, processes if cluster.ranks() == 1 else 1
+            ranks.require_ranks()
+        return cfg, processes if ranks.ranks() == 1 else 1
     except USER_ERRORS:
         if not (run_dir / METADATA).is_file():
             remove(run_dir)
@@ -74,7 +78,7 @@ def launch_ranks(processes: int, run_dir: Path) -> float:
     words += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.mode=RUN"]
     os.environ["HYDRA_FULL_ERROR"] = str(int(TRACEBACKS))  # as the user has it
     try:
-        cluster.launch(processes, words, Path(__file__).absolute())
+        launching_processes.launch(processes, words, Path(__file__).absolute())
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     return float(read_json(run_dir / RESULTS)["headline"]["value"])
@@ -82,9 +86,9 @@ def launch_ranks(processes: int, run_dir: Path) -> float:
 
 def say(line: str) -> None:
     """Print why it ends; a rank that `launch_ranks` started leaves that to who started it."""
-    cluster.report_error(line)
-    if cluster.PARENT not in os.environ:
-        print(f"error{f' (rank {r})' if (r := cluster.rank()) else ''}: {line}", file=sys.stderr)
+    ranks.report_error(line)
+    if ranks.PARENT not in os.environ:
+        print(f"error{f' (rank {r})' if (r := ranks.rank()) else ''}: {line}", file=sys.stderr)
 
 
 def stop(error: Exception) -> None:
@@ -113,8 +117,8 @@ def cli() -> None:
     """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
-        cluster.set_up()
-        if cluster.PARENT not in os.environ:
+        ranks.set_up()
+        if ranks.PARENT not in os.environ:
             sys.argv[1:] = settle(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
@@ -127,7 +131,7 @@ def cli() -> None:
         sys.exit(130)
     except BaseException as error:
         _sum_up()
-        if code := getattr(error, "exit_code", None):  # forge.signals.Preempted
+        if code := getattr(error, "exit_code", None):  # forge.errors.Preempted
             sys.exit(code)
         raise
 

@@ -14,19 +14,18 @@ from forge.errors import USER_ERRORS, Failure, UserError, explain
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from forge import doctor
+    from forge.commands import doctor as commands_doctor
 
-    return doctor.main(as_json=args.json)
+    return commands_doctor.main(as_json=args.json)
 
 
 def report(args: argparse.Namespace) -> int:
-    from forge import report as reports
-    from forge import run_report
-    from forge.record import METADATA
+    from forge.records.files import METADATA
+    from forge.results import run_report, sweep_report
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is told; nothing is fetched for it
     of_run = (args.directory / METADATA).is_file()
-    found, text = (run_report if of_run else reports).report(args.directory, args.out)
+    found, text = (run_report if of_run else sweep_report).report(args.directory, args.out)
     if args.json:
         tell(found)
     else:
@@ -35,22 +34,23 @@ def report(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from forge import results
+    from forge.results import comparison
 
-    found = results.side_by_side([args.first, *args.others])
+    found = comparison.side_by_side([args.first, *args.others])
     if args.json:
         tell(found)
     else:
-        print(results.comparison_text(found))
+        print(comparison.comparison_text(found))
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
-    from forge import results
+    from forge.results import runs as results_runs
+    from forge.results import show as results_show
 
-    lines = results.shown(args.directory)
+    lines = results_show.shown(args.directory)
     if args.json:
-        run = results.read_run(args.directory)
+        run = results_runs.read_run(args.directory)
         tell({"metadata": run.metadata, "state": run.state, "results": run.results})
     else:
         print("\n".join(f"{name:<11} {value}" for name, value in lines))
@@ -58,7 +58,8 @@ def show(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
-    from forge import index, jobs
+    from forge.launching import jobs
+    from forge.results import index
 
     if args.watch:
         return jobs.watch(args.directory)
@@ -72,68 +73,74 @@ def runs(args: argparse.Namespace) -> int:
 
 
 def dashboard(args: argparse.Namespace) -> int:
-    from forge import dashboard
+    from forge.commands import dashboard as commands_dashboard
 
-    return dashboard.main(args.project, args.entity, args.dry_run)
+    return commands_dashboard.main(args.project, args.entity, args.dry_run)
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from forge import use
+    from forge.commands import evaluate as commands_evaluate
 
-    found = use.evaluate(args.directory, args.overrides, args.out)
+    found = commands_evaluate.evaluate(args.directory, args.overrides, args.out)
     text = found.pop("text")
     tell(found) if args.json else print(text)
     return 1 if found["lost"] and args.out else 0
 
 
 def predict(args: argparse.Namespace) -> int:
-    from forge import results, use
+    from forge.commands import predict as commands_predict
+    from forge.results import tables
 
     if args.pair and len(args.pair) != len(args.text or ()):
         raise UserError(
             f"--pair: {len(args.pair)} of them, and --text {len(args.text or ())} times"
         )
     texts = [texts for texts in (args.text, args.pair) if texts]
-    found = use.predict(args.runs, texts, args.file)
+    found = commands_predict.predict(args.runs, texts, args.file)
     if args.out:
-        use.write_rows(args.out, found["rows"])
+        commands_predict.write_rows(args.out, found["rows"])
     if args.json:
         tell(found)
         return 0
     if not args.out:
-        results.print_table(*use.prediction_table(found))
-    print("\n".join(use.prediction_notes(found)), file=None if sys.stdout.isatty() else sys.stderr)
+        tables.print_table(*commands_predict.prediction_table(found))
+    print(
+        "\n".join(commands_predict.prediction_notes(found)),
+        file=None if sys.stdout.isatty() else sys.stderr,
+    )
     return 0
 
 
 def export(args: argparse.Namespace) -> int:
-    from forge import export
+    from forge.commands import export as commands_export
 
-    found = (export.merge if args.merged else export.export)(args.directory, args.out)
-    tell(found) if args.json else print(export.text(found))
+    found = (commands_export.merge if args.merged else commands_export.export)(
+        args.directory, args.out
+    )
+    tell(found) if args.json else print(commands_export.text(found))
     return 0
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    from forge import reproduce
+    from forge.commands import reproduce as commands_reproduce
 
-    return reproduce.main(args.directory, args.run_it, args.out, args.json)
+    return commands_reproduce.main(args.directory, args.run_it, args.out, args.json)
 
 
 def prefetch(args: argparse.Namespace) -> int:
-    from forge import prefetch
+    from forge.commands import prefetch as commands_prefetch
 
-    return prefetch.main(args.overrides)
+    return commands_prefetch.main(args.overrides)
 
 
 def rewards(args: argparse.Namespace) -> int:
-    from forge import bench
+    from forge.commands import rewards as commands_rewards
 
-    return bench.main(args.overrides, args.cases, args.json)
+    return commands_rewards.main(args.overrides, args.cases, args.json)
 
 
 def verify_resume(args: argparse.Namespace) -> int:
-    from forge import verify
+    from forge.commands import verify
 
     return verify.main(args.overrides, args.steps)
 

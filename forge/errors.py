@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
@@ -81,3 +82,11 @@ def _unknown_key(key: str, keys: list[str]) -> str:
 
 
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+
+
+class Preempted(BaseException):
+    """The run was asked to stop and did, at a point to go on from; not an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number

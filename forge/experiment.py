@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from forge import card, checkpoints, cluster, data, lora
-from forge import config as configs
-from forge.config import Config, Precision, build, check
-from forge.errors import UserError, did_you_mean
-from forge.record import RESULTS, Record, environment, read_json, record, write_json
-from forge.results import cell
+from forge import ranks
+from forge.config import schema
+from forge.config.check import build, check
+from forge.config.schema import Config
+from forge.errors import UserError
+from forge.inputs import text
+from forge.models import lora
+from forge.records import checkpoints
+from forge.records.environment import environment
+from forge.records.files import RESULTS, read_json, write_json
+from forge.records.record import Record, record
+from forge.results import card
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import TrainingArguments
 
-    from forge.signals import Stop
-    from forge.tasks import Task
-    from forge.trainer import Trainer
+    from forge.tasks.task import Task
+    from forge.training.signals import Stop
+    from forge.training.trainer import Trainer
+from forge.results.tables import table
+from forge.training.arguments import training_arguments
+from forge.training.evaluation import judge, write_predictions
+from forge.training.preparation import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +44,8 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
     checkpoint; a finished one returns its result. Raises `UserError` for a user's mistake,
     `Failure` when it cannot go on, `signals.Preempted` when it was asked to stop.
     """
-    from forge import signals
-    from forge.trainer import memory
+    from forge.training import signals
+    from forge.training.trainer import memory
 
     run_dir = Path(run_dir).absolute()
     with record(cfg, run_dir, composed) as rec, signals.watch() as stop:
@@ -46,7 +53,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
             headline = read_json(run_dir / RESULTS)["headline"]
             log.info("%s: this run is finished; its result is returned", run_dir)
             return float(headline["value"])
-        config = configs.to_config(cfg)
+        config = schema.to_config(cfg)
         check_all(config)
         task: Task = build(config.task, "task")
         _check_taught(config, task)
@@ -64,7 +71,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
                 train_dataset=prepared.splits[task.train],
                 eval_dataset=prepared.splits[task.evaluation[0]],
                 processing_class=prepared.tokenizer,
-                data_collator=task.collator(prepared.tokenizer, data.pad_multiple(args)),
+                data_collator=task.collator(prepared.tokenizer, text.pad_multiple(args)),
                 compute_metrics=getattr(task, "compute_metrics", None),
             )
         trainer.in_training = task.in_training
@@ -80,6 +87,8 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
 
 
 GROUPS = ("task", "model", "mode", "trainer", "experiment")
+
+
 SET_BY_FORGE = {
     "output_dir": "hydra.run.dir=DIR",
     "bf16": "precision=bf16",
@@ -125,159 +134,6 @@ def _check_taught(config: Config, task: Task) -> None:
         )
 
 
-def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
-    """The trainer group as `TrainingArguments`, with what follows from the rest of the config."""
-    import torch
-
-    on_cpu = bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available()
-    precision = resolve_precision(config.precision, on_cpu)
-    follows = {
-        "use_cpu": on_cpu,
-        "output_dir": str(run_dir),
-        "bf16": precision is Precision.bf16,
-        "fp16": precision is Precision.fp16,
-        "metric_for_best_model": task.headline,
-        "greater_is_better": task.greater_is_better,
-        "report_to": "none",
-        "remove_unused_columns": False,  # the collator picks; ids and lengths must stay
-        "disable_tqdm": True,  # the Console callback shows progress
-    }
-    _check_ranges(config.trainer, task)
-    args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
-    return args
-
-
-def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
-    """What `TrainingArguments` takes without a word and training trips over."""
-    from transformers import TrainingArguments
-
-    least = {
-        "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 0,
-        "num_train_epochs": 0,
-    }
-    for key, low in least.items():
-        value = trainer.get(key)
-        if value is not None and not low <= float(value) < float("inf"):
-            raise UserError(f"trainer.{key}={value}: at least {low}")
-    for known in fields(TrainingArguments):
-        choices, value = known.metadata.get("choices"), trainer.get(known.name)
-        if choices and isinstance(value, str) and value not in choices:
-            raise UserError(
-                f"trainer.{known.name}={value}: no such choice{did_you_mean(value, choices)}"
-            )
-    if task.problem_type == "regression" and trainer.get("label_smoothing_factor"):
-        raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
-    saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
-    if saved == "best":
-        raise UserError(
-            "trainer.save_strategy=best: a run that is stopped goes on from its last checkpoint, "
-            "which this keeps none of; trainer.save_strategy=epoch or steps keeps both, the best "
-            "and the last"
-        )
-    if trainer.get("load_best_model_at_end") and saved != judged:
-        raise UserError(
-            f"trainer.save_strategy={saved}, trainer.eval_strategy={judged}: to keep the best "
-            "model both must be the same; or set trainer.load_best_model_at_end=false"
-        )
-
-
-def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
-    """`auto` is bf16 where the hardware multiplies it: GPUs, and CPUs with AMX or AVX512-BF16."""
-    import torch
-
-    if asked is not Precision.auto:
-        return asked
-    if on_cpu:
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Precision.bf16 if native else Precision.fp32
-
-
-@dataclass
-class Prepared:
-    """What a mode trains on; `facts` are for the record, `recorded` those of earlier attempts."""
-
-    config: Config
-    task: Any  # a Task; each mode knows which kinds it takes
-    args: TrainingArguments
-    rows: dict[str, Dataset]  # per split: id, texts, labels
-    splits: dict[str, Dataset]  # the same, tokenised; evaluation splits longest first
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    facts: dict[str, Any]
-    recorded: dict[str, Any]
-    taught: dict[str, dict[str, list[Any]]] = field(
-        default_factory=dict
-    )  # per evaluation split the teachers' answers, as columns
-
-
-def prepare(
-    config: Config, task: Task, args: TrainingArguments, recorded: dict[str, Any]
-) -> Prepared:
-    """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
-    from transformers import set_seed
-
-    from forge import models, teacher
-    from forge.tasks import TextTask
-
-    rows = cluster.in_turn(task.load)
-    source = config.model
-    if config.model.init:
-        assert isinstance(task, TextTask)  # see `run`
-        source = teacher.source(config, task, rows, recorded)
-    texts = task.texts(rows[task.train])
-    tokenizer = cluster.in_turn(lambda: models.load_tokenizer(source, texts))
-    architecture = models.load_config(source, task, tokenizer)
-    task.make_ready(tokenizer)
-    max_length = models.max_length(task.max_length, tokenizer, architecture)
-    set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
-    model = cluster.in_turn(lambda: models.load(source, task, architecture))
-    if config.model.init and isinstance(task, TextTask):
-        model = models.shallower(model, *models.student(config.model, task, tokenizer))
-    splits, facts = cluster.in_turn(
-        lambda: tokenize(rows, tokenizer, max_length, task, config.cache_dir)
-    )
-    for name, before in recorded.get("data", {}).items():
-        if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
-            raise UserError(
-                f"split {name}: its rows have changed since this run began; "
-                "leave hydra.run.dir out for a new directory"
-            )
-    noted = {"data": facts, "max_length": max_length}
-    if start := getattr(model.config, "initialized_from", None):
-        noted["initialized_from"] = start
-    return Prepared(config, task, args, rows, splits, tokenizer, model, noted, dict(recorded))
-
-
-def tokenize(
-    rows: dict[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    task: Task,
-    cache_dir: str | None,
-) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Every split tokenised, those that are only evaluated longest first, and facts of each."""
-    cache, splits, facts = data.cache_directory(cache_dir), {}, {}
-    for name, split in rows.items():
-        try:
-            read = task.tokenize(split, tokenizer, max_length, cache)
-        except UserError as error:
-            raise UserError(f"split {name}: {error}") from error
-        facts[name] = {
-            "n": len(split),
-            "truncated": sum(read["truncated"]),
-            "mean_length": round(sum(read["length"]) / len(split), 1),  # tokens
-            "fingerprint": split._fingerprint,
-        }
-        evaluated = name in task.evaluation and name != task.train
-        splits[name] = data.longest_first(read) if evaluated else read
-    return splits, facts
-
-
 def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: Record) -> None:
     model, facts, env = prepared.model, prepared.facts, environment()
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
@@ -298,7 +154,7 @@ def _announce(prepared: Prepared, args: TrainingArguments, run_dir: Path, rec: R
     if lora.is_adapted(model):
         told += f", {trainable / weights:.2%} of them trained: {lora.words(model)}"
     log.info("model   %s", told)
-    several = f", {cluster.ranks()} processes" if cluster.ranks() > 1 else ""
+    several = f", {ranks.ranks()} processes" if ranks.ranks() > 1 else ""
     log.info("device  %s (%s)%s, precision %s", args.device.type, env["device"], several, precision)
     for name, split in facts["data"].items():
         cut = (
@@ -314,7 +170,7 @@ def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from forge.callbacks import NanGuard, Padding, State
+    from forge.training.callbacks import NanGuard, Padding, State
 
     for callback in callbacks:
         if isinstance(callback, EarlyStoppingCallback) and not trainer.args.load_best_model_at_end:
@@ -332,7 +188,7 @@ def _follow(trainer: Trainer, callbacks: list[Any], rec: Record) -> None:
 def _tracking(config: Config) -> Callable[[Record, Prepared], AbstractContextManager[list[Any]]]:
     """Called with what is tracked: a context that yields the callbacks, none for null."""
     start = None if config.tracking is None else build(config.tracking, "tracking")
-    if start is None or cluster.rank():
+    if start is None or ranks.rank():
         return lambda rec, prepared: nullcontext([])
 
     @contextmanager
@@ -345,7 +201,7 @@ def _tracking(config: Config) -> Callable[[Record, Prepared], AbstractContextMan
 
 def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -> dict[str, Any]:
     """Train, from the newest good checkpoint when there is one; timings and throughput."""
-    from forge.trainer import memory
+    from forge.training.trainer import memory
 
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         return {}
@@ -357,7 +213,7 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
             "lower trainer.per_device_train_batch_size"
         )
     trainer.run_id = rec.metadata["id"]
-    checkpoint = cluster.together(lambda: checkpoints.newest(rec.run_dir, trainer.run_id))
+    checkpoint = ranks.broadcast(lambda: checkpoints.newest(rec.run_dir, trainer.run_id))
     if checkpoint:
         lora.require_same_base(trainer.model, checkpoint)
         log.info("resume  %s", checkpoint.name)
@@ -390,27 +246,11 @@ def _train(trainer: Trainer, args: TrainingArguments, rec: Record, stop: Stop) -
     }
 
 
-def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path) -> dict[str, Any]:
-    """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
-    from forge.trainer import memory
-
-    results: dict[str, Any] = {"splits": {}}
-    for name in task.evaluation:
-        with memory(trainer.args, "per_device_eval_batch_size"):
-            results["splits"][name], columns = task.examine(trainer, splits[name])
-        if not cluster.rank():
-            _write_predictions(folder / "predictions" / f"{name}.parquet", splits[name], columns)
-    split = task.evaluation[0]
-    value = results["splits"][split][task.headline]
-    results["headline"] = {"metric": task.headline, "split": split, "value": value}
-    return results
-
-
 def _write(trainer: Trainer, prepared: Prepared, run_dir: Path, results: dict[str, Any]) -> None:
     """The model, results.json, and what is read a month later: the whole curve, the teachers'
     answers, the model's card."""
     trainer.save_model(str(run_dir / "model"))
-    if cluster.rank():
+    if ranks.rank():
         return
     write_json(run_dir / RESULTS, results)
     log.info("%s", table(results, prepared.task))
@@ -418,41 +258,5 @@ def _write(trainer: Trainer, prepared: Prepared, run_dir: Path, results: dict[st
         trainer.save_state()  # checkpoints may be older, or none
     for split, columns in prepared.taught.items():
         file = run_dir / "predictions" / f"teacher_{split}.parquet"
-        _write_predictions(file, prepared.rows[split], columns)
+        write_predictions(file, prepared.rows[split], columns)
     card.write(run_dir)
-
-
-def _write_predictions(path: Path, split: Dataset, columns: dict[str, list[Any]]) -> None:
-    """Per example, in the order of ids: id, label, prediction, and what else the task says."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"id": list(split["id"]), **columns}).sort_by("id"), path)
-
-
-def table(results: dict[str, Any], task: Task) -> str:
-    """The metrics of each split, and what training took."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    scored = results["splits"][task.evaluation[0]]
-    columns = [name for name in scored if name != "seconds"]
-    table.add_column("split")
-    for column in columns:
-        shown = "95 % interval" if column.endswith("_interval") else column.replace("_", " ")
-        table.add_column(shown, justify="right")
-    for name, scores in results["splits"].items():
-        table.add_row(name, *(cell(scores.get(column)) for column in columns))
-    text = io.StringIO()
-    Console(file=text, width=100).print(table)
-    if train := results.get("train"):
-        text.write(
-            f"trained {train['steps']:,} steps in {train['seconds']:,.0f} s: "
-            f"{train['examples_per_second']:,.0f} examples/s, "
-            f"{train['tokens_per_second']:,.0f} tokens/s, padding {train['padding_share']:.1%}, "
-            f"memory {train['peak_memory_gb']:.1f} GB"
-        )
-    return text.getvalue().rstrip()

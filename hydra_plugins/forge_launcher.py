@@ -15,7 +15,7 @@ class SubmitLauncher(SlurmLauncher):  # type: ignore[misc]  # untyped
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from forge import slurm
+        from forge.launching import slurm
 
         return slurm.launch(
             self.params["settings"],

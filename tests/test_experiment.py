@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from forge.errors import Failure, UserError
-from forge.record import read_json
-from forge.results import shown
-from forge.trainer import Trainer
-from tests.conftest import SMALL, results
+from forge.records.files import read_json
+from forge.results.show import shown
+from forge.training.trainer import Trainer
+from tests.support.runs import SMALL, results
 
 
 @pytest.fixture

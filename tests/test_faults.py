@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.slow
 def test_killed_runs_end_like_undisturbed_ones():
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--points", "40", "--seed", "0"],
+        [sys.executable, "-m", "tests.support.faults", "--points", "40", "--seed", "0"],
         cwd=Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,

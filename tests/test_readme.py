@@ -39,7 +39,7 @@ def test_every_module_is_in_the_tree():
 
 @pytest.mark.slow
 def test_the_smoke_command_runs(launch):
-    from tests.conftest import results
+    from tests.support.runs import results
 
     assert "python launch.py experiment=smoke" in COMMANDS
     run_dir = launch("experiment=smoke", "task.dataset.train=300", "task.dataset.validation=150")

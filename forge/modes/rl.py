@@ -1,6 +1,6 @@
 """Reinforcement: answers are drawn from the model, rewarded, and made likelier or less so.
 
-A classifier's answers are labels (`forge.grpo`), a language model's are texts (`forge.grpo_lm`).
+A classifier's answers are labels (`forge.reinforcement.grpo`), a language model's are texts (`forge.reinforcement.texts`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from pydantic import Field
 from scipy.special import softmax
 from transformers import set_seed
 
-from forge import decoding, grpo, lora, teacher
-from forge import rewards as shipped
+from forge.distillation import teacher
+from forge.distillation.stored import Expert, ask
 from forge.errors import UserError, needs
-from forge.experiment import Prepared
-from forge.generation import Generation
-from forge.grpo import GRPO, Judge, Settings
-from forge.logits import Expert, ask
+from forge.models import lora
 from forge.modes.sft import leave_out, padded
-from forge.rewards import Reward, Rewards
-from forge.tasks import Classification, Task
-from forge.trainer import Trainer
+from forge.reinforcement import grpo
+from forge.reinforcement import rewards as reinforcement_rewards
+from forge.reinforcement.grpo import GRPO, Judge, Settings
+from forge.reinforcement.rewards import Reward, Rewards
+from forge.tasks import decoding
+from forge.tasks.task import Classification, Task
+from forge.tasks.text import Generation
+from forge.training.preparation import Prepared
+from forge.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 SURVEYED = 256  # training rows whose answers are looked at beforehand
@@ -127,16 +130,17 @@ def of_texts(
 ) -> Trainer:
     """For a language model."""
     with needs("rl", "mode=rl on a language model"):
-        from forge import grpo_lm, on_policy
+        from forge.reinforcement import texts as reinforcement_texts
+        from forge.training import trl
     task = prepared.task
     given = {name: value for name, value in written.items() if value is not None}
-    args = grpo_lm.arguments(prepared.args, task, **vars(settings), **given)
+    args = reinforcement_texts.arguments(prepared.args, task, **vars(settings), **given)
     split = prepared.splits[task.train]
-    on_policy.check_rows(split, (args.generation_batch_size or 0) // settings.num_generations)
-    on_policy.check_padding(split, prepared.model, args.device)
+    trl.check_rows(split, (args.generation_batch_size or 0) // settings.num_generations)
+    trl.check_padding(split, prepared.model, args.device)
     judge = judging(prepared, rewards)
     look(prepared, rewards, judge, settings.temperature, settings.num_generations, gate)
-    return grpo_lm.LanguageGRPO(rewards=rewards, judge=judge, **common | {"args": args})
+    return reinforcement_texts.LanguageGRPO(rewards=rewards, judge=judge, **common | {"args": args})
 
 
 def look(
@@ -183,7 +187,7 @@ def _judging_texts(prepared: Prepared, rewards: Rewards) -> TextJudge:
     _unsmoothed(prepared)
     decoding.check_room(prepared.splits[task.train], task, prepared.model.config)
     for name, function in rewards.functions.items():
-        if getattr(function, "func", function) is shipped.exact:
+        if getattr(function, "func", function) is reinforcement_rewards.exact:
             rewards.functions[name] = functools.partial(verdict, task)
     rewards.bind(None, ["id", "label", "prompt"])
     rows = prepared.rows[task.train]

@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers.utils.generic import is_flash_attention_requested
 
-from forge import data, decoding
 from forge.errors import UserError
-from forge.experiment import Prepared
-from forge.trainer import Trainer
+from forge.inputs import text
+from forge.tasks import decoding
+from forge.training.preparation import Prepared
+from forge.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def plain(prepared: Prepared, common: dict[str, Any]) -> Trainer:
         flat = is_flash_attention_requested(prepared.model.config)
     if not flat:
         return Trainer(**common)
-    trainer = Trainer(**common | {"data_collator": data.Flattened()})
+    trainer = Trainer(**common | {"data_collator": text.Flattened()})
     check_flattened(trainer)
     log.info("batches one sequence each, of rows that do not see each other; no padding")
     return trainer
@@ -39,7 +40,7 @@ def check_flattened(trainer: Trainer) -> None:
     model: Any = trainer.model
     train: Any = trainer.train_dataset
     rows = [{k: train[i][k][:16] for k in ("input_ids", "labels")} for i in (0, len(train) - 1)]
-    flat = {k: v.to(trainer.args.device) for k, v in data.Flattened()(rows).items()}
+    flat = {k: v.to(trainer.args.device) for k, v in text.Flattened()(rows).items()}
     flat.pop("labels")
     if apart := decoding.moved(model, flat, flat["input_ids"][:, -len(rows[1]["input_ids"]) :]):
         raise UserError(

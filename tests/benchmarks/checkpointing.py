@@ -16,9 +16,9 @@ from pathlib import Path
 import transformers
 from transformers import AutoModelForSequenceClassification, DistilBertConfig
 
-from forge.config import register
-from forge.data import Collator
-from forge.trainer import Trainer
+from forge.config.compose import register
+from forge.inputs.text import Collator
+from forge.training.trainer import Trainer
 from tests.benchmarks.throughput import StepTimes, forge_arguments, rows, tokenizer
 
 EVERY = 500  # steps between two checkpoints

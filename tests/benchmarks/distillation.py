@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from forge.config import register
-from forge.data import Collator, pad_multiple
-from forge.losses import KL
-from forge.modes.kd import Distiller
-from forge.trainer import Trainer
+from forge.config.compose import register
+from forge.distillation.distiller import Distiller
+from forge.distillation.losses import KL
+from forge.inputs.text import Collator, pad_multiple
+from forge.training.trainer import Trainer
 from tests.benchmarks.throughput import examples_per_second, forge_arguments, rows, tokenizer
 
 SFT, STORED, LIVE = "labels alone", "stored answers", "live teacher"

@@ -44,7 +44,7 @@ def fake(seed: int) -> Any:
 def against_torchdistill(s: Any, t: Any) -> Iterator[Row]:
     from torchdistill.losses.mid_level import DISTLoss, KDLoss
 
-    from forge.losses import DIST, KL
+    from forge.distillation.losses import DIST, KL
 
     place = ("model", "output", "model", "output")
     io = [{"model": {"output": x.logits}} for x in (s, t)]
@@ -64,7 +64,7 @@ def against_torchdistill(s: Any, t: Any) -> Iterator[Row]:
 def against_textbrewer(s: Any, t: Any) -> Iterator[Row]:
     from textbrewer.losses import kd_ce_loss, kd_mse_loss
 
-    from forge.losses import KL, MSE
+    from forge.distillation.losses import KL, MSE
 
     # Cross-entropy instead of KL (larger by the teacher's entropy) and no T^2.
     peer, entropy = kd_ce_loss(s.logits, t.logits, T), kd_ce_loss(t.logits, t.logits, T)
@@ -80,7 +80,7 @@ def against_textbrewer(s: Any, t: Any) -> Iterator[Row]:
 def hidden_against_textbrewer(s: Any, t: Any) -> Iterator[Row]:
     from textbrewer.losses import cos_loss, hid_mse_loss, pkd_loss
 
-    from forge.losses import Hidden
+    from forge.distillation.losses import Hidden
 
     pair = s.hidden_states[1], t.hidden_states[1]
     for distance, peer in (("mse", hid_mse_loss), ("cosine", cos_loss)):
@@ -103,7 +103,7 @@ def hidden_against_textbrewer(s: Any, t: Any) -> Iterator[Row]:
 def attention_against_textbrewer(s: Any, t: Any) -> Iterator[Row]:
     from textbrewer.losses import att_ce_loss
 
-    from forge.losses import Attention
+    from forge.distillation.losses import Attention
 
     def scores(x: Tensor) -> Tensor:
         x = x.view(B, L, HEADS, -1).transpose(1, 2)

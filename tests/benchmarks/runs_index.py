@@ -17,8 +17,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from forge.config import CONF, register
-from forge.record import METADATA, RESULTS, STATE, plain
+from forge.config.compose import CONF, register
+from forge.records.files import METADATA, RESULTS, STATE
+from forge.records.record import plain
 
 
 def generate(folder: Path, count: int) -> None:

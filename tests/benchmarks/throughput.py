@@ -30,10 +30,12 @@ from transformers import (
     set_seed,
 )
 
-from forge.config import CONF, build, register, to_config
-from forge.data import Collator, pad_multiple
-from forge.experiment import training_arguments
-from forge.trainer import Trainer
+from forge.config.check import build
+from forge.config.compose import CONF, register
+from forge.config.schema import to_config
+from forge.inputs.text import Collator, pad_multiple
+from forge.training.arguments import training_arguments
+from forge.training.trainer import Trainer
 
 LENGTHS = Path(__file__).with_name("mnli_lengths.txt")
 FIXED, BEST, FORGE = "plain, padded to 128, fp32", "plain, grouped, bf16", "forge defaults"

@@ -1,0 +1,1 @@
+"""The verbs of `python -m forge`, one module each: parse, call, print."""

@@ -1,0 +1,199 @@
+"""`python -m forge evaluate`: a finished run's model judged on other data."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Container
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from forge.config import compose as config_compose
+from forge.config import schema
+from forge.config.check import build
+from forge.config.compose import dotted_values
+from forge.config.schema import Config
+from forge.data import cache, fingerprints
+from forge.errors import USER_ERRORS, UserError, explain
+from forge.inputs import text
+from forge.models import heads, loading
+from forge.records.environment import environment, git
+from forge.records.files import EVALUATION, RESULTS, now, require_place, whole, write_json
+from forge.records.logs import library_logs
+from forge.records.record import NOT_COMPARED, plain
+from forge.records.secrets import masked
+from forge.results.runs import Run
+from forge.tasks import task as tasks_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from forge.tasks.task import Task
+    from forge.training.trainer import Trainer
+from forge.commands.finished import architecture, classifier, finished, source
+
+SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
+
+
+EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
+
+
+MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
+
+
+JUDGED = ("validation", "test")  # files that a task of files judges by
+
+
+def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str, Any]:
+    """The run's model judged by its task with the overrides `words`; kept in a directory.
+
+    That is `out`, or one in `evaluations/` of the run, which an equal evaluation overwrites; where
+    it cannot be written, `lost` says why. Raises `UserError` for labels that are not the head's and
+    for an `out` that holds something else.
+    """
+    from forge.results.tables import table
+    from forge.training.evaluation import judge
+
+    run = finished(path)
+    if out:
+        require_place(out, EVALUATION)
+    cfg, name = _recomposed(run, words)
+    with library_logs(), tempfile.TemporaryDirectory() as scratch:
+        config, place = schema.to_config(cfg), Path(scratch, "evaluation")
+        task, trainer, splits, facts = _prepared(run, config, Path(scratch))
+        judged = fingerprints.fingerprint(config.task, config.precision)[:8]
+        folder = out or path / "evaluations" / "-".join([name, *task.evaluation, judged])
+        place.mkdir()
+        results = judge(trainer, task, splits, place)
+        told = {"run": str(path), "run_id": run.metadata.get("id"), "overrides": masked(words)}
+        told |= {"config": plain(cfg), **facts, "made": now(), **environment(), "code": git()}
+        write_json(place / RESULTS, results)
+        write_json(place / EVALUATION, told)
+        lost = _keep(place, folder)
+    found = told | results | {"kept": None if lost else str(folder), "lost": lost}
+    return found | {"text": _text(found, table(results, task))}
+
+
+def _keep(place: Path, folder: Path) -> str | None:
+    """Put what was written where it belongs; why it cannot be there, as beside a read-only run."""
+    try:
+        with whole(folder, EVALUATION) as scratch:
+            shutil.copytree(place, scratch, dirs_exist_ok=True)
+    except (OSError, UserError) as error:
+        return str(error)
+    return None
+
+
+def _text(found: dict[str, Any], table: str) -> str:
+    """What was judged, the metrics of each split, and where they are kept."""
+    lines = [f"run     {found['run']}"]
+    for split, facts in found["data"].items():
+        cut = f", {facts['truncated']:,} cut at {found['max_length']} tokens"
+        lines.append(f"judged  {split}: {facts['n']:,} rows{cut if facts['truncated'] else ''}")
+    lines += [f"note    {note}" for note in found["notes"]]
+    kept = f"kept    {found['kept']}"
+    if found["lost"]:
+        kept = f"kept    nowhere ({found['lost']}); --out DIR keeps it elsewhere"
+    return "\n".join([*lines, table, kept])
+
+
+def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
+    """The recorded config with `words` on top, and the name of its task.
+
+    What is not compared between runs is today's: what is recorded may be of another machine.
+    """
+    from hydra import compose
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    recorded = {k: v for k, v in run.metadata["config"].items() if k not in NOT_COMPARED}
+    recorded["precision"] = run.metadata.get("precision", recorded["precision"])
+    words = config_compose.searched(words)
+    if options := [word for word in words if word.startswith("-")]:
+        raise UserError(f"{options[0]}: evaluate has no such option; see its --help")
+    with config_compose.composing():
+        parsed = OverridesParser.create().parse_overrides(words)
+        given = {told.key_or_group: told for told in parsed}
+        for key in given:
+            if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
+                others = ", ".join(MAY_CHANGE[:-1])
+                raise UserError(f"{key}: a finished run has its own; evaluate takes {others}")
+        defaults: list[Any] = ["schema", "_self_"]
+        name = str(run.metadata.get("choices", {}).get("task", "task"))
+        if "task" in given:
+            name = str(given["task"].value())
+            defaults, _ = ["schema", {"task": name}, "_self_"], recorded.pop("task")
+        node = {"defaults": defaults, **recorded, "cache_dir": compose("config").cache_dir}
+        ConfigStore.instance().store("recorded", node)
+        groups = [str(t.input_line) for t in parsed if t.key_or_group in ("task", SEARCHPATH)]
+        known: list[str] = []
+        try:
+            known = [key for key, _ in dotted_values(plain(compose("recorded", groups)))]
+            cfg = compose("recorded", words)
+        except USER_ERRORS as error:
+            raise UserError(explain(error, known)) from error
+    _as_the_run(cfg.task, run, given)
+    return cfg, name.replace("/", "-")
+
+
+def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
+    """Fill in what a task leaves open, as the run's own training did: labels, kind, length."""
+    head = architecture(run)
+    if "max_length" in task and "task.max_length" not in given:
+        task.max_length = run.metadata.get("max_length", task.max_length)
+    if "problem_type" in task and task.problem_type is None:
+        task.problem_type = "regression" if head.num_labels == 1 else "classification"
+    if "labels" in task and task.labels is None and len(heads.head_names(head)) > 1:
+        task.labels = heads.head_names(head)
+    if isinstance(files := task.get("files"), DictConfig):  # training rows are not read
+        judged = any(f"task.files.{split}" in given for split in JUDGED)
+        for split in ("train", *JUDGED) if judged else ("train",):
+            if OmegaConf.is_missing(files, split):
+                files[split] = None
+
+
+def _prepared(
+    run: Run, config: Config, scratch: Path
+) -> tuple[Task, Trainer, dict[str, Dataset], dict[str, Any]]:
+    """The task, a trainer that judges, the tokenised splits, and facts for the record."""
+    from forge.training.arguments import training_arguments
+    from forge.training.preparation import tokenize
+    from forge.training.trainer import Trainer
+
+    task: Task = build(config.task, "task")
+    args = training_arguments(config, task, scratch)
+    tokenizer = loading.load_tokenizer(source(run), ())
+    head = architecture(run)
+    task.make_ready(tokenizer)
+    length = loading.max_length(task.max_length, tokenizer, head)
+    if isinstance(task, tasks_task.TextTask):
+        _require_labels(run, task)
+    rows = task.load(training=False)
+    splits, facts = tokenize(rows, tokenizer, length, task, config.cache_dir)
+    splits = {split: cache.longest_first(read) for split, read in splits.items()}
+    trainer = Trainer(
+        model=loading.load(source(run), task, head),
+        args=args,
+        eval_dataset=splits[task.evaluation[0]],
+        processing_class=tokenizer,
+        data_collator=task.collator(tokenizer, text.pad_multiple(args)),
+        compute_metrics=getattr(task, "compute_metrics", None),
+    )
+    notes = []
+    if getattr(task, "by_name", True) is False:
+        named = ", ".join(f"{i} {name}" for i, name in enumerate(heads.names(task)))
+        notes.append(f"the labels are numbers, taken for {named}")
+    return task, trainer, splits, {"data": facts, "max_length": length, "notes": notes}
+
+
+def _require_labels(run: Run, task: tasks_task.TextTask) -> None:
+    """Raise `UserError` unless the run's head has the task's labels, in any order."""
+    head = classifier(run)
+    ours, theirs = heads.names(task), heads.head_names(head)
+    if task.num_labels != head.num_labels or (len(ours) > 1 and not heads.match(theirs, ours)):
+        raise UserError(
+            f"{run.path}: its head knows [{', '.join(theirs)}], the task [{', '.join(ours)}]; "
+            "they must be the same names (task.labels=[…] says what the data's are)"
+        )

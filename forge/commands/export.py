@@ -1,0 +1,231 @@
+"""`python -m forge export RUN --onnx | --merged`: the model for other runtimes, or as one piece.
+
+What ONNX answers is checked against PyTorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import statistics
+import time
+import warnings
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge.commands import finished
+from forge.errors import Failure, UserError, one_line
+from forge.inputs import text as inputs_text
+from forge.models import heads, loading, lora
+from forge.records.files import whole, write_json
+from forge.records.logs import library_logs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FILE, FACTS = "model.onnx", "export.json"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # of the largest logit
+REPEATS = 15  # of a timed forward pass; the median counts
+
+
+def export(path: Path, out: Path | None = None) -> dict[str, Any]:
+    """The run's model as `model.onnx` in `out` (RUN/onnx), with its tokenizer and its labels.
+
+    Raises `UserError` without the packages or a place to write, `Failure` when the model cannot be
+    exported or its answers are not PyTorch's; nothing is left behind then.
+    """
+    run = finished.finished(path)
+    if missing := [name for name in PACKAGES if not find_spec(name)]:
+        raise UserError(
+            f"export --onnx: {', '.join(missing)} not installed; pip install {' '.join(PACKAGES)}"
+        )
+    folder = out or path / "onnx"
+    with library_logs():
+        model, tokenizer = finished.load(run)
+        longest = finished.max_length(run, tokenizer, model.config)
+        texts = run.metadata.get("data", {}).values()
+        length = min(longest, round(max((split["mean_length"] for split in texts), default=32)))
+        try:
+            with whole(folder, FACTS) as scratch:
+                _save(model, tokenizer, scratch / FILE)
+                size = sum(file.stat().st_size for file in scratch.glob(f"{FILE}*"))
+                session = _session(scratch / FILE)
+                found = {
+                    "run": str(path),
+                    "folder": str(folder),
+                    "inputs": [given.name for given in session.get_inputs()],
+                    "labels": heads.head_names(model.config),
+                    **_checked(model, tokenizer, session, longest),
+                    **_measured(model, tokenizer, session, length),
+                }
+                found["megabytes"]["onnx"] = round(size / 1e6, 2)
+                model.config.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+                write_json(scratch / FACTS, found)
+        except OSError as error:
+            raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
+    return found
+
+
+def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
+    """The run's adapter in its base, as a whole model with its tokenizer in `out` (RUN/merged).
+
+    Raises `UserError` for a run without an adapter or a base, or without a place to write.
+    """
+    run, folder = finished.finished(path), out or path / "merged"
+    model_dir = str(path / "model")
+    if not lora.is_adapter(model_dir):
+        raise UserError(f"{path}: its model/ is whole as it is, with no adapter to merge")
+    options = {"dtype": "float32", **finished.source(run).from_pretrained}
+    with library_logs():
+        model = loading.read(model_dir, **options)
+        try:
+            with whole(folder, FACTS) as scratch:
+                model.save_pretrained(scratch)
+                loading.load_tokenizer(finished.source(run), ()).save_pretrained(scratch)
+                size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
+                found = {"run": str(path), "folder": str(folder), "megabytes": round(size / 1e6, 2)}
+                write_json(scratch / FACTS, found)
+        except OSError as error:
+            raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
+    return found
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for a reader."""
+    if "inputs" not in found:
+        size = f"{found['megabytes']:,.2f} MB"
+        return f"merged   {found['folder']}: whole weights ({size}) with their tokenizer"
+    shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in found["shapes"])
+    size, times = found["megabytes"], found["milliseconds"]
+    lines = [
+        f"onnx     {found['folder']}/{FILE}; its tokenizer and labels are beside it",
+        f"inputs   {', '.join(found['inputs'])}: int64 [batch, sequence]; output logits",
+        f"checked  batches of {shapes} tokens, with padding: logits as PyTorch's within "
+        f"{found['difference']:.1e} of the largest (at most {TOLERANCE:g})",
+    ]
+    for name in ("pytorch", "onnx"):
+        timed = ", ".join(f"batch {batch} {ms[name]:.2f} ms" for batch, ms in times.items())
+        lines.append(f"{name:<8} {size[name]:,.2f} MB; {timed}")
+    return "\n".join(
+        [*lines, f"         medians of {REPEATS} in turns, {found['length']} tokens, CPU, fp32"]
+    )
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Export with batch and sequence length left open."""
+    import torch
+
+    inputs = _batch(model, tokenizer, 2, 16)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    model.config.use_cache = False  # logits alone
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # of what the exporter deprecates in itself
+            program = torch.onnx.export(
+                model,
+                (),
+                kwargs=inputs,
+                dynamo=True,
+                dynamic_shapes=dict.fromkeys(inputs, axes),
+                output_names=["logits"],
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(file))
+    except OSError:
+        raise
+    except Exception as error:  # the exporter's many steps share no base class
+        reason = one_line(str(error.__cause__ or error))[:300]
+        raise Failure(
+            f"a {model.config.model_type} cannot be exported ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _session(file: Path) -> Any:
+    """onnxruntime on as many threads as PyTorch has."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class
+        raise Failure(f"onnxruntime cannot load it: {one_line(str(error))[:300]}") from error
+
+
+def _batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, tokens: int
+) -> dict[str, Any]:
+    """Random texts as the model takes them; the first has `tokens` tokens, the others padding."""
+    import torch
+
+    torch.manual_seed(rows * tokens)
+    special = set(tokenizer.all_special_ids)
+    words = [i for i in range(len(tokenizer)) if i not in special]
+    texts = []
+    for row in range(rows):
+        count = max(1, tokens - row * tokens // rows)
+        ids = [words[i] for i in torch.randint(len(words), (count,))]
+        texts.append({"input_ids": ids, "attention_mask": [1] * count})
+        if "token_type_ids" in tokenizer.model_input_names:
+            texts[-1]["token_type_ids"] = [int(2 * i > count) for i in range(count)]
+    taken = inspect.signature(model.forward).parameters
+    batch = inputs_text.Collator(tokenizer)(texts)
+    return {key: value for key, value in batch.items() if key in taken}
+
+
+def _checked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Any, longest: int
+) -> dict[str, Any]:
+    """The largest difference to PyTorch's logits; raises `Failure` when it is too large."""
+    import torch
+
+    wanted = [(1, 8), (3, 17), (8, 64), (2, longest)]
+    shapes = list(dict.fromkeys((rows, min(tokens, longest)) for rows, tokens in wanted))
+    differences = []
+    for rows, tokens in shapes:
+        inputs = _batch(model, tokenizer, rows, tokens)
+        with torch.inference_mode():
+            expected = model(**inputs).logits.numpy()
+        found = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+        differences.append(float(abs(found - expected).max() / abs(expected).max()))
+    worst = max(differences)
+    if not worst <= TOLERANCE:
+        rows, tokens = shapes[differences.index(worst)]
+        raise Failure(
+            f"the exported model does not answer as PyTorch does: with {rows} texts of {tokens} "
+            f"tokens logits differ by {worst:.1e} of the largest, and {TOLERANCE:g} is allowed"
+        )
+    return {"shapes": shapes, "difference": worst, "tolerance": TOLERANCE}
+
+
+def _measured(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Any, length: int
+) -> dict[str, Any]:
+    """Size and latency of both; they take turns, since machines drift."""
+    import torch
+
+    found: dict[str, Any] = {"length": length, "milliseconds": {}}
+    found["megabytes"] = {"pytorch": round(model.get_memory_footprint() / 1e6, 2)}
+    for rows in (1, 32):
+        inputs = _batch(model, tokenizer, rows, length)
+        arrays = {key: value.numpy() for key, value in inputs.items()}
+        passes = {"pytorch": partial(model, **inputs), "onnx": partial(session.run, None, arrays)}
+        seconds: dict[str, list[float]] = {name: [] for name in passes}
+        with torch.inference_mode():
+            for _ in range(REPEATS + 2):
+                for name, go in passes.items():
+                    start = time.perf_counter()
+                    go()
+                    seconds[name].append(time.perf_counter() - start)
+        found["milliseconds"][str(rows)] = {
+            name: round(1000 * statistics.median(times[2:]), 3) for name, times in seconds.items()
+        }
+    return found

@@ -1,0 +1,74 @@
+"""`python -m forge prefetch`: what a run or a sweep needs, downloaded and tokenised beforehand.
+
+Compute nodes without a network then find everything in the caches of the home directory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forge.config import compose as config_compose
+from forge.config import schema
+from forge.config.check import build
+from forge.config.schema import Config, is_taught
+
+
+def main(overrides: list[str]) -> int:
+    """Fetch for every job that these words of a command line make; each thing once."""
+    import datasets
+
+    from forge.experiment import check_all
+    from forge.training.arguments import training_arguments
+    from forge.training.preparation import prepare
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    fetched: list[Any] = []
+    for config in _composed(overrides):
+        wanted = [] if config.model.init else [config.model]
+        wanted += config.teacher.models() if is_taught(config) else []
+        new = [model for model in wanted if [config.task, model] not in fetched]
+        if not new:
+            continue
+        fetched += [[config.task, model] for model in new]
+        check_all(config)
+        task = build(config.task, "task")
+        with tempfile.TemporaryDirectory() as scratch:
+            args = training_arguments(config, task, Path(scratch))
+            for model in new:
+                facts = prepare(replace(config, model=model), task, args, {}).facts
+                rows = ", ".join(f"{n} {split['n']:,}" for n, split in facts["data"].items())
+                name = model.path or f"{model.config.get('model_type')} of random weights"
+                print(f"here    {name}, tokenised rows: {rows}", flush=True)
+    return 0
+
+
+def _composed(overrides: list[str]) -> Iterator[Config]:
+    """The config of each job, a sweep's values multiplied out as Hydra does."""
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = config_compose.searched(overrides)
+    with config_compose.composing():
+        parsed = OverridesParser.create().parse_overrides(words)
+        plain = [
+            word for word, told in zip(words, parsed, strict=True) if not told.is_sweep_override()
+        ]
+        found = compose("config", plain, return_hydra_config=True)
+        given = {told.get_key_element() for told in parsed}
+        params = found.hydra.sweeper.get("params") or {}
+        words += [f"{key}={value}" for key, value in params.items() if key not in given]
+        choices = [
+            [f"{told.get_key_element()}={value}" for value in told.sweep_string_iterator()]
+            if told.is_sweep_override()
+            else [told.input_line or ""]
+            for told in OverridesParser.create().parse_overrides(words)
+        ]
+        for job in itertools.product(*choices):
+            yield schema.to_config(compose("config", list(job)))

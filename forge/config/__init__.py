@@ -1,0 +1,1 @@
+"""The schema of a run, its checks, and its composition."""

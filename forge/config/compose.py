@@ -1,0 +1,153 @@
+"""Composing conf/: what Hydra is given (schema, resolvers), and overrides in its grammar."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from forge import ranks
+from forge.config.schema import SWEEP, Config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+# What needs no quotes in an override.
+WORD = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_/][\w./-]*", re.I | re.ASCII)
+
+
+def register() -> None:
+    """Give Hydra the schema and the resolvers that conf/ uses."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    for name, resolver, use_cache in (
+        ("utc", lambda form: time.strftime(form, time.gmtime(ranks.start_time())), True),
+        ("first_rank", lambda value, others=None: others if ranks.rank() else value, False),
+        ("run_name", _run_name, True),
+        ("start_rate", _start_rate, False),
+        ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
+        ("previous_run", _previous_run, False),
+        ("by_mode", lambda target, values: values[target.split(".")[-2]], False),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
+
+
+def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
+    """`<task>/<model>/<mode>` of a run; of a sweep, with swept values side by side."""
+    given = dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
+    model = given.get("model") or choices["model"]
+    if "model.path" in given and "model" not in given:
+        model = Path(given["model.path"].strip("'\"")).name
+    parts = (given.get("task") or choices["task"], model, given.get("mode") or choices["mode"])
+    return "/".join(part.replace("/", "-") for part in parts)
+
+
+def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
+    return 3e-4 if from_scratch or not path else 5e-4 if lora else 5e-5
+
+
+def _previous_run() -> str | None:
+    """Directory of the job in the same sweep with the mode before this one's and all else alike.
+
+    None for the first mode, and outside a sweep over modes.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    hydra = HydraConfig.get()
+    swept = OmegaConf.load(Path(hydra.sweep.dir, "multirun.yaml")).hydra  # as the sweeper had it
+    words = [f"{key}={values}" for key, values in (swept.sweeper.params or {}).items()]
+    given = OverridesParser.create().parse_overrides([*words, *swept.overrides.task])
+    sizes = {
+        one.key_or_group: len(list(one.sweep_string_iterator())) if one.is_sweep_override() else 1
+        for one in given
+    }
+    if "mode" not in sizes:
+        return None
+    keys = list(sizes)  # the first is swept slowest
+    stride = math.prod(sizes[key] for key in keys[keys.index("mode") + 1 :])
+    number = int(hydra.job.num)
+    if number // stride % sizes["mode"] == 0:
+        return None
+    return str(Path(hydra.sweep.dir, str(number - stride)).absolute())
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """`hydra.compose` finds conf/ within, inside a run and outside."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def searched(words: list[str]) -> list[str]:
+    """Words of launch.py's command line as `hydra.compose` takes them: `--config-dir=` is a path
+    to search, `-m` is left out."""
+    found = [word for word in words if word not in ("-m", "--multirun")]
+    return [
+        f"hydra.searchpath=['file://{Path(option[1]).absolute()}']"
+        if (option := re.match("--config-dir=(.*)", word))
+        else word
+        for word in found
+    ]
+
+
+def config_keys(arguments: list[str]) -> list[str]:
+    """Dotted keys of the config that the group choices among `arguments` compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    choices = [a for a in arguments if re.fullmatch(r"[a-z@/]+=\w+", a)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("config", choices)
+        except HydraException:
+            cfg = compose("config")
+    return [key for key, _ in dotted_values(OmegaConf.to_container(cfg))]
+
+
+def dotted_values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested dicts as a dotted name, with its value; a dict itself has none."""
+    for key, value in node.items():
+        nested = isinstance(value, dict)
+        yield f"{prefix}{key}", None if nested else value
+        if nested:
+            yield from dotted_values(value, f"{prefix}{key}.")
+
+
+def quoted(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {quoted(below)}' for key, below in value.items())}}}"
+    if not isinstance(value, str) or WORD.fullmatch(value):
+        return str(value)
+    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value).replace("${", "\\${")
+    return f"'{escaped}'"
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` as one types it: in Hydra's quotes and the shell's."""
+    return shlex.quote(f"{key}={quoted(value)}")

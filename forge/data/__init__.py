@@ -1,0 +1,1 @@
+"""Rows: files, directories, the Hub, embedded tasks; what is cached of them."""

@@ -1,0 +1,26 @@
+"""Hashes of content, the same on every machine and in every run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of content (columns, texts, numbers), the same on every machine and in every run."""
+    import xxhash
+
+    digest = xxhash.xxh128()
+    for part in parts:
+        digest.update(json.dumps(part, ensure_ascii=False, default=str).encode())
+    return digest.hexdigest()
+
+
+def digest(content: bytes) -> str:
+    """A hash of raw bytes."""
+    import xxhash
+
+    return xxhash.xxh128(content).hexdigest()

@@ -1,0 +1,45 @@
+"""The objective of distillation in words."""
+
+from __future__ import annotations
+
+import logging
+
+from forge.distillation.losses import Loss
+from forge.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def require_loss(loss: dict[str, Loss]) -> None:
+    """Raise `UserError` when there is none."""
+    if not loss:
+        raise UserError("mode.loss: no loss to the teacher; choose e.g. mode/loss=kl")
+
+
+def announce(
+    alpha: float, loss: dict[str, Loss], smoothing: float, summed: str, averaged: str
+) -> None:
+    """The objective in words and numbers."""
+    smoothed = f", label smoothing {smoothing:g}" if smoothing else ""
+    log.info(
+        "loss    %g * task loss%s + %g * (%s)",
+        1 - alpha,
+        smoothed,
+        alpha,
+        " + ".join(f"{term.weight:g} * {words(name, term)}" for name, term in loss.items()),
+    )
+    log.info(
+        "        each summed over the %s, averaged over the %s; mode.alpha is the "
+        "teacher's share: 0 labels only, 1 teacher only",
+        summed,
+        averaged,
+    )
+
+
+def words(name: str, term: Loss) -> str:
+    shown = ("temperature", "divergence", "distance", "layers", "layer", "teacher_layer")
+    settings = {k: v for k, v in vars(term).items() if k in shown}
+    told = [f"{k} {v}" for k, v in settings.items()]
+    if "temperature" in settings:
+        told.append("times T^2")
+    return f"{name}({', '.join(told)})" if told else name

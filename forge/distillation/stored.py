@@ -1,0 +1,197 @@
+"""A teacher's logits: asked once per row, and stored under the cache directory by content.
+
+The key is weights, tokenised text and precision; one file for the rows of each split, which every
+run of a sweep and later ones share.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import nn
+
+from forge.data import cache, fingerprints
+from forge.errors import UserError
+from forge.inputs import text as inputs_text
+from forge.models import loading
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from forge.training.preparation import Prepared
+
+log = logging.getLogger(__name__)
+# Of a stored answer, as a probability (a regression's value), against one asked again:
+TOLERANCE = {"fp32": 1e-3, "half": 0.03}
+
+
+@dataclass
+class Expert:
+    """A frozen teacher with its own tokenizer; its logits [rows, labels] are put into `order`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    order: list[int] | slice  # for each label (or token) the column that the model gives it
+    unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
+
+    @property
+    def name(self) -> str:
+        return str(self.model.config.name_or_path)
+
+    def to(self, device: Any) -> None:
+        """Move the model."""
+        nn.Module.to(self.model, device)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights."""
+        state = self.model.state_dict().items()
+        return fingerprints.fingerprint(
+            [(name, fingerprints.digest(tensor.cpu().numpy().tobytes())) for name, tensor in state]
+        )
+
+
+def tokenize(expert: Expert, rows: Dataset, prepared: Prepared) -> Dataset:
+    """The rows as the teacher reads them: its own tokenizer, its own limit of tokens."""
+    limit = loading.max_length(None, expert.tokenizer, expert.model.config)
+    return inputs_text.tokenize(
+        rows,
+        expert.tokenizer,
+        text=prepared.task.text_columns,
+        max_length=min(prepared.task.max_length or limit, limit),
+        cache_dir=cache.cache_directory(prepared.config.cache_dir),
+    )
+
+
+def ask(expert: Expert, rows: Dataset, prepared: Prepared, half: bool) -> NDArray[Any]:
+    """The model's own logits [rows, labels], in the order of `rows`; padded little."""
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    args, device = prepared.args, prepared.args.device
+    split = cache.longest_first(tokenize(expert, rows, prepared))
+    batches = DataLoader(
+        split.remove_columns("labels"),
+        batch_size=args.eval_batch_size,
+        collate_fn=inputs_text.Collator(expert.tokenizer, inputs_text.pad_multiple(args)),
+    )
+    expert.to(device)
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    asked = tqdm(batches, "Asking the model", leave=False, disable=not sys.stderr.isatty())
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
+        logits = [expert.model(**batch.to(device)).logits.float().cpu() for batch in asked]
+    position = {row: i for i, row in enumerate(split["id"])}
+    ordered: NDArray[Any] = torch.cat(logits).numpy()[[position[row] for row in rows["id"]]]
+    return ordered.reshape(len(rows), -1)
+
+
+def stored_logits(expert: Expert, prepared: Prepared, split: str) -> NDArray[Any]:
+    """The model's own logits [rows, labels] over a split's rows, asked once and then stored.
+
+    Whoever comes second waits; a damaged or foreign file is said and made anew.
+    """
+    rows, args = prepared.rows[split], prepared.args
+    half = args.bf16 or args.fp16
+    text = tokenize(expert, rows, prepared)._fingerprint
+    precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    key = fingerprints.fingerprint(expert.digest, text, precision)
+    folder = cache.cache_directory(prepared.config.cache_dir) / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
+    with FileLock(f"{path}.lock"):
+        logits = read(path, list(rows["id"]), named)
+        if logits is None:
+            log.info("teacher: asked about %s, once", named)
+            half = half and _half_will_do(expert, rows, prepared)
+            logits = ask(expert, rows, prepared, half)
+            write(path, list(rows["id"]), logits)
+        else:
+            _spot_check(expert, rows, prepared, logits, half)
+    return logits
+
+
+def _few(rows: Dataset) -> list[int]:
+    """Sixteen rows from all over."""
+    return list(range(0, len(rows), max(1, len(rows) // 16)))[:16]
+
+
+def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest difference of two answers [rows, labels], in probability or in the value."""
+    from scipy.special import softmax
+
+    if a.shape[1] == 1:
+        return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
+    return float(np.abs(softmax(a, -1) - softmax(b, -1)).max())
+
+
+def _half_will_do(expert: Expert, rows: Dataset, prepared: Prepared) -> bool:
+    """Whether half precision stays within its tolerance of fp32 on a few rows."""
+    few = rows.select(_few(rows))
+    apart = _apart(*(ask(expert, few, prepared, half) for half in (True, False)))
+    if apart <= TOLERANCE["half"]:
+        return True
+    log.warning("teacher: half precision is off by %.3g; asked in fp32", apart)
+    return False
+
+
+def _spot_check(
+    expert: Expert, rows: Dataset, prepared: Prepared, logits: NDArray[Any], half: bool
+) -> None:
+    """Raise `UserError` unless a few stored rows are what the teacher says now."""
+    few = _few(rows)
+    apart = _apart(logits[few], ask(expert, rows.select(few), prepared, half))
+    if not apart <= TOLERANCE["half" if half else "fp32"]:
+        raise UserError(
+            f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "
+            f"{cache.cache_directory(prepared.config.cache_dir) / 'teacher'}"
+        )
+
+
+def read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
+    """The stored answers, or None where there are none, damaged ones or those of other rows."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            whole = (file.metadata() or {}).get("xxh128")
+            logits: NDArray[Any] = file.get_tensor("logits")
+            same = file.get_tensor("ids").tolist() == ids and len(logits) == len(ids)
+        if same and whole == fingerprints.digest(logits.tobytes()):
+            log.info("teacher: answers to %s found in the cache", named)
+            return logits
+    except (SafetensorError, KeyError, ValueError, OSError):
+        pass
+    log.warning("%s: damaged or of other rows; the teacher is asked again", path)
+    return None
+
+
+def write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
+    """Store answers; raises `UserError` where there is no room."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    logits = np.ascontiguousarray(logits)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    try:
+        whole = {"xxh128": fingerprints.digest(logits.tobytes())}
+        save_file({"ids": np.asarray(ids), "logits": logits}, scratch, whole)
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: the teacher's answers cannot be written ({error}); make room, or name "
+            "another folder with cache_dir=DIR"
+        ) from error

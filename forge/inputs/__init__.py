@@ -1,0 +1,1 @@
+"""What a model reads, one module per kind of input: its processor, encoding, batches."""

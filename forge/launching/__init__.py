@@ -1,0 +1,1 @@
+"""How runs start: sweeps, SLURM, the background, several processes, resume=."""

@@ -1,0 +1,352 @@
+"""The jobs of a submitted sweep: its ledger, what SLURM says of them, the live table."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from forge.config.compose import override
+from forge.errors import Failure, UserError, one_line
+from forge.launching import sweep
+from forge.records.files import METADATA, RESULTS, STATE, now, read_json
+
+LEDGER = "jobs.jsonl"
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL",
+        "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT", "UNKNOWN"}  # fmt: skip
+# Seconds for which a job must be over before it counts: SLURM may be about to start it again, its
+# result may be on its way through a network file system.
+GRACE = {"NODE_FAIL": 60, "PREEMPTED": 60, "UNKNOWN": 60, "COMPLETED": 15}
+MEMORY = re.compile(r"memory limit|oom[-_ ]kill|out of memory", re.I)
+RESTING = ("finished", "pending")  # below the others, where a terminal may cut the table
+COLUMNS = ("job", "id", "overrides", "state", "step", "headline", "time")
+
+
+@dataclass
+class Job:
+    """A line of the ledger."""
+
+    job: str  # SLURM's id, or a process'
+    number: int  # in the sweep; below 0 one that trains a teacher first
+    overrides: list[str]
+    directory: str  # of the run
+    folder: str  # of submitit's files
+    ranks: int
+    cluster: str
+    host: str
+    submitted: str
+
+    @property
+    def results(self) -> list[Path]:
+        """What each rank leaves at its end, however it ended."""
+        return [Path(self.folder, f"{self.job}_{rank}_result.pkl") for rank in range(self.ranks)]
+
+    @property
+    def log(self) -> Path:
+        return Path(self.folder, f"{self.job}_0_log.err")
+
+
+def entered(sweep_dir: Path) -> list[Job]:
+    """Every submission, in their order."""
+    found = []
+    file = sweep_dir / LEDGER
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        with suppress(json.JSONDecodeError):  # a line that was being written
+            found.append(Job(**json.loads(line)))
+    return found
+
+
+def read_ledger(sweep_dir: Path) -> dict[int, Job]:
+    """The last submission of each job of a sweep."""
+    return {job.number: job for job in entered(sweep_dir)}
+
+
+def enter(sweep_dir: Path, jobs: Iterable[Job]) -> None:
+    """Add submissions to the ledger, on lines of their own whatever was cut before."""
+    file = sweep_dir / LEDGER
+    cut = file.is_file() and not file.read_bytes().endswith(b"\n")
+    with open(file, "a", encoding="utf-8") as ledger:
+        ledger.write("\n" * cut + "".join(json.dumps(asdict(job)) + "\n" for job in jobs))
+        ledger.flush()
+        os.fsync(ledger.fileno())
+
+
+def states(jobs: Iterable[Job]) -> dict[str, str]:
+    """The state of each job in SLURM's words; one call asks for all.
+
+    Raises `Failure` when SLURM does not answer, which says nothing about the jobs.
+    """
+    jobs = list(jobs)
+    found = {job.job: _process_state(job) for job in jobs if job.cluster == "local"}
+    asked = [job.job for job in jobs if job.cluster != "local"]
+    told = _sacct(asked) if asked else {}
+    if any(job not in told for job in asked):  # no accounts, or not yet in them
+        told = _squeue() | told
+    return found | {job: told.get(job, "UNKNOWN") for job in asked}
+
+
+def _sacct(jobs: list[str]) -> dict[str, str]:
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    arrays = sorted({job.split("_")[0] for job in jobs})
+    text = _run("sacct", "-XP", "-o", "JobID,State", "-j", ",".join(arrays))
+    return {job: line["State"] for job, line in SlurmInfoWatcher().read_info(text or "").items()}
+
+
+def _squeue() -> dict[str, str]:
+    text = _run("squeue", "-hr", "-t", "all", "-o", "%i|%T", "-u", getpass.getuser())
+    if text is None:
+        raise Failure("SLURM does not answer: neither sacct nor squeue says what became of jobs")
+    return dict(line.split("|") for line in text.split())
+
+
+def _run(*words: str) -> str | None:
+    """What a command prints; None when it fails."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else None
+    return None
+
+
+def _process_state(job: Job) -> str:
+    if job.host != socket.gethostname():
+        raise UserError(f"job {job.number} is process {job.job} of {job.host}; look there")
+    with suppress(ChildProcessError):
+        os.waitpid(int(job.job), os.WNOHANG)  # a child of ours that has ended
+    try:
+        os.kill(int(job.job), 0)
+    except (ProcessLookupError, PermissionError):  # its number may be another user's by now
+        return "COMPLETED"
+    return "RUNNING"
+
+
+def is_over(state: str) -> bool:
+    """Whether SLURM will not go on with a job in this state."""
+    return state.split()[0].rstrip("+") in OVER
+
+
+@dataclass
+class Outcome:
+    """How a job ended: with a headline, or with the reason why not."""
+
+    value: float | None = None
+    error: str | None = None
+
+
+def outcome(job: Job) -> Outcome | None:
+    """How the job's ranks ended; None unless all have."""
+    from submitit.core.utils import pickle_load
+
+    if not all(path.exists() for path in job.results):
+        return None
+    ends = [pickle_load(path) for path in job.results]
+    for end, told in ends:
+        if end == "error":
+            return Outcome(error=_reason(told))
+    return Outcome(value=ends[0][1])
+
+
+def _reason(told: str) -> str:
+    """The exception that a traceback ends with, in one line."""
+    last = told.rpartition('\n  File "')[2]
+    lines = [line for line in last.splitlines()[1:] if line and not line.startswith(" ")]
+    line = one_line(lines[0] if lines else told)
+    name, colon, words = line.partition(": ")
+    name = name.rpartition(".")[2]
+    return words if name in ("UserError", "Failure") else f"{name}{colon}{words}"
+
+
+def _death(job: Job, state: str) -> Outcome:
+    """Why a job left no result."""
+    if read_json(Path(job.directory, STATE)).get("status") == "finished":
+        headline = read_json(Path(job.directory, RESULTS)).get("headline", {})
+        return Outcome(value=headline.get("value"))
+    said = job.log.read_text(errors="replace")[-4000:] if job.log.is_file() else ""
+    if state.startswith("OUT_OF_ME") or MEMORY.search(said):
+        return Outcome(error="killed for its memory; raise launcher.mem_gb")
+    if job.cluster == "local":
+        return Outcome(error=f"process {job.job} is gone; see {job.log}")
+    told = "not known to it any more" if state == "UNKNOWN" else state
+    return Outcome(error=f"SLURM: {told}" + (f"; see {job.log}" if said else ""))
+
+
+class Watcher:
+    """Follows jobs until each has ended or SLURM has given it up."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self.jobs = sorted(jobs, key=lambda job: job.number)
+        self.outcomes: dict[int, Outcome] = {}
+        self.states: dict[str, str] = {}
+        self.over: dict[str, float] = {}  # since when, of jobs without a result
+        self.begun, self.next = time.monotonic(), 0.0
+
+    @property
+    def left(self) -> list[Job]:
+        return [job for job in self.jobs if job.number not in self.outcomes]
+
+    def look(self) -> None:
+        """Look for results; ask SLURM now and then, the longer it takes the less often."""
+        failing = False
+        for job in self.left:
+            found = outcome(job)
+            if found and not found.error:
+                self.outcomes[job.number] = found
+            failing |= found is not None
+        clock = time.monotonic()
+        if not self.left or clock < self.next:
+            return
+        with suppress(Failure):  # no news
+            self.states |= states(self.left)
+            self._bury(clock)
+        pause = 2 if self.over or failing else min(30, 2 + (clock - self.begun) / 20)
+        self.next = time.monotonic() + pause
+
+    def _bury(self, clock: float) -> None:
+        """Give up jobs that have been over for long enough.
+
+        An error alone does not end a job: SLURM may have stopped it, and start it again.
+        """
+        for job in self.left:
+            state = self.states[job.job]
+            if not is_over(state):
+                self.over.pop(job.job, None)
+                continue
+            since = self.over.setdefault(job.job, clock)
+            found = outcome(job)
+            grace = (
+                0 if found and state in ("FAILED", "COMPLETED") else GRACE.get(state.split()[0], 5)
+            )
+            if clock - since >= grace:
+                self.outcomes[job.number] = found or _death(job, state)
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """The table's rows."""
+        words = sweep.differing([" ".join(job.overrides) for job in self.jobs])
+        return [self._line(job, own) for job, own in zip(self.jobs, words, strict=True)]
+
+    def _line(self, job: Job, words: str) -> tuple[str, ...]:
+        run = Path(job.directory)
+        state, metadata = read_json(run / STATE), read_json(run / METADATA)
+        headline = read_json(run / RESULTS).get("headline")
+        steps = f"{state.get('step', 0)}/{state['max_steps']}" if "max_steps" in state else ""
+        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
+        started = (metadata.get("attempts") or [{}])[0].get("started")
+        until = state.get("updated") if job.number in self.outcomes else now()
+        word, spent = self._word(job, state), _time(started, until)
+        number = str(job.number) if job.number >= 0 else f"teacher {-job.number}"
+        return number, job.job, words, word, steps, value, spent
+
+    def _word(self, job: Job, state: dict[str, Any]) -> str:
+        if ended := self.outcomes.get(job.number):
+            return "failed" if ended.error else "finished"
+        word = self.states.get(job.job, "submitted").lower()
+        return str(state.get("status", "starting")) if word == "running" else word
+
+
+def _time(started: str | None, until: str | None) -> str:
+    if not started or not until:
+        return ""
+    seconds = int((datetime.fromisoformat(until) - datetime.fromisoformat(started)).total_seconds())
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def follow(jobs: Iterable[Job]) -> dict[int, Outcome]:
+    """Show the jobs until none is left: a live table in a terminal, else a line for each change."""
+    watcher = Watcher(jobs)
+    with _display() as show:
+        while True:
+            watcher.look()
+            show(watcher.lines())
+            if not watcher.left:
+                break
+            time.sleep(0.5)
+    untaught = [n for n, ended in watcher.outcomes.items() if n < 0 and ended.error]
+    for ended in watcher.outcomes.values():
+        if untaught and (ended.error or "").startswith("SLURM: CANCELLED"):
+            ended.error = "not started: its teacher's job failed"
+    return watcher.outcomes
+
+
+@contextmanager
+def _display() -> Iterator[Any]:
+    from rich import box
+    from rich.live import Live
+    from rich.table import Table
+
+    shown: dict[str, str] = {}
+
+    def lines(rows: list[tuple[str, ...]]) -> None:
+        for number, job, words, state, steps, value, _ in rows:
+            if shown.get(number) != state:
+                told = (number, job, state, steps, value, "" if number in shown else words)
+                shown[number] = state
+                print("job", "  ".join(filter(None, told)), flush=True)
+
+    if not sys.stdout.isatty():
+        yield lines
+        return
+    with Live(refresh_per_second=2) as live:
+
+        def table(rows: list[tuple[str, ...]]) -> None:
+            counts = Counter(row[3] for row in rows)
+            title = ", ".join(f"{count} {state}" for state, count in counts.items())
+            drawn = Table(*COLUMNS, title=title, box=box.SIMPLE_HEAD)
+            for row in sorted(rows, key=lambda row: row[3] in RESTING):  # else in their order
+                drawn.add_row(*row)
+            live.update(drawn)
+
+        yield table
+
+
+def watch(sweep_dir: Path) -> int:
+    """Come back to a submitted sweep: follow it, then its table; 1 when jobs did not finish."""
+    jobs = read_ledger(sweep_dir)
+    if not jobs:
+        raise UserError(f"{sweep_dir}: no {LEDGER} in it: no sweep was submitted from there")
+    try:
+        outcomes = follow(jobs.values())
+    except KeyboardInterrupt:
+        print(f"\nthe jobs go on; {how_to_come_back(sweep_dir)}")
+        return 130
+    sweep.running = sweep_dir
+    note_errors(jobs, outcomes)
+    if failed := sweep.tell():
+        raise Failure(f"{failed} jobs of the sweep did not finish; {way_out(sweep_dir)}")
+    return 0
+
+
+def note_errors(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> None:
+    """Tell the sweep's table why jobs failed; a teacher's failure that cost no run is past."""
+    lost = any(ended.error for number, ended in outcomes.items() if number >= 0)
+    for number, ended in outcomes.items():
+        if ended.error and (number >= 0 or lost):
+            sweep.errors[str(number)] = (jobs[number].overrides, ended.error)
+
+
+def way_out(sweep_dir: Path) -> str:
+    return f"go on with python launch.py {override('resume', str(sweep_dir))}"
+
+
+def how_to_come_back(sweep_dir: Path) -> str:
+    return f"come back with python -m forge runs --watch {shlex.quote(str(sweep_dir))}"
+
+
+def at() -> dict[str, str]:
+    """Where and when a submission happens."""
+    return {
+        "host": socket.gethostname(),
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

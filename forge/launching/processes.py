@@ -1,0 +1,81 @@
+"""Starts the ranks of a run on this machine, and says why they ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from forge.errors import Failure, UserError
+from forge.ranks import PARENT
+
+GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
+
+
+NOTHING = "<NONE>"  # what torch's launcher takes for the message of a rank that left none
+
+
+def wanted(launcher: Any) -> int:
+    """How many processes a run is to have here, by its launcher node."""
+    asked = (launcher or {}).get("processes", 1)
+    if type(asked) is not int or asked < 1:
+        raise UserError(f"launcher.processes={asked}: a number, at least 1")
+    return asked
+
+
+def launch(processes: int, words: list[str], script: Path) -> None:
+    """Run `script` with these arguments in several processes, and wait for them.
+
+    Raises what the first of them to fail reports, and `Preempted` when a signal ended them.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from forge.errors import Preempted
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ[PARENT] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="forge",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
+        shutdown_timeout=GRACE,
+    )
+    handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}
+    logging.disable(logging.CRITICAL)  # the agent's own words; the ranks say what matters
+    try:
+        elastic_launch(config, sys.executable)(str(script), *words)
+    except SignalException as stopped:
+        raise Preempted(stopped.sigval) from None
+    except ChildFailedError as failed:
+        raise _reason(*failed.get_first_failure()) from None
+    finally:
+        logging.disable(logging.NOTSET)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        del os.environ[PARENT]
+
+
+def _reason(rank: int, failure: Any) -> BaseException:
+    """What a rank's exit code and message mean, as an exception."""
+    from forge.errors import Preempted
+    from forge.training.signals import ASKING
+
+    number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
+    if number in ASKING:
+        return Preempted(number)
+    if failure.exitcode < 0:
+        return Failure(f"rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}")
+    reported = failure.error_file_data.get("message", NOTHING)
+    if reported == NOTHING:
+        return Failure(f"rank {rank} ended with {failure.exitcode}; its last words are above")
+    return UserError(reported) if failure.exitcode == 2 else Failure(reported)

@@ -1,0 +1,90 @@
+"""`resume=DIR` on the command line: a run's directory, or a sweep's own words to be given again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from forge.config.compose import override, quoted
+from forge.config.schema import SWEEP
+from forge.errors import USER_ERRORS, UserError
+from forge.records.files import METADATA
+from forge.records.recorded import is_free, key_of, require_known
+from forge.records.secrets import MASK
+
+SWEPT = "multirun.yaml"  # Hydra's record of a sweep
+
+
+def settle(arguments: list[str]) -> list[str]:
+    """The command line with the directory of `resume=` in Hydra's quotes, or, of a sweep that it
+    names, the sweep's own to be given again."""
+    given = [word for word in arguments if word.startswith("resume=")]
+    named = given[-1].removeprefix("resume=") if given else "null"
+    if named == "null":
+        return arguments
+    folder = Path(named if Path(named).exists() else str(_parsed(f"resume={named}").value()))
+    ours = [word for word in arguments if word not in given]
+    if (folder / METADATA).is_file():
+        return [*ours, f"resume={quoted(str(folder.absolute()))}"]  # a run may be called sweep
+    if not (folder / SWEPT).is_file():
+        above = (folder.parent / METADATA).is_file()
+        run = f"; its run is {override('resume', str(folder.parent))}" if above else ""
+        raise UserError(f"resume={folder}: no run and no sweep in this directory{run}")
+    return _of_sweep(folder, [word for word in ours if word not in ("-m", "--multirun")])
+
+
+def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
+    recorded = _recorded_sweep(folder)
+    words, replaced = list(recorded.overrides.task), {key_of(word) for word in ours}
+    swept = {key_of(word) for word in words if _sweeps(word)} | {*(recorded.sweeper.params or ())}
+    if both := sorted(swept & replaced):
+        raise UserError(
+            f"{both[0]}: the sweep in {folder} is over it; start a new sweep for others"
+        )
+    if any(folder.glob(f"*/{METADATA}")):
+        _require_same(ours, words, folder)
+    given = {"resume", *(word.split("=", 1)[0] for word in ours)}
+    kept = [word for word in words if word.split("=", 1)[0] not in given]
+    for word in kept:
+        if key_of(word) not in replaced:
+            require_known(key_of(word), word)
+    own = [
+        w for w in recorded.overrides.hydra if key_of(w) not in ("hydra.mode", "hydra.sweep.dir")
+    ]
+    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={quoted(str(folder))}"]
+
+
+def _recorded_sweep(folder: Path) -> Any:
+    """What Hydra recorded of a sweep; raises `UserError` for a file that was not written whole."""
+    try:
+        recorded = OmegaConf.load(folder / SWEPT).hydra
+        assert recorded.verbose is not None  # the last that is written
+    except (*USER_ERRORS, OSError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{folder / SWEPT}: cannot be read; give the sweep's command again with "
+            f"{override('hydra.sweep.dir', str(folder))}"
+        ) from error
+    return recorded
+
+
+def _require_same(ours: list[str], words: list[str], folder: Path) -> None:
+    """Raise `UserError` for what would part the runs to come from those that there are."""
+    secrets = {key_of(word) for word in words if MASK in word}
+    for word in ours:
+        key = key_of(word)
+        apart = word.startswith(("-", "hydra")) or key in secrets or is_free(key)
+        if not apart and word not in words:
+            raise UserError(f"{key}: the runs in {folder} are not of {word}; start a new sweep")
+
+
+def _sweeps(word: str) -> bool:
+    """Whether an override names several values."""
+    return bool(_parsed(word).is_sweep_override())
+
+
+def _parsed(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(word)

@@ -1,0 +1,336 @@
+"""Submit the runs of a sweep: configs frozen, truthful exit codes, requeued runs that go on.
+
+submitit carries each run to SLURM (or to a process of this machine); Hydra's launcher for it is
+in hydra_plugins/. What is submitted is a `Run`: the composed config and nothing that is read again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from forge import ranks
+from forge.config.compose import register
+from forge.config.schema import is_taught, to_config
+from forge.data import fingerprints
+from forge.errors import Failure, UserError, did_you_mean
+from forge.launching import jobs, sweep
+from forge.launching.submission import FILES, OURS, complete, submit
+from forge.records import environment, record
+
+BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
+OTHERS = 20  # seconds that a rank waits for rank 0
+
+
+@dataclass
+class Shared:
+    """What all runs of a sweep take with them."""
+
+    context: HydraContext
+    task_function: TaskFunction
+    singletons: Any = field(default_factory=Singleton.get_state)
+    git: dict[str, Any] = field(default_factory=environment.git)
+
+
+class Run:
+    """A run as it travels: pickled at submission, called in the job."""
+
+    def __init__(self, config: DictConfig, shared: Shared) -> None:
+        self.config, self.shared = config, shared
+        self.entry: dict[str, Any] = {}  # in the ledger
+
+    def __call__(self) -> float:
+        """The headline; a run that fails raises, and then SLURM calls its job FAILED."""
+        import submitit
+
+        Singleton.set_state(copy.deepcopy(self.shared.singletons))
+        setup_globals()
+        register()
+        record.submitted = self.shared.git
+        here = submitit.JobEnvironment()
+        if here.name() == "local":
+            os.setsid()  # the terminal's Ctrl-C is not meant for us
+        signal.signal(signal.SIGUSR2, once(signal.getsignal(signal.SIGUSR2)))  # submitit's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        try:
+            ranks.set_up()
+            return self._run(here.job_id)
+        except BaseException as stopped:
+            self._leave(stopped)
+            raise
+        finally:
+            be_deaf()  # the rest is bookkeeping, in threads of libraries too
+
+    def _run(self, job_id: str) -> float:
+        config = copy.deepcopy(self.config)
+        with open_dict(config):
+            config.hydra.job.id = job_id
+        ended = run_job(
+            self.shared.task_function,
+            config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.shared.context,
+        )
+        if ended.status is not JobStatus.COMPLETED:  # Hydra has swallowed the exception
+            raise ended._return_value
+        return float(ended.return_value)
+
+    def _leave(self, stopped: BaseException) -> None:
+        """Requeue a run that USR2 stopped; end as any other signal says."""
+        code = getattr(stopped, "exit_code", None)  # forge.errors.Preempted
+        if code is None:
+            return
+        if code == 128 + signal.SIGUSR2:
+            requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: rank 0 leaves
+            requeue(signal.SIGUSR2, None)
+            time.sleep(OTHERS)  # rank 0 does it, unless it waits for this one in a collective
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+            time.sleep(OTHERS)  # the other ranks end with the job
+        sys.exit(code)
+
+    def checkpoint(self) -> Any:
+        """What submitit submits again: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def be_deaf() -> None:
+    """Ignore the signals that SLURM sends."""
+    for number in BLOCKED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def once(handler: Any) -> Callable[[int, FrameType | None], None]:
+    """A handler that is deaf while it works: another signal in the midst of submitit's would find
+    half a checkpoint and fail the job."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        be_deaf()
+        handler(number, frame)
+
+    return first
+
+
+def launch(
+    settings: dict[str, Any],
+    context: HydraContext,
+    task_function: TaskFunction,
+    config: DictConfig,
+    overrides: list[list[str]],
+    first: int,
+) -> list[JobReturn]:
+    """Submit what is neither finished nor alive, and wait for all, unless `launcher.wait=false`."""
+    sweep_dir, numbered = Path(str(config.hydra.sweep.dir)), dict(enumerate(overrides, first))
+    try:
+        check(settings, config)
+        finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
+        shared = Shared(context, task_function)
+        runs = {n: Run(frozen, shared) for n, frozen in to_run.items()}
+        teachers: dict[int, jobs.Job] = {}
+        for waiting, untaught in _by_teacher(to_run, settings["cluster"]):
+            needs = dict(settings)
+            if untaught is not None:
+                teach = Run(untaught, replace(shared, task_function=train))
+                job = _teach(settings, sweep_dir, teach, _teacher_key(untaught))
+                teachers[job.number] = job
+                needs = _after(settings, job)
+            alive |= submit(needs, sweep_dir, {n: runs[n] for n in waiting}, numbered)
+    except UserError:
+        _tidy(sweep_dir)
+        raise
+    try:
+        print(_told(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
+        if not settings["wait"]:
+            sweep.running = None  # there is nothing to sum up yet
+            return [_returned(words, jobs.Outcome()) for words in overrides]
+        outcomes = jobs.follow([*teachers.values(), *alive.values()])
+    except KeyboardInterrupt:
+        sweep.running = None
+        print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
+        raise
+    jobs.note_errors(teachers | alive, outcomes)
+    outcomes |= finished
+    return [_returned(numbered[n], outcomes[n], alive.get(n)) for n in numbered]
+
+
+def check(settings: dict[str, Any], config: DictConfig) -> None:
+    """Raise `UserError` for settings that nobody knows or that cannot be met here."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    known = {*OURS, *SlurmExecutor._valid_parameters()}
+    for key in settings.keys() - known:
+        raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
+    if "${previous_run:" in str(OmegaConf.to_container(config)):
+        raise UserError("launcher: each run starts from the one before; leave launcher= out")
+    together = [key for key in ("nodes", "tasks_per_node") if (settings.get(key) or 1) != 1]
+    if settings["cluster"] == "local" and together:
+        raise UserError(
+            f"launcher.{together[0]}={settings[together[0]]}: in the background a job is one "
+            "process; several that train one model together are launcher=ddp"
+        )
+    if settings["cluster"] == "slurm" and SlurmExecutor.affinity() < 0:
+        raise UserError("launcher=slurm: there is no srun here; go to a login node of the cluster")
+    limit, delay = settings["time"], settings.get("signal_delay_s", 0)
+    if type(limit) is not int or limit * 60 <= delay:
+        raise UserError(
+            f"launcher.time={limit}: minutes, more than the {delay} seconds before the end at "
+            "which a job is told to save (launcher.signal_delay_s)"
+        )
+    if not settings["wait"] and "BasicSweeper" not in config.hydra.sweeper._target_:
+        raise UserError("launcher.wait=false: a search needs the results of its runs")
+
+
+def _sort(
+    config: DictConfig, context: HydraContext, numbered: dict[int, list[str]], sweep_dir: Path
+) -> tuple[dict[int, jobs.Outcome], dict[int, jobs.Job], dict[int, DictConfig]]:
+    """A sweep's runs: finished ones with their results, jobs alive, and configs yet to run."""
+    finished, to_run = {}, {}
+    complete(sweep_dir)
+    ledger = {n: job for n, job in jobs.read_ledger(sweep_dir).items() if n in numbered}
+    states = jobs.states(ledger.values())
+    alive = {n: job for n, job in ledger.items() if not jobs.is_over(states[job.job])}
+    for number, words in numbered.items():
+        if number in alive:
+            if not config.resume and alive[number].overrides != words:
+                raise UserError(
+                    f"{sweep_dir}: its job {number} is under way with other overrides "
+                    f"({' '.join(alive[number].overrides)}); take another hydra.sweep.dir"
+                )
+            continue
+        frozen = context.config_loader.load_sweep_config(config, words)
+        with open_dict(frozen):
+            frozen.hydra.job.num = number
+        run_dir = sweep_dir / str(OmegaConf.select(frozen, "hydra.sweep.subdir"))
+        if (value := record.reached(frozen, run_dir)) is not None:
+            finished[number] = jobs.Outcome(value=value)
+        else:
+            to_run[number] = frozen
+    return finished, alive, to_run
+
+
+def _by_teacher(
+    to_run: dict[int, DictConfig], name: str
+) -> list[tuple[list[int], DictConfig | None]]:
+    """Runs whose teacher is yet to be trained, together, with a config to train it from; the rest.
+
+    In processes of this machine the first run to come trains it and the others wait.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, frozen in to_run.items():
+        taught = name == "slurm" and is_taught(frozen)
+        groups.setdefault(_teacher_key(frozen) if taught else "", []).append(number)
+    found: list[tuple[list[int], DictConfig | None]] = []
+    for key, numbers in groups.items():
+        config = to_run[numbers[0]]
+        first = config if key and _untrained(config) else None
+        found.append((numbers, first))
+    return found
+
+
+def _teacher_key(config: DictConfig) -> str:
+    """Equal for runs that one teacher serves."""
+    return fingerprints.fingerprint(*map(str, (config.task, config.teacher, config.precision)))[:8]
+
+
+def _untrained(config: DictConfig) -> bool:
+    """Whether a run's teacher has to be trained before it."""
+    from forge.distillation import teacher
+
+    own = copy.deepcopy(config)
+    with open_dict(own):
+        del own["hydra"]
+    return bool(teacher.untrained(to_config(own)))
+
+
+def train(cfg: DictConfig) -> float:
+    """The task function of a job that trains a teacher."""
+    from forge.distillation import teacher
+
+    return teacher.train_first(cfg)
+
+
+def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run, key: str) -> jobs.Job:
+    """The job that trains a teacher: submitted, unless it is under way since an earlier command."""
+    directory = f"teacher-{key}"
+    run.config = copy.deepcopy(run.config)
+    run.config.hydra.sweep.subdir = directory
+    ledger = jobs.read_ledger(sweep_dir)
+    earlier = [job for n, job in ledger.items() if n < 0 and Path(job.directory).name == directory]
+    told = jobs.states(earlier)
+    alive = [job for job in earlier if not jobs.is_over(told[job.job])]
+    number = earlier[0].number if earlier else min([0, *ledger]) - 1
+    words = {number: [f"model@teacher={run.config.hydra.runtime.choices['model@teacher']}"]}
+    return alive[0] if alive else submit(settings, sweep_dir, {number: run}, words)[number]
+
+
+def _after(settings: dict[str, Any], job: jobs.Job) -> dict[str, Any]:
+    """The settings of jobs that start when another has ended well, and are cancelled if not."""
+    given = [settings["dependency"]] if settings.get("dependency") else []
+    more = {**settings.get("additional_parameters", {}), "kill-on-invalid-dep": "yes"}
+    dependency = ",".join([*given, f"afterok:{job.job}"])
+    return settings | {"dependency": dependency, "additional_parameters": more}
+
+
+def _tidy(sweep_dir: Path) -> None:
+    """Leave nothing behind of what was not submitted."""
+    folder = sweep_dir / FILES
+    for scrap in (*folder.glob("*.pkl"), *folder.glob(".submission_file_*")):
+        scrap.unlink()
+    if (sweep_dir / jobs.LEDGER).is_file() or any(sweep_dir.glob("[0-9]*")):
+        return
+    (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
+    with suppress(OSError):  # until the first that is not empty
+        folder.rmdir()
+    with suppress(OSError):
+        for path in (sweep_dir, *sweep_dir.parents):
+            path.rmdir()
+
+
+def _told(
+    sweep_dir: Path,
+    waits: bool,
+    finished: dict[int, jobs.Outcome],
+    alive: dict[int, jobs.Job],
+    runs: dict[int, Run],
+    teachers: dict[int, jobs.Job],
+) -> str:
+    """One line: what was submitted, and how to come back."""
+    arrays = sorted({alive[n].job.split("_")[0] for n in runs}, key=int)
+    parts = [f"{len(runs)} jobs submitted ({', '.join(arrays)})"] if runs else []
+    if teachers:
+        parts.append(f"their teacher's job first ({', '.join(j.job for j in teachers.values())})")
+    if others := len(alive) - len(runs):
+        parts.append(f"{others} under way")
+    if finished:
+        parts.append(f"{len(finished)} finished")
+    if alive:
+        parts[-1] += "; Ctrl-C leaves them alone" if waits else ""
+        parts[-1] += f"; {jobs.how_to_come_back(sweep_dir)}"
+    return ", ".join(parts)
+
+
+def _returned(words: list[str], ended: jobs.Outcome, job: jobs.Job | None = None) -> JobReturn:
+    """The outcome in Hydra's terms."""
+    found = JobReturn(overrides=words, status=JobStatus.COMPLETED)
+    found.return_value = ended.value
+    if ended.error and job:
+        found.status = JobStatus.FAILED
+        found.return_value = Failure(f"job {job.number} ({job.job}): {ended.error}")
+    return found

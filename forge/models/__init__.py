@@ -1,0 +1,1 @@
+"""From a path to a model: loading, heads, layers, LoRA, vocabularies, one batched forward pass."""

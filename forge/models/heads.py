@@ -1,0 +1,116 @@
+"""Heads: their labels, matched by name and put into the task's order."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from forge.config.schema import Model
+from forge.errors import UserError
+from forge.models import lora
+from forge.tasks.task import Task, TextTask
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+log = logging.getLogger(__name__)
+
+
+def head_names(config: PretrainedConfig) -> list[str]:
+    """The labels of a head, in their order."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
+def has_head(config: PretrainedConfig) -> bool:
+    """Whether the checkpoint was saved as a classifier."""
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
+def unnamed(labels: Iterable[str]) -> bool:
+    """Whether a head's labels are transformers' placeholders."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in labels)
+
+
+def names(task: Task) -> list[str]:
+    found: list[str] = getattr(task, "names", ["score"])
+    return found
+
+
+def name_labels(config: PretrainedConfig, task: TextTask) -> None:
+    config.num_labels = task.num_labels
+    config.problem_type = task.problem_type  # type: ignore[assignment]  # one of its literals
+    config.id2label = dict(enumerate(names(task)))
+    config.label2id = {name: i for i, name in enumerate(names(task))}
+
+
+def head_order(model: Model, task: TextTask, config: PretrainedConfig, where: str) -> list[int]:
+    """For each label of the task its row in the trained head, matched by name, case-folded."""
+    theirs = head_names(config)
+    ours = names(task)
+    way_out = f"; start a fresh head with {where}.new_head=true, or set task.labels"
+    if len(theirs) != len(ours):
+        raise UserError(
+            f"{where}.path={model.path}: its head has {len(theirs)} labels [{', '.join(theirs)}], "
+            f"the task {len(ours)} [{', '.join(ours)}]{way_out}"
+        )
+    if unnamed(theirs):
+        if len(theirs) > 1:
+            log.warning(
+                "head of %s: its labels are unnamed (%s), taken to be in the task's order: %s",
+                model.path,
+                ", ".join(theirs),
+                ", ".join(ours),
+            )
+        return list(range(len(ours)))
+    if task.num_labels == 1:
+        return [0]
+    order = match(theirs, ours)
+    if order is None:
+        raise UserError(
+            f"{where}.path={model.path}: its head knows [{', '.join(theirs)}], "
+            f"the task [{', '.join(ours)}]{way_out}"
+        )
+    return order
+
+
+def match(theirs: list[str], ours: list[str]) -> list[int] | None:
+    """For each of our labels its place among theirs, by name, case-folded; None for others."""
+    if len(theirs) != len(ours):
+        return None
+    if set(theirs) == set(ours):
+        return [theirs.index(name) for name in ours]
+    rows = {name.casefold(): i for i, name in enumerate(theirs)}
+    if len(rows) < len(ours) or rows.keys() != {name.casefold() for name in ours}:
+        return None
+    return [rows[name.casefold()] for name in ours]
+
+
+def head(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """Modules outside the encoder."""
+    prefix = f"{model.base_model_prefix}."
+    return [(n, m) for n, m in model.named_modules() if n and not f"{n}.".startswith(prefix)]
+
+
+def permute_head(model: PreTrainedModel, order: list[int]) -> None:
+    """Reorder the output rows of the last linear layer, in place."""
+    linear = [m for _, m in head(model) if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        linear.weight.copy_(linear.weight[order].clone())
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias[order].clone())
+
+
+def with_new_head(
+    auto: Any, path: str, config: PretrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """The encoder at `path` under a head of random values, and the names of what is random."""
+    built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
+    trained, missing = lora.from_pretrained(auto, path, **options)
+    built.base_model.load_state_dict(trained.base_model.state_dict())
+    return built, [*missing, *(name for name, _ in head(built))]

@@ -1,0 +1,92 @@
+"""Students made of some of another model's layers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from forge.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def shallower(
+    source: PreTrainedModel,
+    layers: int | list[int] | None,
+    config: PretrainedConfig | None = None,
+    head: str = "SequenceClassification",
+) -> PreTrainedModel:
+    """A model that starts from the embeddings, the head and some (null: all) layers of `source`.
+
+    `config` is its architecture, by default that of `source` with fewer layers; raises `UserError`
+    when the weights do not fit it.
+    """
+    import transformers
+
+    owner = source.config
+    chosen = _choose_layers(layers, owner.num_hidden_layers)
+    config = copy.deepcopy(config or owner)
+    config.num_hidden_layers = len(chosen)
+    if types := getattr(owner, "layer_types", None):
+        config.layer_types = [types[i] for i in chosen]
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    student: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    weights, wanted = _with_layers(source, chosen), student.state_dict()
+    for name in sorted(weights.keys() | wanted.keys()):
+        mine, theirs = (list(w[name].shape) if name in w else "absent" for w in (wanted, weights))
+        if mine != theirs:
+            raise UserError(
+                f"model.layers, model.init: {name} is {mine} in the student ({config.model_type}) "
+                f"and {theirs} in the model that it starts from ({owner.model_type}); choose one "
+                "of the same family and width, or model=from_teacher"
+            )
+    student.load_state_dict(weights)
+    student.config.initialized_from = {"model": owner.name_or_path, "layers": chosen}
+    log.info("weights: layers %s of %s", ", ".join(map(str, chosen)), owner.name_or_path)
+    return student
+
+
+def _choose_layers(layers: Any, have: int) -> list[int]:
+    """Indices of layers; a number is spread evenly, the first and the last among them."""
+    if isinstance(layers, int) and 1 <= layers <= have:
+        return [round(i * (have - 1) / max(layers - 1, 1)) for i in range(layers)]
+    layers = list(range(have)) if layers is None else layers
+    listed = isinstance(layers, list) and len(set(layers)) == len(layers) > 0
+    if not listed or not all(isinstance(i, int) and 0 <= i < have for i in layers):
+        raise UserError(
+            f"model.layers={layers}: a number from 1 to {have}, or a list of different layers "
+            f"from 0 to {have - 1}"
+        )
+    return list(layers)
+
+
+def _with_layers(source: PreTrainedModel, chosen: list[int]) -> dict[str, torch.Tensor]:
+    """The state of `source` with the chosen layers only, numbered anew."""
+    have = source.config.num_hidden_layers
+    found = [
+        f"{name}."
+        for name, module in source.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == have
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"model.layers: {len(found)} stacks of {have} layers in a {source.config.model_type}; "
+            "it cannot be made shallower"
+        )
+    new = {f"{found[0]}{old}.": f"{found[0]}{i}." for i, old in enumerate(chosen)}
+    state = {}
+    for name, tensor in source.state_dict().items():
+        if name.startswith(found[0]):
+            stem = found[0] + name[len(found[0]) :].split(".")[0] + "."
+            if stem not in new:
+                continue
+            name = new[stem] + name[len(stem) :]
+        state[name] = tensor
+    return state

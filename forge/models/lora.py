@@ -1,0 +1,255 @@
+"""LoRA (Hu et al. 2021) through PEFT: a small adapter is trained beside weights that stay frozen.
+
+A directory with an adapter holds that, the config and the tokenizer; its base stays where it was.
+Whoever reads one gets the merged model: every other module sees whole models only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge import hub
+from forge.config import check as config_check
+from forge.config.schema import Model
+from forge.data import fingerprints
+from forge.errors import UserError, did_you_mean, one_line
+from forge.records import checkpoints
+from forge.records.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE = "adapter_config.json"
+BY_FORGE = {"task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode"}
+RANGES = {"r": (1, 2**16), "lora_alpha": (0, 2**16), "lora_dropout": (0, 0.99)}
+
+
+def check(model: Model, where: str) -> None:
+    """Hold `model.lora` against peft.LoraConfig, and the model against what an adapter can go with.
+
+    Raises `UserError`.
+    """
+    if not model.lora:
+        return
+    if not find_spec("peft"):
+        raise UserError(f"{where}.lora: peft is not installed; pip install 'forge[lora]'")
+    for key in BY_FORGE & model.lora.keys():
+        raise UserError(f"{where}.lora.{key}: set by Forge; leave it out")
+    config_check.check({"_target_": "peft.LoraConfig", **model.lora}, f"{where}.lora")
+    for key, (low, high) in RANGES.items():
+        if not low <= (value := model.lora.get(key, low)) <= high:
+            raise UserError(f"{where}.lora.{key}={value}: from {low} to {high}")
+    if (start := model.lora.get("init_lora_weights", True)) not in (True, "gaussian"):
+        raise UserError(
+            f"{where}.lora.init_lora_weights={start}: an adapter has to start as no change of its "
+            "base; true or gaussian"
+        )
+    if made := _made_anew(model):
+        raise UserError(
+            f"{where}.lora: an adapter's base has to be at {where}.path as it is, and {made} makes "
+            f"other weights; make them a run of their own, without {where}.lora (with "
+            f"trainer.num_train_epochs=0 they stay untrained), and name that in {where}.path"
+        )
+
+
+def _made_anew(model: Model) -> str | None:
+    """The setting by which the base's weights are not those at `model.path`."""
+    places = ("subfolder", "variant")
+    found = {
+        "path=null": model.path is None,
+        "from_scratch=true": model.from_scratch,
+        f"init={model.init}": model.init,
+        f"layers={model.layers}": model.layers is not None,
+        **{f"from_pretrained.{key}": key in model.from_pretrained for key in places},
+    }
+    return next((what for what, so in found.items() if so), None)
+
+
+def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iterable[str]) -> Any:
+    """A `PeftModel`: `base`, which is at `path`, frozen under an adapter that changes nothing yet.
+
+    A classifier's head trains in full, and so does what is `fresh`, from random values. Raises
+    `UserError` for settings that do not fit the model.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if model.new_head and is_adapter(path):
+        raise UserError(
+            f"model.new_head=true: {path} is an adapter, and another on top has its labels; merge "
+            "it first with python -m forge export RUN --merged, and name RUN/merged in model.path"
+        )
+    settings: dict[str, Any] = {"target_modules": None} | (model.lora or {})
+    if settings["target_modules"] is None and base.config.model_type not in KNOWN:
+        settings["target_modules"] = "all-linear"
+    _check_names(base, settings)
+    classifies = head == "SequenceClassification"
+    whole = [*(settings.get("modules_to_save") or ()), *_whole(base, fresh, classifies)]
+    settings["modules_to_save"] = list(dict.fromkeys(whole)) or None
+    kind = TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM
+    try:
+        with replaced_names():
+            adapted = get_peft_model(base, LoraConfig(task_type=kind, **settings))
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise UserError(f"model.lora: {one_line(str(error))[:300]}") from error
+    own = adapted.peft_config["default"]
+    place = Path(path)
+    own.base_model_name_or_path = str(place.absolute()) if place.is_dir() else path
+    own.revision = getattr(base.config, "_commit_hash", None)
+    base.config.architectures = [type(base).__name__]
+    base.config.base_digest = _digest(path)
+    return adapted
+
+
+def _check_names(base: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Raise `UserError` for a listed module that the model lacks; PEFT leaves it out unsaid."""
+    known = [f".{name}" for name, _ in base.named_modules()]
+    for key in ("target_modules", "modules_to_save"):
+        listed = settings.get(key)
+        for name in listed if isinstance(listed, list) else ():
+            if not any(module.endswith(f".{name}") for module in known):
+                parts = dict.fromkeys(module.rpartition(".")[2] for module in known)
+                raise UserError(
+                    f"model.lora.{key}: the model has no module {name}"
+                    f"{did_you_mean(name, [p for p in parts if p and not p.isdecimal()])}"
+                )
+
+
+def _whole(base: PreTrainedModel, fresh: Iterable[str], classifies: bool) -> list[str]:
+    """Modules to train in full: those around a classifier's encoder, and owners of new weights."""
+    heads = [
+        name
+        for name, module in base.named_children()
+        if classifies and name != base.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    owners = {name.rpartition(".")[0] for name in fresh if name.split(".")[0] not in heads}
+    return [*heads, *sorted(owners - {""})]
+
+
+@contextmanager
+def replaced_names() -> Iterator[None]:
+    """PEFT 0.21 and TRL 1.16 use a name that transformers 5.23 has replaced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is a `PeftModel`."""
+    return hasattr(model, "peft_config")
+
+
+def check_reinforced(model: Any, beta: float) -> None:
+    """Raise `UserError` for an adapter that mode=rl cannot train, or switch off at `beta` > 0."""
+    if not is_adapted(model):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if beta and (bias := model.peft_config["default"].bias) != "none":
+        raise UserError(
+            f"model.lora.bias={bias}: biases stay changed when the adapter is switched off to ask "
+            "the start; set model.lora.bias=none or mode.beta=0"
+        )
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "model.lora.target_modules: mode=rl reads the head's weights by themselves, so an "
+            "adapter on it would not train; leave it out"
+        )
+
+
+def short(targets: Any) -> str:
+    """Names of modules without their places; all linear layers are many."""
+    if isinstance(targets, str):
+        return targets
+    return ", ".join(sorted({name.rpartition(".")[2] for name in targets or ()}))
+
+
+def words(model: Any) -> str:
+    """What is trained of an adapted model."""
+    own = model.peft_config["default"]
+    parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    full = sorted(parts & {name.rpartition(".")[2] for name in own.modules_to_save or ()})
+    return f"LoRA r={own.r} on {short(own.target_modules)}" + (
+        f"; in full: {', '.join(full)}" if full else ""
+    )
+
+
+def save(model: Any, folder: str) -> None:
+    """The adapter and what is needed to read it."""
+    model.save_pretrained(folder, save_embedding_layers=False)  # else it asks the Hub, each time
+    model.config.save_pretrained(folder)
+    Path(folder, "README.md").unlink(missing_ok=True)  # an empty form; Forge writes a card
+
+
+def require_same_base(model: Any, checkpoint: Path) -> None:
+    """Raise `UserError` for a checkpoint whose adapter was trained beside other weights."""
+    if not is_adapted(model):
+        return
+    before = read_json(checkpoint / "config.json").get("base_digest")
+    if before != getattr(model.config, "base_digest", None):
+        raise UserError(
+            f"{checkpoint.name}: the base of its adapter, "
+            f"{model.peft_config['default'].base_model_name_or_path}, has other weights now; "
+            "bring those back, or leave hydra.run.dir out for a new directory"
+        )
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a local directory holds an adapter, and no whole model."""
+    return Path(path, FILE).is_file()
+
+
+def from_pretrained(auto: Any, path: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model at `path`, an adapter merged into its base, and the names of weights it lacks.
+
+    Raises `UserError` for a base that is gone or another one now.
+    """
+    if not is_adapter(path):
+        built, info = auto.from_pretrained(path, output_loading_info=True, **options)
+        return built, sorted(info["missing_keys"])
+    if not find_spec("peft"):
+        raise UserError(f"{path}: an adapter, and peft is not installed; pip install 'forge[lora]'")
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig
+
+    own = PeftConfig.from_pretrained(path)
+    settings = {"config": AutoConfig.from_pretrained(path), **options, "revision": own.revision}
+    base = own.base_model_name_or_path
+    _check_base(path, base, read_json(Path(path, "config.json")).get("base_digest"))
+    settings["ignore_mismatched_sizes"] = True  # the base may have another head, or none
+    with hub.access("base model", base, "model.path=DIR"):
+        built, _ = from_pretrained(auto, base, **settings)
+    with replaced_names(), hub.access("adapter", path, "model.path=DIR"):
+        merged: PreTrainedModel = PeftModel.from_pretrained(built, path).merge_and_unload()
+    for trace in ("peft_config", "base_digest"):
+        vars(merged).pop(trace, None), vars(merged.config).pop(trace, None)
+    merged.config._name_or_path = merged.name_or_path = path
+    return merged.requires_grad_(True), []
+
+
+def _check_base(path: str, base: str, digest: str | None) -> None:
+    """Raise `UserError` unless a local base is there as it was."""
+    if not Path(base).is_absolute():
+        return  # on the Hub, by its commit
+    if not Path(base, "config.json").is_file():
+        problem = "is gone"
+    elif _digest(base) != digest:
+        problem = "has other weights now"
+    else:
+        return
+    raise UserError(
+        f"{path}: the base of its adapter, {base}, {problem}; write where that is into "
+        f"base_model_name_or_path of {FILE} there"
+    )
+
+
+def _digest(path: str) -> str | None:
+    """A hash of the weights in a local directory; None for a name on the Hub."""
+    files = [f for end in ("safetensors", "bin") for f in Path(path).glob(f"*model*.{end}")]
+    hashes = [(file.name, checkpoints.digest(file)) for file in sorted(files)]
+    return fingerprints.fingerprint(hashes) if hashes else None

@@ -1,0 +1,56 @@
+"""What a run ran on: commit, versions, device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
+
+
+def git() -> dict[str, Any]:
+    """Commit of this checkout and whether files differ from it; nothing outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if not shutil.which("git") or not (commit := ask("rev-parse", "HEAD")):
+        return {}
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+
+
+def version(git: dict[str, Any]) -> str:
+    changed = " with changes" if git.get("dirty") else ""
+    return f"{git['commit'][:10]}{changed}" if git else "no commit"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device of this attempt."""
+    import torch
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": {"python": platform.python_version(), **found},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "devices": max(torch.cuda.device_count(), 1),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name and its cores, e.g. `AMD EPYC, 2 cores`."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.is_file() else None
+    return f"{named[1] if named else platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,124 @@
+"""The config that a run recorded, with overrides on top."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from forge.config.compose import dotted_values
+from forge.config.schema import SWEEP, Config
+from forge.errors import USER_ERRORS, UserError
+from forge.records.files import METADATA, STATE, read_json
+from forge.records.record import NOT_COMPARED, plain
+from forge.records.secrets import MASK
+
+log = logging.getLogger(__name__)
+
+
+# What may change without changing what the finished part of a run computed.
+FREE = (*NOT_COMPARED, "callbacks", "trainer.max_steps", "trainer.num_train_epochs")
+
+
+FREE_TRAINER = ("save_", "logging_", "dataloader_num_workers", "per_device_eval_batch_size")
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+~").split("=", 1)[0]
+
+
+def require_known(key: str, value: Any) -> None:
+    """Raise `UserError` for a secret, which a record does not hold."""
+    if MASK in str(value):
+        raise UserError(f"{key}: a secret, which is not recorded; give it again with {key}=…")
+
+
+def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The config that a run directory recorded, with this command's overrides on top.
+
+    A job of a resumed sweep that never started keeps its composition. Raises `UserError` when there
+    is no run, or for an override that would change what the finished part computed.
+    """
+    if cfg.resume != SWEEP and run_dir.resolve() != Path(cfg.resume).resolve():
+        raise UserError(
+            f"resume={cfg.resume}: the run goes on in its own directory; leave out -m, launcher= "
+            "and hydra.run.dir="
+        )
+    metadata = read_json(run_dir / METADATA)
+    if not metadata:
+        return cfg
+    found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
+    assert isinstance(found, DictConfig)
+    for key, value in dotted_values(metadata["config"]):
+        if MASK in str(value):
+            now = OmegaConf.select(cfg, key)
+            require_known(key, value if now is None else now)
+            OmegaConf.update(found, key, now)
+    _say_changes(metadata)
+    _apply(found, cfg, metadata, read_json(run_dir / STATE))
+    return found
+
+
+def _apply(
+    found: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Put the command line's keys onto the recorded config of a run that stands at `state`."""
+    done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
+    chosen = HydraConfig.get().runtime.choices
+    for key in map(key_of, HydraConfig.get().overrides.task):
+        node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
+        value, before = OmegaConf.select(cfg, node), OmegaConf.select(found, node)
+        if key == "experiment":
+            value, before = chosen.get(key), metadata.get("choices", {}).get(key)
+        choice = "." not in key or node != key
+        if key == "resume" or value == before or (cfg.resume == SWEEP and choice):
+            continue  # a sweep's choices are those of its first command
+        if not is_free(key):
+            raise UserError(
+                f"{key}: the run was made with another ({_short(before)}), and a change would "
+                "touch what its finished part computed; start a new run for it"
+            )
+        behind = round(state.get(done.get(key, "")) or 0, 2)
+        if isinstance(value, int | float) and 0 <= value < behind:
+            raise UserError(
+                f"{key}={value}: {behind} {done[key]}s are done; a run can only be extended"
+            )
+        OmegaConf.update(found, key, value, merge=False, force_add=True)
+        log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change in a run that goes on."""
+    if key.split(".")[0] in FREE or key in FREE:
+        return True
+    name = key.removeprefix("trainer.")
+    return name != key and name.startswith(FREE_TRAINER)
+
+
+def _say_changes(metadata: dict[str, Any]) -> None:
+    """Name what conf/ would compose otherwise today."""
+    from hydra import compose
+
+    try:
+        today = plain(compose("config", list(metadata.get("overrides", ()))))
+    except USER_ERRORS as error:
+        log.warning(
+            "resume  conf/ no longer composes this run (%s); its recorded config counts", error
+        )
+        return
+    ours, theirs = dict(dotted_values(metadata["config"])), dict(dotted_values(today))
+    differ = [key for key in sorted(ours.keys() & theirs.keys()) if ours[key] != theirs[key]]
+    differ = [key for key in differ if not is_free(key)]
+    if differ:
+        log.warning(
+            "resume  conf/ has changed since (%s); the recorded config counts",
+            ", ".join(differ[:5]),
+        )

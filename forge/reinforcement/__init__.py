@@ -1,0 +1,1 @@
+"""Rewards, GRPO, and policies whose answers are labels or texts."""

@@ -1,0 +1,293 @@
+"""GRPO for classifiers (Shao et al. 2024): the policy is the softmax over the labels.
+
+    loss = - mean of min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon_high) * A)
+           + beta * KL(policy || start) - entropy_coef * H(policy)
+
+Over G labels drawn for each example; A is the advantage in its group. Every distribution is
+softmax(logits / temperature), read without dropout: the ratio of the first update after a draw is
+exactly 1 (it is taken to that update's own logits), and so is 0 the KL of the first step. KL and
+entropy are sums over all labels, not estimates. A group's mean holds each answer's own reward, so
+with scale_rewards=none the expected gradient is (G - 1) / G of the exact policy gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import RandomSampler, Sampler
+
+from forge import ranks
+from forge.distillation.losses import kl
+from forge.errors import UserError
+from forge.models import lora
+from forge.reinforcement.rewards import Rewards
+from forge.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+EPS = 1e-4  # beside the standard deviation, as in TRL
+# Of answers [B, G] to the rows with these ids: every reward's values [B * G, rewards], NaN for none
+Judge: TypeAlias = Callable[[NDArray[Any], list[int]], NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Under the names of TRL's GRPOConfig; see conf/mode/rl.yaml."""
+
+    num_generations: int
+    temperature: float
+    beta: float
+    epsilon: float
+    epsilon_high: float | None
+    num_iterations: int
+    scale_rewards: str
+    entropy_coef: float
+
+
+@dataclass
+class Rollout:
+    """Labels drawn [B, G], the log-probabilities [B, C] they come from, and advantages [B, G]."""
+
+    step: int  # at which they were drawn
+    labels: Tensor
+    old: Tensor
+    advantages: Tensor
+
+
+def draw(
+    probabilities: NDArray[Any], ids: list[int], step: int, seed: int, count: int
+) -> NDArray[Any]:
+    """`count` labels for each row of probabilities [B, C] -> [B, count].
+
+    The random numbers follow from seed, step and the row's id alone: what else is in the batch, how
+    many processes there are, an evaluation or a resumption in between change nothing.
+    """
+    uniform = np.stack([np.random.default_rng((seed, step, row)).random(count) for row in ids])
+    cumulative = probabilities.astype(np.float64).cumsum(1)
+    cumulative /= cumulative[:, -1:]
+    found: NDArray[Any] = (uniform[:, :, None] >= cumulative[:, None, :]).sum(-1)
+    return found
+
+
+def centred(rewards: NDArray[Any], scale: str) -> NDArray[Any]:
+    """Advantages [B, G] of rewards [B, G]: minus the group's mean, over a standard deviation.
+
+    That of the group or of the batch (ddof 1, plus 1e-4, as TRL), or 1 at `scale` none. NaN, an
+    answer that no reward applies to, counts nowhere and has advantage 0.
+    """
+    mean, std = moments(rewards, 1)
+    found = np.where(np.isnan(rewards) | constant(rewards)[:, None], 0.0, rewards - mean)
+    if scale == "batch":
+        std = moments(rewards.reshape(1, -1), 1)[1]
+    scaled: NDArray[Any] = found if scale == "none" else found / (std + EPS)
+    return scaled
+
+
+def moments(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and standard deviation (ddof 1) of what is not NaN, the axis kept; 0 where undefined."""
+    count = (~np.isnan(values)).sum(axis, keepdims=True)
+    mean = np.nansum(values, axis, keepdims=True) / np.maximum(count, 1)
+    squares = np.nansum((values - mean) ** 2, axis, keepdims=True)
+    return mean, np.sqrt(squares / np.maximum(count - 1, 1))
+
+
+def constant(rewards: NDArray[Any]) -> NDArray[Any]:
+    """Which groups [B] of rewards [B, G] have no variance, and teach nothing."""
+    low = np.where(np.isnan(rewards), np.inf, rewards).min(1)
+    high = np.where(np.isnan(rewards), -np.inf, rewards).max(1)
+    found: NDArray[Any] = ~(high > low)
+    return found
+
+
+def objective(
+    policy: Tensor, rollout: Rollout, start: Tensor | None, settings: Settings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of log-probabilities [B, C], and what to log of it: kl, entropy, the clipped share.
+
+    `start` are those of the model that training started from; None at beta 0.
+    """
+    low = settings.epsilon
+    high = low if settings.epsilon_high is None else settings.epsilon_high
+    new, old = (p.gather(1, rollout.labels) for p in (policy, rollout.old))
+    ratio, advantages = (new - old).exp(), rollout.advantages
+    gain = torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    clipped = torch.where(advantages < 0, ratio < 1 - low, (ratio > 1 + high) & (advantages > 0))
+    entropy = -(policy.exp() * policy).sum(1).mean()
+    loss = -gain.mean() - settings.entropy_coef * entropy
+    facts = {"entropy": entropy, "clip_ratio/region_mean": clipped.float().mean()}
+    if start is not None:
+        facts["kl"] = kl(policy, start).mean()
+        loss = loss + settings.beta * facts["kl"]
+    return loss, {name: fact.detach() for name, fact in facts.items()}
+
+
+def told(values: NDArray[Any], rewards: Rewards, group: int) -> dict[str, float]:
+    """What to log of values [B * G, rewards], under TRL's names; NaN where none applied."""
+    total = rewards.total(values)
+    facts = dict(zip(("reward", "reward_std"), _mean_and_std(total), strict=True))
+    for name, column in zip(rewards.functions, values.T, strict=True):
+        mean, std = _mean_and_std(column)
+        facts |= {f"rewards/{name}/mean": mean, f"rewards/{name}/std": std}
+    facts["frac_reward_zero_std"] = float(constant(total.reshape(-1, group)).mean())
+    return facts
+
+
+def _mean_and_std(values: NDArray[Any]) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return math.nan, math.nan
+    mean, std = moments(values, 0)
+    return mean.item(), std.item()
+
+
+class Repeated(Sampler[int]):
+    """Another sampler's rows in chunks, each `times` times; an incomplete last one is left out."""
+
+    def __init__(self, rows: Any, chunk: int, times: int) -> None:
+        self.rows, self.chunk, self.times = rows, chunk, times
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the other sampler, if its order changes with it."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.chunk * self.chunk * self.times
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(self.rows)
+        whole = range(0, len(rows) - self.chunk + 1, self.chunk)
+        return (row for i in whole for _ in range(self.times) for row in rows[i : i + self.chunk])
+
+
+class GRPO(Trainer):
+    """Trains a classifier on rewards of the labels that it draws.
+
+    Rewards of a batch, and the scale of one, are of one forward pass: neither other processes' nor
+    other accumulated batches count. Steps count updates; with several for each batch of answers an
+    epoch has as many times more.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, *, settings: Settings, rewards: Rewards, judge: Judge, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self.settings, self.rewards, self.judge = settings, rewards, judge
+        self.start: nn.Module | None = None  # an adapter is switched off instead
+        if settings.beta and not lora.is_adapted(model):
+            self.start = copy.deepcopy(model).eval().requires_grad_(False)
+        self.rollouts: dict[str, Rollout] = {}  # of the batches to come again, by their rows' ids
+        self.sums: dict[str, list[float]] = {}  # since the last log: sum and count of each fact
+        super().__init__(model=model, **kwargs)
+        if self.start is not None:
+            self.start.to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        model.eval()  # no dropout, with which two readings of one policy differ
+        inputs = {name: column for name, column in inputs.items() if name != "labels"}
+        start = self._start_policy(model, inputs) if self.settings.beta else None
+        outputs = model(**inputs)
+        policy = self._log_policy(outputs)
+        rollout = self._rollout(policy.detach())
+        loss, facts = objective(policy, rollout, start, self.settings)
+        self._follow({name: fact.item() for name, fact in facts.items()})
+        return (loss, outputs) if return_outputs else loss
+
+    def _start_policy(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities [B, C] of the model that training started from."""
+        own: Any = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self.accelerator.autocast():
+            if self.start is not None:
+                return self._log_policy(self.start(**inputs))
+            with own.disable_adapter():
+                return self._log_policy(own(**inputs))
+
+    def _log_policy(self, outputs: Any) -> Tensor:
+        logits: Tensor = outputs.logits.float()
+        return (logits / self.settings.temperature).log_softmax(-1)
+
+    def _rollout(self, policy: Tensor) -> Rollout:
+        """The batch's labels and advantages: drawn now, or those of the updates before."""
+        assert self.last_ids is not None
+        ids, step = self.last_ids.tolist(), self.state.global_step
+        key = " ".join(map(str, ids))
+        if step % self.settings.num_iterations:
+            return self.rollouts[key]
+        labels = draw(
+            policy.exp().cpu().numpy(), ids, step, self.args.seed, self.settings.num_generations
+        )
+        values = self.judge(labels, ids)
+        self._follow(told(values, self.rewards, self.settings.num_generations))
+        total = self.rewards.total(values).reshape(labels.shape)
+        advantages = centred(total, self.settings.scale_rewards)
+        found = self._rolled_out(step, labels, policy, advantages)
+        if self.settings.num_iterations > 1:
+            self.rollouts = {k: r for k, r in self.rollouts.items() if r.step == step}
+            self.rollouts[key] = found
+        return found
+
+    def _rolled_out(self, step: int, labels: Any, old: Any, advantages: Any) -> Rollout:
+        """On the device."""
+        to: dict[str, Any] = {"dtype": torch.float32, "device": self.args.device}
+        drawn = torch.as_tensor(labels, device=self.args.device)
+        return Rollout(step, drawn, torch.as_tensor(old, **to), torch.as_tensor(advantages, **to))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows, times = super()._get_train_sampler(train_dataset), self.settings.num_iterations
+        if times == 1:
+            return rows
+        if isinstance(rows, RandomSampler):
+            rows = SeedableRandomSampler(rows.data_source, data_seed=self.args.seed)
+        args = self.args
+        chunk = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if chunk > len(rows):
+            raise UserError(
+                f"mode.num_iterations={times}: not one whole batch of {chunk} in {len(rows)} rows; "
+                "lower trainer.per_device_train_batch_size"
+            )
+        return Repeated(rows, chunk, times)
+
+    def progress(self) -> dict[str, Any]:
+        rollouts = {
+            key: [r.step, *(t.tolist() for t in (r.labels, r.old, r.advantages))]
+            for key, r in self.rollouts.items()
+        }
+        return super().progress() | {"rollouts": rollouts, "facts": self.sums}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        super().restore(progress)
+        self.sums = progress["facts"]
+        rollouts = progress["rollouts"].items()
+        self.rollouts = {key: self._rolled_out(*stored) for key, stored in rollouts}
+
+    def _follow(self, facts: dict[str, float]) -> None:
+        for name, fact in facts.items():
+            sums = self.sums.setdefault(name, [0.0, 0])
+            if not math.isnan(fact):
+                sums[0] += fact
+                sums[1] += 1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.sums:
+            ours = {}
+            for name, sums in self.sums.items():
+                total, count = (ranks.all_reduce_sum(each, self.args.device) for each in sums)
+                if count:
+                    ours[name] = total / count
+            order = sorted(ours, key=lambda name: not name.startswith("reward"))
+            logs = {name: ours[name] for name in order} | logs
+            self.sums = {name: [0.0, 0] for name in self.sums}
+        super().log(logs, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""Runs read back: statistics, sweeps, tables, the index, reports, plots, model cards."""

@@ -1,0 +1,125 @@
+"""Runs side by side: configs, metrics, and a paired test of each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from forge.config.compose import dotted_values
+from forge.errors import UserError
+from forge.records.record import NOT_COMPARED
+from forge.results import statistics as results_statistics
+from forge.results.runs import TIMINGS, Run, read_run
+from forge.results.tables import cell, drawn
+
+
+def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
+    """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
+
+    The test is of the headline, on every split that both have judged. Raises `UserError` for a run
+    that is not finished, other headlines or other examples.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("the same run is named twice; there is nothing to compare")
+    runs = [read_run(path) for path in paths]
+    for run in runs:
+        if run.state.get("status") != "finished" or not run.results:
+            raise UserError(f"{run.path}: no finished run in this directory")
+    headlines = {run.results["headline"]["metric"] for run in runs}
+    if len(headlines) > 1:
+        raise UserError(f"{', '.join(sorted(headlines))}: runs of different headlines")
+    judged = [run.results["splits"] for run in runs]
+    names = dict.fromkeys((s, name) for splits in judged for s in splits for name in splits[s])
+    return {
+        "runs": [str(path) for path in paths],
+        "config": _differing([run.metadata["config"] for run in runs]),
+        "metrics": {
+            f"{split} {name}": [splits.get(split, {}).get(name) for splits in judged]
+            for split, name in names
+            if name not in TIMINGS
+        },
+        "pairs": [pair for a, b in combinations(runs, 2) for pair in _pairs(a, b, *headlines)],
+    }
+
+
+def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each key that changes what a run computes and is not the same in all."""
+    flat = [dict(dotted_values(config)) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = {key: [values.get(key) for values in flat] for key in keys}
+    return {
+        key: row
+        for key, row in rows.items()
+        if key.split(".")[0] not in NOT_COMPARED and any(value != row[0] for value in row)
+    }
+
+
+def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
+    """A test for each split that both have judged; raises `UserError` without any."""
+    splits = [split for split in a.results["splits"] if split in b.results["splits"]]
+    if not splits:
+        raise UserError(f"{a.path} and {b.path} have judged no split in common")
+    return [_pair(a, b, split, metric) for split in splits]
+
+
+def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
+    files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
+    answers = [results_statistics.read_answers(file, metric) for file in files]
+    try:
+        _same_rows([a, b], split)
+        found = results_statistics.difference(answers[:1], answers[1:], metric)
+    except UserError as error:
+        raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
+    told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
+    return told | asdict(found) | {"verdict": found.verdict}
+
+
+def _same_rows(runs: Sequence[Run], split: str) -> None:
+    """Raises `UserError` where the same ids stand for other texts, as rows of another file do.
+
+    Runs that read other columns record other fingerprints of the same rows, which tell nothing.
+    """
+    prints: dict[str, set[str]] = {}
+    for run in runs:
+        if found := run.metadata.get("data", {}).get(split, {}).get("fingerprint"):
+            columns = str(run.metadata["config"].get("task", {}).get("text"))
+            prints.setdefault(columns, set()).add(found)
+    if any(len(found) > 1 for found in prints.values()):
+        raise UserError(results_statistics.OTHER)
+
+
+def comparison_text(found: dict[str, Any]) -> str:
+    """The same for a reader."""
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(found["runs"]))]
+    named = dict(zip(found["runs"], letters, strict=True))
+    lines = [f"{letter}  {path}" for path, letter in named.items()]
+    config = [[key, *map(str, values)] for key, values in found["config"].items()]
+    table = drawn(["differs", *letters], config) if config else "\nthe configs are the same"
+    lines.append(table)
+    metrics = [[name, *map(cell, row)] for name, row in found["metrics"].items()]
+    lines += [drawn(["metric", *letters], metrics), ""]
+    lines += [_pair_text(pair, named) for pair in found["pairs"]]
+    lines.append(
+        "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
+        "difference: one that shows four times in five (80 % power)."
+    )
+    if len(found["pairs"]) > 1:
+        lines.append(f"{len(found['pairs'])} tests, not corrected for their number.")
+    return "\n".join(lines)
+
+
+def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
+    metric, p_value = pair["metric"], ""
+    if pair["p_value"] is not None:
+        of = "" if metric == "accuracy" else " of accuracy"
+        p_value = f", McNemar p{of} {pair['p_value']:.2g}"
+    by = " by McNemar's test" if pair["doubted"] else ""
+    return (
+        f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
+        f"{pair['verdict']}{by}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+        f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
+        + (f"{pair['smallest']:.4f}" if pair["smallest"] == pair["smallest"] else "unknown")
+    )

@@ -1,0 +1,310 @@
+"""What a finished run shows, in numbers: its curves, where it is wrong, how sure it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import UserError, one_line
+from forge.records.files import read_json
+from forge.results import card
+from forge.results.runs import Run, read_run
+from forge.results.show import shown
+
+BINS = 15  # of the expected calibration error
+SHOWN = {"errors": 10, "disagreements": 3}
+HEADER = ("what", "overrides", "device", "code", "teacher")  # of `forge show`
+AGREEMENT = (
+    "both right",
+    "only the student right",
+    "only the teacher right",
+    "both wrong, the same answer",
+    "both wrong, different answers",
+)
+
+
+@dataclass
+class Answers:
+    """A split's predictions, in the order of the examples' ids; `logits` [rows, labels]."""
+
+    id: NDArray[Any]
+    label: NDArray[Any]
+    prediction: NDArray[Any]
+    logits: NDArray[Any]
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the answers are numbers (a regression) and not labels."""
+        return int(self.logits.shape[1]) == 1
+
+    @property
+    def right(self) -> NDArray[Any]:
+        return np.asarray(self.prediction == self.label)
+
+    @property
+    def confidence(self) -> NDArray[Any]:
+        """The probability of each answer that was given."""
+        from scipy.special import softmax
+
+        shares = softmax(self.logits.astype(np.float64), -1)
+        return np.asarray(shares[np.arange(len(shares)), self.prediction])
+
+
+def read_predictions(path: Path) -> Answers:
+    """A split's predictions with their logits; raises `ValueError` for what has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    columns = ("id", "label", "prediction", "logits")
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    if any(pa.types.is_nested(table.schema.field(name).type) for name in columns[:3]):
+        raise ValueError("an example has several labels")
+    if not table.num_rows:
+        raise ValueError("it has no rows")
+    id, label, prediction = (table[name].to_numpy() for name in columns[:3])
+    logits = np.array(table["logits"].to_pylist(), dtype=np.float64)
+    return Answers(id, label, prediction, logits)
+
+
+def calibration(confidence: NDArray[Any], right: NDArray[Any], bins: int = BINS) -> dict[str, Any]:
+    """The expected calibration error (Guo et al. 2017), and the bins of its reliability diagram.
+
+    Confidence, the probability of the answer given, is cut into bins of equal width, the m-th
+    being ((m - 1) / bins, m / bins]. The error is the mean over the examples of the distance
+    between their bin's accuracy and its mean confidence.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    where = np.searchsorted(edges[1:-1], confidence)
+    n = np.bincount(where, minlength=bins)
+    sure = np.bincount(where, confidence, bins) / np.maximum(n, 1)
+    accuracy = np.bincount(where, right, bins) / np.maximum(n, 1)
+    table = [
+        {"from": low, "to": high, "n": int(n[i]), "confidence": sure[i], "accuracy": accuracy[i]}
+        for i, (low, high) in enumerate(pairwise(edges))
+        if n[i]
+    ]
+    error = float(n @ np.abs(accuracy - sure) / n.sum())
+    return {"ece": error, "bins": bins, "n": int(n.sum()), "table": table}
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """What a report tells of a finished run, as plain values; raises `UserError` for no such run.
+
+    What is missing in the directory, or cannot be read here, is named in `notes`.
+    """
+    run = read_run(folder)
+    if run.state.get("status") != "finished" or not run.results:
+        raise UserError(f"{folder}: no finished run in this directory")
+    notes: list[str] = [*card.chosen_on(run), *_missed(run)]
+    found: dict[str, Any] = {
+        "run": str(folder),
+        "about": {name: value for name, value in shown(folder) if name in HEADER},
+        "headline": run.results["headline"],
+        "metrics": run.results["splits"],
+        "train": run.results.get("train", {}),
+        "curves": _curves(run, notes),
+        "teacher": run.metadata.get("teacher", {}).get("splits", {}),
+        "labels": _labels(run),
+        "splits": {},
+        "notes": notes,
+    }
+    texts = _texts(run, notes)
+    for split in run.results["splits"]:
+        file = folder / "predictions" / f"{split}.parquet"
+        try:
+            answers = read_predictions(file)
+        except (OSError, ValueError) as error:
+            notes.append(f"{split}: its answers cannot be shown ({one_line(str(error))}).")
+            continue
+        found["splits"][split] = _split(answers, found["labels"], texts.get(split, {}))
+        _add_teacher(run, split, answers, found, texts.get(split, {}))
+    return dict(plain(found))
+
+
+def _missed(run: Run) -> list[str]:
+    """Whether an evaluation between two checkpoints was better than the one that was kept."""
+    headline, best = run.results["headline"], run.state.get("best_value")
+    chosen = run.metadata["config"]["trainer"].get("load_best_model_at_end")
+    if not chosen or best is None or math.isclose(best, headline["value"], abs_tol=1e-3):
+        return []
+    return [
+        f"An evaluation in training gave {headline['metric']} {best:.4f}, the kept model has "
+        f"{headline['value']:.4f}: no checkpoint was saved there (trainer.save_steps)."
+    ]
+
+
+def _labels(run: Run) -> list[str]:
+    """Names in the order of their ids; none where nothing names them."""
+    try:
+        named = read_json(run.path / "model" / "config.json").get("id2label") or {}
+    except ValueError:
+        named = {}
+    if named:
+        return [str(named[i]) for i in sorted(named, key=int)]
+    return [str(name) for name in run.metadata["config"].get("task", {}).get("labels") or ()]
+
+
+def _curves(run: Run, notes: list[str]) -> dict[str, Any]:
+    """What was logged in training and in evaluations, with its step."""
+    from forge.records import checkpoints
+
+    folders = [run.path, *checkpoints.steps(run.path).values()]
+    history: list[dict[str, Any]] = []
+    for file in (folder / "trainer_state.json" for folder in folders):
+        try:
+            history = read_json(file).get("log_history", [])
+        except ValueError:
+            continue
+        if history:
+            break
+    steps = run.results.get("train", {}).get("steps", 0)
+    last = max((entry["step"] for entry in history), default=0)
+    if not history and steps:
+        notes.append("The curves are not here: no trainer_state.json holds them.")
+    elif last < steps:
+        notes.append(f"The curves end at step {last} of {steps}, with the newest checkpoint.")
+    return {
+        "training": [entry for entry in history if "loss" in entry],
+        "evaluation": [entry for entry in history if "eval_loss" in entry],
+    }
+
+
+def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
+    """The texts of every evaluation split by id, from the task's data where it can be read here."""
+    from forge.config.check import build
+
+    known = run.metadata.get("data", {})
+    logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
+    try:
+        task = build(run.metadata["config"]["task"], "task")
+        if not hasattr(task, "text_columns"):
+            return {}  # a language model's prompts are beside its answers
+        rows = task.load(training=False)
+        found = {}
+        for split in run.results["splits"]:
+            if rows[split]._fingerprint != known[split]["fingerprint"]:
+                raise ValueError(f"the rows of {split} are not those of the run")
+            columns = [rows[split][name] for name in task.text_columns]
+            texts = [list(row) for row in zip(*columns, strict=True)]
+            found[split] = dict(zip(rows[split]["id"], texts, strict=True))
+        return found
+    except Exception as error:  # whatever a data source raises, the rest can be told
+        notes.append(f"Texts are not available here ({one_line(str(error))[:200]}); ids only.")
+        return {}
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _split(answers: Answers, labels: list[str], texts: dict[int, list[str]]) -> dict[str, Any]:
+    if answers.numbers:
+        apart = answers.prediction - answers.label
+        worst = np.argsort(-np.abs(apart), kind="stable")[: SHOWN["errors"]]
+        return {
+            "n": len(apart),
+            "residuals": {
+                "mean": apart.mean(),
+                "std": apart.std(),
+                "mean absolute": np.abs(apart).mean(),
+                "median absolute": np.median(np.abs(apart)),
+                "largest": np.abs(apart).max(),
+            },
+            "errors": [_example(answers, i, labels, texts) for i in worst],
+        }
+    from sklearn.metrics import confusion_matrix
+
+    wide = range(answers.logits.shape[1])
+    wrong, confidence = np.flatnonzero(~answers.right), answers.confidence
+    usable = np.isfinite(confidence)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHOWN["errors"]]
+    found = {
+        "n": len(answers.id),
+        "wrong": len(wrong),
+        "confusion": confusion_matrix(answers.label, answers.prediction, labels=wide),
+        "errors": [_example(answers, i, labels, texts) for i in worst],
+    }
+    if usable.any():
+        found["calibration"] = calibration(confidence[usable], answers.right[usable])
+    return found
+
+
+def _example(
+    answers: Answers, row: int, labels: list[str], texts: dict[int, list[str]]
+) -> dict[str, Any]:
+    """One example: its texts where they are known, what was wanted and what was said."""
+    told: dict[str, Any] = {"id": answers.id[row]}
+    if answers.numbers:
+        told |= {"label": answers.label[row], "prediction": answers.prediction[row]}
+    else:
+        told |= {
+            "label": name_of(labels, answers.label[row]),
+            "prediction": name_of(labels, answers.prediction[row]),
+            "probability": answers.confidence[row],
+        }
+    return told | ({"texts": texts[told["id"]]} if told["id"] in texts else {})
+
+
+def name_of(labels: list[str], number: int) -> str:
+    return labels[number] if number < len(labels) else str(number)
+
+
+def _add_teacher(
+    run: Run, split: str, student: Answers, found: dict[str, Any], texts: dict[int, list[str]]
+) -> None:
+    """Where student and teacher differ on a split, and who is right."""
+    if "teacher" not in run.metadata:
+        return
+    try:
+        teacher = read_predictions(run.path / "predictions" / f"teacher_{split}.parquet")
+        if not np.array_equal(teacher.id, student.id):
+            raise ValueError("they are over other examples")
+    except (OSError, ValueError) as error:
+        reason = one_line(str(error))
+        found["notes"].append(f"{split}: the teacher's answers cannot be shown ({reason}).")
+        return
+    kinds, order = _agreement(student, teacher)
+    examples = {}
+    for kind in [kind for kind in kinds if kind.startswith(("only", "the"))]:
+        rows = np.flatnonzero(kinds[kind])
+        first = rows[np.argsort(-order[rows], kind="stable")][: SHOWN["disagreements"]]
+        examples[kind] = [
+            _example(student, i, found["labels"], texts)
+            | {"teacher": _example(teacher, i, found["labels"], {})}
+            for i in first
+        ]
+    counts = {kind: rows.sum() for kind, rows in kinds.items()}
+    found["splits"][split]["teacher"] = {"counts": counts, "examples": examples}
+
+
+def _agreement(student: Answers, teacher: Answers) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Which examples are of which kind, and how much each is worth looking at."""
+    if student.numbers:
+        ours, theirs = (np.abs(each.prediction - each.label) for each in (student, teacher))
+        closer = {"the student closer": ours < theirs, "the teacher closer": theirs < ours}
+        return closer | {"equally close": ours == theirs}, np.abs(ours - theirs)
+    ours, theirs = student.right, teacher.right
+    same, neither = student.prediction == teacher.prediction, ~ours & ~theirs
+    rows = (ours & theirs, ours & ~theirs, theirs & ~ours, neither & same, neither & ~same)
+    return dict(zip(AGREEMENT, rows, strict=True)), np.minimum(
+        student.confidence,
+        teacher.confidence,  # where both are sure, one is surely mistaken
+    )
+
+
+def plain(value: Any) -> Any:
+    """Nested values as JSON has them: no arrays, and null for what is no finite number."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,259 @@
+"""`python -m forge runs`: many run directories as one table.
+
+What was read of them is kept in an index, which is only a cache: it lies in the cache directory,
+never in a run's, and whatever is wrong with it costs time alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+import os
+import re
+import shlex
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from forge.config.compose import dotted_values, override
+from forge.data import cache
+from forge.errors import UserError, did_you_mean
+from forge.records.files import METADATA, RESULTS, STATE
+from forge.results import runs as results_runs
+from forge.results import tables
+
+FILES = (METADATA, STATE, RESULTS)
+INSIDE = re.compile(r"(checkpoint|preempted)-\d+|model|predictions|wandb")  # hold no runs
+FACTS = ("run", *results_runs.WHAT, "seed", "status", "step", "max_steps", "metric", "headline",
+         "updated", "age", "resume")  # fmt: skip
+TABLE = ("run", "task", "model", "mode", "status", "step", "headline", "age", "to go on")
+SHOWN = 200  # lines in a terminal: drawing takes a millisecond a line
+TESTS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
+    ">=": operator.ge, "<=": operator.le,
+}  # fmt: skip
+CONDITION = re.compile(r"([^=<>!]+)([<>!]=|[=<>])(.*)", re.S)
+
+
+def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str], list[Any]]:
+    """Keys that were asked for beside `FACTS`, and a dict for each run that fits.
+
+    `where` holds conditions such as `task=mnli mode.alpha>=0.5 validation.accuracy>0.8`; `sort` is
+    a key, with a minus in front for the largest first. Raises `UserError` for a key that no run
+    has, or when there is no run.
+    """
+    try:
+        conditions = [_condition(word) for word in shlex.split(where)]
+    except ValueError as error:
+        raise UserError(f"--where {where}: {error}".lower()) from error
+    key = sort.removeprefix("-")
+    asked = [k for k in dict.fromkeys([*(c[0] for c in conditions), key]) if k not in FACTS]
+    runs = read(folder, bool(asked))
+    for name in asked:
+        if not any(name in run for run in runs):
+            known = dict.fromkeys(key for run in runs for key in run)
+            hint = did_you_mean(name, known, listed=False)
+            raise UserError(f"{name}: no run in {folder} has such a key{hint}")
+    runs = [run for run in runs if all(_fits(run, *condition) for condition in conditions)]
+    valued = [run for run in runs if run.get(key) is not None]
+    valued.sort(key=lambda run: _order(run[key]), reverse=sort.startswith("-"))
+    return asked, valued + [run for run in runs if run.get(key) is None]
+
+
+def _condition(word: str) -> tuple[str, str, str]:
+    if not (found := CONDITION.fullmatch(word)):
+        raise UserError(f"--where {word}: not of the form key=value, key!=value, key>value …")
+    return found[1], found[2], found[3]
+
+
+def _fits(run: dict[str, Any], key: str, test: str, wanted: str) -> bool:
+    if key not in run:
+        return test == "!="
+    ours, theirs = results_runs.number(_text(run[key])), results_runs.number(wanted)
+    if ours is not None and theirs is not None:
+        return TESTS[test](ours, theirs)
+    return test in ("=", "!=") and TESTS[test](_text(run[key]), _text(wanted))
+
+
+def _text(value: Any) -> str:
+    """As one writes it on a command line: null, true, [a,b]."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\s'\"]", "", text)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    return results_runs.sortable(_text(value))
+
+
+def read(folder: Path, config: bool = False) -> list[dict[str, Any]]:
+    """`FACTS` (age in seconds) and metrics (`validation.accuracy`) of runs, the youngest first.
+
+    With `config` every dotted key of it too. Raises `UserError` when there is no run.
+    """
+    root = os.path.realpath(folder)
+    stamps = dict(_find(root))
+    if not stamps:
+        raise UserError(f"{folder}: no run in it" if os.path.isdir(root) else
+                        f"{folder}: no such directory")  # fmt: skip
+    known = _load(root, config)
+    new = {p: _digest(p, s) for p, s in stamps.items() if p not in known or known[p][0] != s}
+    _store(new, known.keys() - stamps.keys())
+    runs, now = [], datetime.now(UTC)
+    for path in stamps:
+        _, facts, values = (new if path in new else known)[path]
+        run = json.loads(facts)
+        shown = os.path.normpath(os.path.join(folder, path[len(root) :].lstrip(os.sep)))
+        runs.append(_live(run, shown, now) | (json.loads(values) if config else {}))
+    return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, _natural(run["run"])))
+
+
+def _natural(path: str) -> list[Any]:
+    """Sorts job 2 before job 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
+
+
+def _find(root: str) -> Iterator[tuple[str, str]]:
+    """Path and stamp of each run; the stamp is another when one of its JSON files is."""
+    waiting = [root]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                here = {entry.name: entry for entry in entries}
+        except OSError:  # not ours to read, or gone
+            continue
+        if METADATA in here:
+            files = [here[name].stat() for name in FILES if name in here]
+            stamp = " ".join(f"{f.st_ino}:{f.st_mtime_ns}:{f.st_size}" for f in files)
+            yield os.path.dirname(here[METADATA].path), stamp
+        for name, entry in here.items():
+            passed = name.startswith(".") or (METADATA in here and INSIDE.fullmatch(name))
+            if not passed and entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+
+
+def _digest(path: str, stamp: str) -> tuple[str, str, str]:
+    """Stamp, facts and config of a run, as the index keeps them."""
+    try:
+        run = results_runs.read_run(Path(path))
+    except UserError:
+        return stamp, json.dumps({"status": "unreadable"}), "{}"
+    last = (run.metadata.get("attempts") or [{}])[-1]
+    headline = run.results.get("headline") or {}
+    config = run.metadata.get("config", {})
+    facts = results_runs.what(run) | {
+        "seed": config.get("seed"),
+        "status": run.state.get("status", "not started"),
+        "step": run.state.get("step", 0),
+        "max_steps": run.state.get("max_steps"),
+        "metric": headline.get("metric"),
+        "headline": headline.get("value"),
+        "updated": run.state.get("updated"),
+        "process": [last.get("host"), last.get("pid")],
+    }
+    for split, scores in run.results.get("splits", {}).items():
+        facts |= {f"{split}.{name}": value for name, value in scores.items()}
+    values = {key: value for key, value in dotted_values(config) if key not in facts}
+    return stamp, json.dumps(facts), json.dumps(values)
+
+
+def _live(facts: dict[str, Any], path: str, now: datetime) -> dict[str, Any]:
+    """What changes though no file does: whether the process is there, and time."""
+    status = results_runs.live(facts["status"], *facts.pop("process", (None, None)))
+    over = status in ("finished", "running", "unreadable")
+    run = dict.fromkeys(FACTS) | {"run": path} | facts
+    if run["updated"]:
+        run["age"] = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
+    run["status"] = status
+    return run | {"resume": None if over else f"python launch.py {override('resume', path)}"}
+
+
+@contextmanager
+def _index() -> Iterator[sqlite3.Connection]:
+    """The index, made anew when it is damaged."""
+    file = cache.cache_directory(os.environ.get("FORGE_CACHE")) / "runs-1.sqlite"  # its format
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(file, timeout=2)) as base, base:
+        try:
+            base.execute(
+                "create table if not exists runs (path text primary key, stamp, facts, config)"
+            )
+            yield base
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError):  # locked, or not to be written
+                file.unlink(missing_ok=True)
+            raise
+
+
+def _load(root: str, config: bool) -> dict[str, tuple[str, str, str]]:
+    """What the index has at or below a directory; nothing when it cannot be read."""
+    values = "config" if config else "''"
+    below = os.path.join(root, "")
+    asked = f"select path, stamp, facts, {values} from runs where path = ? or path between ? and ?"
+    with suppress(sqlite3.Error, OSError), _index() as base:
+        rows = base.execute(asked, (root, below, below + "\U0010ffff"))
+        return {path: tuple(rest) for path, *rest in rows}
+    return {}
+
+
+def _store(new: dict[str, tuple[str, str, str]], gone: set[str]) -> None:
+    if not new and not gone:
+        return
+    with suppress(sqlite3.Error, OSError), _index() as base:
+        base.executemany("delete from runs where path = ?", [(path,) for path in gone])
+        base.executemany(
+            "replace into runs values (?, ?, ?, ?)", [(path, *kept) for path, kept in new.items()]
+        )
+
+
+def cells(runs: list[dict[str, Any]], asked: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table."""
+    lines = []
+    for run in runs:
+        score = run["headline"]
+        told = {
+            "step": f"{run['step'] or 0}/{run['max_steps'] or '?'}",
+            "headline": "" if score is None else f"{run['metric']} {score:.4f}",
+            "age": _ago(run["age"]),
+            "to go on": run["resume"],
+        }
+        values = [(run | told).get(name) for name in (*TABLE, *asked)]
+        lines.append(["" if value is None else _flat(value) for value in values])
+    return [*TABLE, *asked], lines
+
+
+def _flat(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else _text(value)
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def show(runs: list[dict[str, Any]], asked: list[str], as_csv: bool = False) -> None:
+    """Print the table: drawn in a terminal, else a line for each run, tabs between."""
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, [*FACTS, *asked], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(runs)
+    elif not sys.stdout.isatty():
+        tables.print_table(*cells(runs, asked))
+    elif runs:
+        header, lines = cells(runs[:SHOWN], asked)
+        filled = [any(column) for column in zip(*lines, strict=True)]
+        lines = [list(compress(line, filled)) for line in lines]
+        tables.print_table(list(compress(header, filled)), lines)
+        if len(runs) > SHOWN:
+            print(f"… and {len(runs) - SHOWN:,} more: --where narrows, --csv lists all")
+    else:
+        print("no run fits")

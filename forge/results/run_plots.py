@@ -1,0 +1,194 @@
+"""The pictures of a run's report, each as the bytes of a PNG."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forge.results.examine import Answers, name_of
+from forge.results.sweep_report import png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHARE = "gradient_share_"  # of a loss term, as mode=kd logs it
+MOST_LABELS = 12  # of a confusion matrix that is written out
+FEW = 10  # examples of a bin that says little
+ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
+    "fontsize": "small",
+    "ncols": 2,
+    "frameon": False,
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1),
+}
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(found: dict[str, Any]) -> bytes:
+    """Losses, the headline metric and the terms' shares of the gradient, over optimizer steps."""
+    logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
+    metric = found["headline"]["metric"]
+    panels = [_losses]
+    if any(f"eval_{metric}" in entry for entry in judged):
+        panels.append(_metric)
+    if any(key.startswith(SHARE) for entry in logged for key in entry):
+        panels.append(_shares)
+    figure = _figure(4.6 * len(panels), 3.6)
+    for panel, plane in zip(
+        panels, figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], strict=True
+    ):
+        panel(plane, found)
+        plane.set(xlabel="optimizer steps")
+        plane.grid(alpha=0.3)
+        plane.legend(**ABOVE)
+    return png(figure)
+
+
+def _line(plane: Axes, entries: list[dict[str, Any]], key: str, **style: Any) -> None:
+    kept = [entry for entry in entries if key in entry]
+    if len(kept) < 2:  # a line of one point shows nothing
+        style.setdefault("marker", "o")
+    values = [np.nan if entry[key] is None else entry[key] for entry in kept]
+    plane.plot([entry["step"] for entry in kept], values, **style)
+
+
+def _losses(plane: Axes, found: dict[str, Any]) -> None:
+    logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
+    terms = list(dict.fromkeys(k for e in logged for k in e if k.startswith("loss_")))
+    _line(plane, logged, "loss", label="training" + (", all terms" if terms else ""), color="C0")
+    for i, term in enumerate(terms, 2):
+        label = f"{term.removeprefix('loss_')}, weighted"
+        _line(plane, logged, term, label=label, linestyle=":", color=f"C{i}")
+    if judged:
+        label = f"evaluation ({found['headline']['split']}), labels"
+        _line(plane, judged, "eval_loss", label=label, color="C1", marker="o", markersize=3)
+    plane.set(ylabel="loss")
+
+
+def _metric(plane: Axes, found: dict[str, Any]) -> None:
+    headline = found["headline"]
+    key, split = f"eval_{headline['metric']}", headline["split"]
+    _line(
+        plane,
+        found["curves"]["evaluation"],
+        key,
+        label="student" if found["teacher"] else split,
+        color="C1",
+        marker="o",
+        markersize=3,
+    )
+    plane.axhline(headline["value"], color="C1", linewidth=0.8, linestyle=":", label="kept model")
+    if (best := found["teacher"].get(split, {}).get(headline["metric"])) is not None:
+        plane.axhline(best, color="grey", linestyle="--", label="teacher")
+    plane.set(ylabel=f"{headline['metric']} on {split}")
+
+
+def _shares(plane: Axes, found: dict[str, Any]) -> None:
+    logged = found["curves"]["training"]
+    terms = list(dict.fromkeys(k for e in logged for k in e if k.startswith(SHARE)))
+    for i, term in enumerate(terms, 2):
+        _line(
+            plane,
+            logged,
+            term,
+            label=term.removeprefix(SHARE),
+            color=f"C{i}",
+            marker="o",
+            markersize=3,
+        )
+    plane.set(ylabel="share of the gradient norm", ylim=(0, 1))
+
+
+def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers) -> bytes:
+    """Confusion matrix and reliability diagram; of a regression what it said against the labels."""
+    if "residuals" in facts:
+        figure = _figure(9, 4)
+        left, right = figure.subplots(1, 2)
+        _scatter(left, answers)
+        _histogram(right, facts, answers)
+    else:
+        figure = _figure(10, 4.8)
+        planes = figure.subplot_mosaic(
+            [["confusion", "reliability"], ["confusion", "counts"]], height_ratios=[3, 1]
+        )
+        _confusion(planes["confusion"], facts, labels)
+        _reliability(planes["reliability"], planes["counts"], facts.get("calibration"))
+    figure.suptitle(f"{name}, n = {facts['n']:,}", fontsize="medium")
+    return png(figure)
+
+
+def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
+    counts = np.array(facts["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = plane.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    few = len(counts) <= MOST_LABELS
+    if few:
+        names = [name_of(labels, i) for i in range(len(counts))]
+        most = 20 if len(names) <= 4 else 12
+        names = [name if len(name) <= most else f"{name[:most]}…" for name in names]
+        names = [name.replace("$", r"\$") for name in names]  # not mathematics
+        upright = max(map(len, names)) * len(names) > 40
+        plane.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
+        plane.set_yticks(range(len(names)), names)
+        size = 10 if len(names) <= 6 else 7
+        for (row, column), n in np.ndenumerate(counts):
+            share = shares[row, column]
+            color = "white" if share > 0.6 else "black"
+            told = f"{n:,}\n{share:.0%}" if len(names) <= 6 else f"{n:,}"
+            plane.text(column, row, told, ha="center", va="center", color=color, fontsize=size)
+    plane.set(xlabel="answer" if few else "answer's id", ylabel="label" if few else "label's id")
+    plane.figure.colorbar(image, ax=plane, label="share of the label's examples", shrink=0.8)
+    plane.set_title("confusion matrix", fontsize="medium")
+
+
+def _reliability(plane: Axes, below: Axes, found: dict[str, Any] | None) -> None:
+    plane.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy", xticklabels=[])
+    below.set(xlim=(0, 1), xlabel="confidence: probability of the answer", ylabel="examples")
+    plane.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
+    if found is None:
+        plane.set_title("no finite probabilities", fontsize="medium")
+        return
+    rows = found["table"]
+    middle = [(row["from"] + row["to"]) / 2 for row in rows]
+    heights = [row["accuracy"] for row in rows]
+    pale: Any = [("C0", 0.4 if row["n"] < FEW else 1.0) for row in rows]
+    style = {"width": 1 / found["bins"], "edgecolor": "white"}
+    plane.bar(middle, heights, color=pale, **style)
+    plane.bar([0], [0], color="C0", label=f"accuracy of a bin (pale: n < {FEW})")
+    sure = [row["confidence"] for row in rows]
+    plane.plot(sure, heights, "o", color="C3", markersize=4, label="… at its mean confidence")
+    plane.legend(
+        title=f"reliability: ECE {100 * found['ece']:.1f} %, {found['bins']} bins", **ABOVE
+    )
+    below.bar(middle, [row["n"] for row in rows], color="C7", **style)
+
+
+def _scatter(plane: Axes, answers: Answers) -> None:
+    label, prediction = answers.label, answers.prediction
+    known = np.concatenate([label, prediction[np.isfinite(prediction)]])
+    ends = [known.min(), known.max()]
+    plane.plot(ends, ends, "--", color="grey", linewidth=1, label="prediction = label")
+    strong = min(1.0, max(0.08, 60 / len(label)))
+    plane.plot(label, prediction, "o", markersize=4, alpha=strong, markeredgewidth=0, color="C0")
+    plane.set(xlabel="label", ylabel="prediction")
+    plane.legend(fontsize="small")
+
+
+def _histogram(plane: Axes, facts: dict[str, Any], answers: Answers) -> None:
+    apart = answers.prediction - answers.label
+    plane.hist(apart[np.isfinite(apart)], bins=30, color="C0", edgecolor="white")
+    plane.axvline(0, color="grey", linestyle="--", linewidth=1)
+    mean, spread = facts["residuals"]["mean"], facts["residuals"]["std"]
+    if mean is not None:
+        plane.axvline(mean, color="C3", linewidth=1, label=f"mean {mean:+.3f}, std {spread:.3f}")
+        plane.legend(fontsize="small")
+    plane.set(xlabel="residual: prediction minus label", ylabel="examples")

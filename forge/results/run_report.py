@@ -1,0 +1,166 @@
+"""Tell what one run did: its curves, where it is wrong, how sure. `python -m forge report RUN`."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forge.results import card, run_plots
+from forge.results.examine import BINS, examine, name_of, read_predictions
+from forge.results.run_plots import MOST_LABELS, SHARE
+from forge.results.runs import read_run
+from forge.results.sweep_report import write
+from forge.results.tables import drawn, markdown_table, metrics_cells
+
+CONFUSIONS = 5  # the commonest mistakes that are named
+ECE = (
+    f"ECE, the expected calibration error (Guo et al. 2017): over {BINS} bins of equal width of "
+    "the answer's probability, the mean over the examples of |accuracy - mean confidence|."
+)
+
+
+def text(found: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    run = read_run(Path(found["run"]))
+    lines = [f"{name:<11} {value}" for name, value in found["about"].items()]
+    lines.append(drawn(*metrics_cells(run)))
+    for split, facts in found["splits"].items():
+        lines += ["", *(f"{split}: {line}" for line in _words(facts, found["labels"]))]
+    return "\n".join([*lines, "", *_curve_words(found), *found["notes"]])
+
+
+def _curve_words(found: dict[str, Any]) -> list[str]:
+    logged, metric = found["curves"]["training"], found["headline"]["metric"]
+    judged = [e for e in found["curves"]["evaluation"] if e.get(f"eval_{metric}") is not None]
+    lines = []
+    if logged:
+        ends = [f"{_shown(e['loss'])} at step {e['step']:,}" for e in (logged[0], logged[-1])]
+        lines.append(f"training loss {' to '.join(dict.fromkeys(ends))}")
+    if judged:
+        ends = [f"{e[f'eval_{metric}']:.4f} at step {e['step']:,}" for e in (judged[0], judged[-1])]
+        lines.append(f"{metric} {' to '.join(dict.fromkeys(ends))}")
+    if shares := [e for e in logged if any(key.startswith(SHARE) for key in e)]:
+        told = [f"{k.removeprefix(SHARE)} {v:.0%}" for k, v in shares[-1].items() if SHARE in k]
+        lines.append(f"shares of the gradient norm at step {shares[-1]['step']}: {', '.join(told)}")
+    return lines
+
+
+def _shown(value: float | None, form: str = ".4f") -> str:
+    return "no number" if value is None else f"{value:{form}}"
+
+
+def _words(facts: dict[str, Any], labels: list[str]) -> list[str]:
+    """What a split's answers show, in a few lines."""
+    lines = []
+    if residuals := facts.get("residuals"):
+        told = ", ".join(f"{name} {_shown(value)}" for name, value in residuals.items())
+        lines.append(f"prediction minus label: {told}")
+    else:
+        lines.append(f"{facts['wrong']:,} of {facts['n']:,} answers are wrong")
+    if pairs := _confusions(facts, labels):
+        lines[0] += f"; most often {pairs[0][0]} taken for {pairs[0][1]}, {pairs[0][2]} times"
+    if found := facts.get("calibration"):
+        mean = sum(row["n"] * row["confidence"] for row in found["table"]) / found["n"]
+        right = sum(row["n"] * row["accuracy"] for row in found["table"]) / found["n"]
+        lines.append(
+            f"calibration error (ECE, {found['bins']} bins) {found['ece']:.1%}; mean confidence "
+            f"{mean:.1%}, accuracy {right:.1%}"
+        )
+    if taught := facts.get("teacher"):
+        told = ", ".join(f"{kind} {n:,}" for kind, n in taught["counts"].items())
+        lines.append(f"student and teacher: {told}")
+    return lines
+
+
+def _confusions(facts: dict[str, Any], labels: list[str]) -> list[tuple[str, str, str]]:
+    """The commonest mistakes: label, answer, how often."""
+    counts = np.array(facts.get("confusion", [[0]]))
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = [np.unravel_index(i, counts.shape) for i in order]
+    return [
+        (name_of(labels, int(a)), name_of(labels, int(b)), f"{counts[a, b]:,}")
+        for a, b in pairs
+        if counts[a, b]
+    ]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The report for a file, with the names of the pictures beside it."""
+    run = read_run(Path(found["run"]))
+    parts = [f"# {card.title(run)}"]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in found["about"].items()))
+    parts += [markdown_table(*metrics_cells(run)), "## Curves", *_curve_words(found)]
+    if found["curves"]["training"]:
+        parts.append("![curves](report.png)")
+    for split, facts in found["splits"].items():
+        parts += [f"## {split}", "\n".join(f"- {line}" for line in _words(facts, found["labels"]))]
+        parts += [f"![{split}](report_{split}.png)", *_split_tables(facts, found["labels"])]
+    if found["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in found["notes"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _split_tables(facts: dict[str, Any], labels: list[str]) -> list[str]:
+    """A split's tables, each with its heading."""
+    parts = []
+    if counts := facts.get("confusion"):
+        names = [name_of(labels, i) for i in range(len(counts))]
+        if len(counts) <= MOST_LABELS:
+            rows = [[a, *(f"{n:,}" for n in row)] for a, row in zip(names, counts, strict=True)]
+            table = markdown_table(["label", *(f"answer {name}" for name in names)], rows)
+        else:
+            table = markdown_table(["label", "answer", "times"], _confusions(facts, labels))
+        parts += ["### Confusion matrix", table]
+    if found := facts.get("calibration"):
+        rows = [
+            [f"{r['from']:.2f} .. {r['to']:.2f}", f"{r['n']:,}"]
+            + [f"{r[key]:.3f}" for key in ("confidence", "accuracy")]
+            for r in found["table"]
+        ]
+        table = markdown_table(["confidence", "n", "mean confidence", "accuracy"], rows)
+        parts += ["### Calibration", ECE, table]
+    if facts["errors"]:
+        header, rows = _example_cells(facts["errors"])
+        parts += ["### Worst errors", markdown_table(header, rows)]
+    for kind, examples in facts.get("teacher", {}).get("examples", {}).items():
+        if examples:
+            header, rows = _example_cells(examples)
+            parts += [f"### Student and teacher: {kind}", markdown_table(header, rows)]
+    return parts
+
+
+def _example_cells(examples: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of examples."""
+    columns = [name for name in examples[0] if name not in ("texts", "teacher")]
+    header = [*columns, *(["teacher"] if "teacher" in examples[0] else [])]
+    width = max(len(example.get("texts", ())) for example in examples)
+    header += [f"text {i + 1}" if width > 1 else "text" for i in range(width)]
+    lines = []
+    for example in examples:
+        line = [_cell(example[name]) for name in columns]
+        if taught := example.get("teacher"):
+            sure = f", {_cell(taught['probability'])}" if "probability" in taught else ""
+            line.append(f"{_cell(taught['prediction'])}{sure}")
+        texts = [textwrap.shorten(t, 300, placeholder=" …") for t in example.get("texts", ())]
+        lines.append(line + texts + [""] * (width - len(texts)))
+    return header, lines
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+    """A run's numbers, and the text to print; writes report.md and pictures (see `write`)."""
+    found = examine(folder)
+    pictures = {"report.png": run_plots.curves(found)} if found["curves"]["training"] else {}
+    for split, facts in found["splits"].items():
+        answers = read_predictions(folder / "predictions" / f"{split}.parquet")
+        picture = run_plots.split(split, facts, found["labels"], answers)
+        pictures[f"report_{split}.png"] = picture
+    files = {"report.md": markdown(found).encode(), **pictures}
+    return found, f"{text(found)}\n\n{write(files, folder, out)}"

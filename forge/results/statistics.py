@@ -1,0 +1,175 @@
+"""Does one model answer better than another? Paired tests over per-example predictions.
+
+The examples are the same for both sides, so differences are taken example by example; a side may
+be several runs that differ in nothing but their seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import UserError
+
+RESAMPLES = {"accuracy": 10_000, "other": 1_000}
+POWERS = (0.975, 0.8)  # 5 % on two sides, and a true difference missed once in five
+OTHER = "the predictions are over different examples; they cannot be compared"
+FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to be under 0.05
+SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
+
+
+@dataclass
+class Answers:
+    """Predictions of one run on one split, in the order of the examples' ids."""
+
+    id: NDArray[Any]
+    label: NDArray[Any]
+    prediction: NDArray[Any]
+
+
+@dataclass
+class Difference:
+    """How much higher a metric is than the reference's, with a 95 % interval.
+
+    `smallest` is the smallest true difference that so many examples (and seeds) show four times in
+    five: the minimal detectable difference, 80 % power at 5 % (Card et al. 2020, "With little power
+    comes great responsibility"). `p_value` is McNemar's on right and wrong answers, exact (the
+    median over the pairs when there are several): do the two models of a pair differ in accuracy?
+    None where answers are numbers. The interval asks whether the two ways of training do.
+    """
+
+    value: float
+    low: float
+    high: float
+    smallest: float
+    n: int  # examples
+    p_value: float | None = None
+    doubted: bool = False  # the interval leaves 0 out, and McNemar's test of this accuracy does not
+
+    @property
+    def verdict(self) -> str:
+        """In words; a difference is shown when its interval leaves 0 out.
+
+        For the accuracy of one pair McNemar's test has to agree: of a handful of examples that the
+        two answer differently a bootstrap makes too much.
+        """
+        if self.low > 0 and not self.doubted:
+            return "higher"
+        return "lower" if self.high < 0 and not self.doubted else "no difference shown"
+
+
+def read_answers(path: Path, metric: str) -> Answers:
+    """What `metric` reads of a split's predictions, as a run wrote them.
+
+    Raises `UserError` when there are none.
+    """
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such predictions; the run did not finish or has other splits")
+    names = ["id", *_columns(metric)]
+    table = pq.read_table(path, columns=names).sort_by("id")
+    return Answers(*(table[name].to_numpy() for name in names))
+
+
+def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:
+    """The paired difference of a metric over pairs of runs, one pair for each seed.
+
+    For one pair the interval is a percentile bootstrap over the examples (Efron and Tibshirani
+    1993). For several, the variance of that bootstrap and the variance of the pairs' differences
+    over their number are added, and Student's t taken with Satterthwaite's degrees of freedom:
+    resampling two or three seeds would make the interval far too narrow. Raises `UserError` when
+    the examples differ.
+    """
+    first = reference[0]
+    for run in (*reference, *other):
+        if not (np.array_equal(run.id, first.id) and np.array_equal(run.label, first.label)):
+            raise UserError(OTHER)
+    pairs = list(zip(reference, other, strict=True))
+    score = _scorer(metric)
+    values = [score(b) - score(a) for a, b in pairs]
+    resampled = _resample(reference, other, metric)
+    found = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
+    if not np.issubdtype(first.prediction.dtype, np.floating):
+        found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
+        if metric in SHARES and len(pairs) == 1:
+            found.doubted = found.p_value >= 0.05 and not found.low <= 0 <= found.high
+            found.smallest = max(found.smallest, FEWEST / found.n)
+    found.smallest = found.smallest or math.nan  # equal answers say nothing of others
+    return found
+
+
+def _interval(values: list[float], resampled: NDArray[Any]) -> tuple[float, float, float]:
+    """Both ends, and the smallest difference that would be shown four times in five."""
+    from scipy.stats import t
+
+    if len(values) == 1:
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        return float(low), float(high), float(sum(t.ppf(POWERS, np.inf)) * resampled.std(ddof=1))
+    examples, pairs = resampled.var(ddof=1), np.var(values, ddof=1) / len(values)
+    if not examples + pairs:
+        return values[0], values[0], 0.0
+    freedom = (examples + pairs) ** 2 / (pairs**2 / (len(values) - 1) or np.finfo(float).tiny)
+    mean, error = float(np.mean(values)), (examples + pairs) ** 0.5
+    half, power = error * t.ppf(POWERS, freedom)
+    return mean - float(half), mean + float(half), float(half + power)
+
+
+def _columns(metric: str) -> tuple[str, str]:
+    """The reference's and the prediction's column in a predictions' file."""
+    if metric in SHARES:
+        return "label", "prediction"
+    from forge.tasks import metrics
+
+    return getattr(metrics.load([metric])[0], "columns", ("label", "prediction"))
+
+
+def _scorer(metric: str) -> Callable[..., float]:
+    """A function from the answers, and optionally some rows of them, to the metric.
+
+    Forge's own are called without evaluate around them, which takes ten times as long.
+    """
+    if metric in SHARES:  # without the seconds that importing the metrics takes
+        return lambda run, rows=slice(None): float(np.mean(run.prediction[rows] == run.label[rows]))
+    from forge.tasks import metrics
+
+    (module,) = metrics.load([metric])
+
+    def score(run: Answers, rows: Any = slice(None)) -> float:
+        true, predicted = run.label[rows], run.prediction[rows]
+        if isinstance(module, metrics.Metric):
+            return module.score(true, predicted)
+        return float(module.compute(predictions=predicted, references=true)[metric])
+
+    return score
+
+
+def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[Any]:
+    """Mean differences over the pairs [resamples], the examples drawn with replacement."""
+    rng, count = np.random.default_rng(0), len(reference[0].id)
+    if metric in SHARES:
+        right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
+        gains, often = np.unique(right[1] - right[0], return_counts=True)
+        drawn = rng.multinomial(count, often / count, RESAMPLES["accuracy"])  # how often each gain
+        return np.asarray(drawn @ gains / count)
+    score, values = _scorer(metric), np.empty(RESAMPLES["other"])
+    for i in range(len(values)):
+        rows = rng.integers(0, count, count)
+        means = [np.mean([score(r, rows) for r in side]) for side in (reference, other)]
+        values[i] = means[1] - means[0]
+    return values
+
+
+def mcnemar(a: Answers, b: Answers) -> float:
+    """McNemar's exact test (1947): are the examples that only one model got right split evenly?"""
+    from scipy.stats import binomtest
+
+    right_a, right_b = a.prediction == a.label, b.prediction == b.label
+    gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

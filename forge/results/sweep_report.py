@@ -1,0 +1,317 @@
+"""Tell what a sweep found: its tables, words and plot. `python -m forge report DIR`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import statistics
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge.errors import UserError
+from forge.results.runs import number
+from forge.results.sweeps import ALPHA, Row, Sweep, read_sweep
+from forge.results.tables import drawn, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPEATS = 15  # of a timed forward pass; the median counts
+
+
+def measure_models(sweep: Sweep) -> None:
+    """Weights, size and latency here of each architecture in the sweep, and of its teachers.
+
+    Latency is the median of `REPEATS` forward passes in milliseconds, batches of 1 and 32 texts of
+    the split's mean length; the models take turns, since machines drift.
+    """
+    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
+    for row in sweep.rows:
+        path = row.runs[0].path / "model"
+        if not path.is_dir():  # not copied along
+            continue
+        facts, model = _load(str(path))
+        timed.setdefault((facts["name"], facts["weights"]), (facts, model))
+    for name in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
+        try:
+            facts, model = _load(name)
+        except (OSError, ValueError):  # of another machine
+            continue
+        facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
+        timed[name,] = (facts, model)
+    data = sweep.rows[0].runs[0].metadata.get("data", {}).get(sweep.split, {})
+    sweep.length = round(data.get("mean_length", 32))
+    for batch in (1, 32):
+        for key, milliseconds in _latency(timed, batch, sweep.length).items():
+            timed[key][0][f"ms_{batch}"] = milliseconds
+    sweep.models = [facts for facts, _ in timed.values()]
+    teachers = [facts["ms_32"] for facts in sweep.models if "teacher" in facts]
+    for facts in sweep.models:
+        alone = (
+            len(teachers) == 1
+            or len({tuple(r.teacher.get("paths", ())) for r in sweep.rows if r.teacher}) == 1
+        )
+        facts["speed_up"] = sum(teachers) / facts["ms_32"] if teachers and alone else None
+
+
+def _load(path: str) -> tuple[dict[str, Any], Any]:
+    from transformers.utils import logging as library
+
+    from forge.models import loading, lora
+
+    library.disable_progress_bar()
+    model = loading.read(path)
+    config = model.config
+    weights = sum(p.numel() for p in model.parameters())
+    files = [] if lora.is_adapter(path) else Path(path).glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    name = f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
+    return {"name": name, "weights": weights, "megabytes": (size or 4 * weights) / 1e6}, model
+
+
+def _latency(
+    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]], batch: int, length: int
+) -> dict[tuple[Any, ...], float]:
+    import torch
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    seconds: dict[tuple[Any, ...], list[float]] = {name: [] for name in timed}
+    with torch.no_grad():
+        for _ in range(REPEATS + 2):
+            for name, (_, model) in timed.items():
+                ids = torch.full((batch, length), 5, device=device)
+                model.to(device)
+                start = time.perf_counter()
+                model(ids, attention_mask=torch.ones_like(ids)).logits.cpu()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(times[2:]) for name, times in seconds.items()}
+
+
+def _percent(metric: str) -> bool:
+    return metric.startswith(("accuracy", "exact_match", "f1", "precision", "recall"))
+
+
+def _show(value: float, metric: str, sign: bool = False) -> str:
+    scaled, digits = (100 * value, 2) if _percent(metric) else (value, 4)
+    return f"{scaled:+.{digits}f}" if sign else f"{scaled:.{digits}f}"
+
+
+def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the main table."""
+    metric = sweep.metric
+    tuned = sorted({key for row in sweep.rows for key in row.tuned})
+    unit = ", %" if _percent(metric) else ""
+    swept = [key.removeprefix("trainer.") for key in (*sweep.rows[0].values, *tuned)]
+    header = [*swept, f"{metric}{unit}", "std", "seeds"]
+    header += ["difference", "95 % interval", "McNemar p", "gap closed"]
+    cells = []
+    for row in sweep.rows:
+        scores = row.scores(sweep.split, metric)
+        spread = _show(statistics.stdev(scores), metric) if len(scores) > 1 else ""
+        line = [*row.values.values(), *(row.tuned.get(key, "") for key in tuned)]
+        line += [_show(statistics.fmean(scores), metric), spread, str(len(scores))]
+        cells.append(line + _difference_cells(sweep, row))
+    blank = [""] * (len(sweep.rows[0].values) + len(tuned) - 1)
+    taught = {tuple(row.teacher["paths"]): row.teacher for row in sweep.rows if row.teacher}
+    for paths, teacher in taught.items():
+        name = "teacher" if len(taught) == 1 else f"teacher {' + '.join(paths)}"
+        score = teacher.get("splits", {}).get(sweep.split, {}).get(metric)
+        cells.append([name, *blank, "" if score is None else _show(score, metric), *[""] * 6])
+    return header, cells
+
+
+def _difference_cells(sweep: Sweep, row: Row) -> list[str]:
+    """Difference, interval, p and the share of the gap to the teacher that it closes."""
+    found, reference, metric = row.against, row.reference, sweep.metric
+    if found is None or reference is None:
+        return ["", "", "", ""]
+    p = "" if found.p_value is None else f"{found.p_value:.2g}"
+    interval = f"{_show(found.low, metric, sign=True)} .. {_show(found.high, metric, sign=True)}"
+    closed = ""
+    best = row.teacher.get("splits", {}).get(sweep.split, {}).get(metric)
+    if best is not None:
+        gap = best - statistics.fmean(reference.scores(sweep.split, metric, row.seeds))
+        if gap and (gap > 0) == sweep.greater_is_better:
+            closed = f"{found.value / gap:.0%}"
+    return [_show(found.value, metric, sign=True), interval, p, closed]
+
+
+def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of what the models cost."""
+    header = ["model", "weights", "MB", "ms, batch 1", "ms, batch 32", "speed-up"]
+    cells = [
+        [
+            facts["name"],
+            f"{facts['weights'] / 1e6:.2f}M",
+            f"{facts['megabytes']:.1f}",
+            f"{facts['ms_1']:.1f}",
+            f"{facts['ms_32']:.1f}",
+            "" if facts["speed_up"] is None else f"{facts['speed_up']:.1f}x",
+        ]
+        for facts in sweep.models
+    ]
+    return header, cells
+
+
+def words(sweep: Sweep) -> list[str]:
+    """What the table says, and how to read it."""
+    lines = [_verdict(sweep, row) for row in sweep.rows if row.reference]
+    if sweep.unfinished:
+        lines.append(f"{sweep.unfinished} jobs have not finished; they are not in the table.")
+    rows = {run.metadata.get("trained_on") for row in sweep.rows for run in row.runs} - {None}
+    if len(rows) > 1:
+        lines.append(
+            "Rows learnt from different numbers of texts: unlabelled ones count at alpha=1."
+        )
+    judged = f"Judged on {sweep.split}; "
+    if not sweep.optimistic:
+        judged += "no checkpoint and no setting was chosen, the last weights count."
+    elif sweep.split != sweep.chosen_on:
+        judged += f"checkpoints and tuned settings were chosen on {sweep.chosen_on}."
+    else:
+        judged += "it also chose checkpoints or settings, so the numbers are optimistic."
+    if any(row.against for row in sweep.rows):
+        judged += (
+            " Differences are over the seeds that both rows have, on the same examples. The "
+            "interval asks whether the two ways of training differ (bootstrap over examples, "
+            "variance over seeds, Student's t), McNemar whether the two models of a seed do (the "
+            "median p). One test for each row, not corrected for their number."
+        )
+    return [*lines, judged]
+
+
+def _verdict(sweep: Sweep, row: Row) -> str:
+    assert row.reference
+    if row.against is None:
+        return f"{row.name}: not compared, for it has no seed in common with {row.reference.name}"
+    verdict = row.against.verdict
+    if verdict != "no difference shown":
+        verdict += ", better" if (verdict == "higher") == sweep.greater_is_better else ", worse"
+    seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
+    return (
+        f"{row.name} against {row.reference.name}: {verdict} "
+        f"({_show(row.against.value, sweep.metric, sign=True)}, {seeds}, n = {row.against.n:,})"
+    )
+
+
+def markdown(sweep: Sweep) -> str:
+    """The report as text for a file."""
+    parts = [f"# {sweep.folder.name}: {sweep.metric} on {sweep.split}", ""]
+    for header, cells in (table(sweep), model_table(sweep)):
+        if cells:
+            parts += [markdown_table(header, cells), ""]
+    return "\n".join(
+        [*parts, *(f"- {line}" for line in words(sweep)), "", "![plot](report.png)", ""]
+    )
+
+
+def text(sweep: Sweep) -> str:
+    """The report for a terminal."""
+    tables = [drawn(header, cells) for header, cells in (table(sweep), model_table(sweep)) if cells]
+    return "\n".join([*tables, "", *words(sweep)])
+
+
+def plot(sweep: Sweep) -> bytes:
+    """A PNG of the metric over the first swept key, error bars over seeds, a line for the rest."""
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    axis = ALPHA if ALPHA in sweep.rows[0].values else next(iter(sweep.rows[0].values), "")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plane = figure.subplots()
+    lines: dict[str, list[Row]] = {}
+    for row in sweep.rows:
+        rest = ", ".join(f"{key}={v}" for key, v in row.values.items() if key != axis)
+        lines.setdefault(rest, []).append(row)
+    found = (number(row.values.get(axis)) for row in sweep.rows)
+    places = [place for place in found if place is not None]
+    numeric = len(places) == len(sweep.rows)
+    if numeric and 0 < min(places) <= max(places) / 20:
+        plane.set_xscale("log")
+    scale = 100 if _percent(sweep.metric) else 1
+    for label, rows in lines.items():
+        at: list[Any] = [row.values.get(axis, "") for row in rows]
+        scores = [[scale * s for s in row.scores(sweep.split, sweep.metric)] for row in rows]
+        plane.errorbar(
+            [float(x) for x in at] if numeric else at,
+            [statistics.fmean(s) for s in scores],
+            yerr=[statistics.stdev(s) if len(s) > 1 else 0 for s in scores],
+            fmt="o-" if numeric else "o",  # between names there is nothing
+            capsize=4,
+            label=label or "student",
+        )
+    taught = _taught(sweep)
+    for score in taught:
+        plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
+    plane.set(xlabel=axis, ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}")
+    if any(len(row.runs) > 1 for row in sweep.rows):
+        plane.set_title("error bars: standard deviation over seeds", fontsize="small")
+    if taught or len(lines) > 1:
+        plane.legend()
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A picture's file; characters that the font lacks are boxes in it, without a warning each."""
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(out, dpi=150, format="png")
+    return out.getvalue()
+
+
+def _taught(sweep: Sweep) -> set[float]:
+    """The scores of the sweep's teachers."""
+    taught = (row.teacher["splits"].get(sweep.split, {}) for row in sweep.rows if row.teacher)
+    return {scores[sweep.metric] for scores in taught if sweep.metric in scores}
+
+
+def numbers(sweep: Sweep) -> dict[str, Any]:
+    """What the tables say, as plain values for JSON."""
+    rows = []
+    for row in sweep.rows:
+        scores = row.scores(sweep.split, sweep.metric)
+        rows.append(
+            {
+                "values": row.values | row.tuned,
+                "runs": [str(run.path) for run in row.runs],
+                "seeds": [run.seed for run in row.runs],
+                "scores": scores,
+                "mean": statistics.fmean(scores),
+                "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "reference": row.reference.values if row.reference else None,
+                "difference": asdict(row.against) if row.against else None,
+                "teacher": row.teacher or None,
+            }
+        )
+    about = {"sweep": str(sweep.folder), "metric": sweep.metric, "split": sweep.split}
+    told = {"unfinished": sweep.unfinished, "words": words(sweep)}
+    return about | {"rows": rows, "models": sweep.models} | told
+
+
+def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+    """A sweep's numbers, and the text to print; writes report.md and report.png (see `write`)."""
+    sweep = read_sweep(folder)
+    measure_models(sweep)
+    files = {"report.md": markdown(sweep).encode(), "report.png": plot(sweep)}
+    return numbers(sweep), f"{text(sweep)}\n\n{write(files, folder, out)}"
+
+
+def write(files: dict[str, bytes], folder: Path, out: Path | None) -> str:
+    """Write a report's files into the directory that it is of, or into `out`; a line that says so.
+
+    A directory that cannot be written to is said. Raises `UserError` for such an `out`.
+    """
+    paths = [(out or folder) / name for name in files]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, files.values(), strict=True):
+            path.write_bytes(content)
+    except OSError as error:
+        if out:
+            raise UserError(f"--out {out}: {error.strerror}") from error
+        return f"report  not written ({error.strerror}: {folder}); --out DIR writes it elsewhere"
+    return f"report  {', '.join(map(str, paths))}"

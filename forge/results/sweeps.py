@@ -1,0 +1,171 @@
+"""Sweeps read back: rows of runs that differ in their seed only, each against its control."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge.errors import UserError
+from forge.results import statistics as results_statistics
+from forge.results.comparison import _same_rows
+from forge.results.runs import APART, Run, finished_runs, number, sortable
+
+ALPHA = "mode.alpha"
+
+
+CONTROLS = {ALPHA: "0", "mode": "sft"}  # swept keys, and the value that teaches nothing
+
+
+@dataclass
+class Row:
+    """Runs of a sweep that differ in nothing but the seed."""
+
+    values: dict[str, str]  # of the swept keys
+    runs: list[Run]
+    tuned: dict[str, str] = field(default_factory=dict)  # trainer keys, chosen on another split
+    reference: Row | None = None
+    against: results_statistics.Difference | None = None  # to the reference
+    seeds: list[int] = field(default_factory=list)  # that both have
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key.removeprefix('mode.')}={v}" for key, v in self.values.items())
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """What the runs recorded of their teacher; empty without one."""
+        found = (run.metadata["teacher"] for run in self.runs if "teacher" in run.metadata)
+        return next(found, {})
+
+    def scores(self, split: str, metric: str, seeds: Sequence[int] = ()) -> list[float]:
+        """The metric of each run, or of those with the given seeds."""
+        kept = [run for run in self.runs if not seeds or run.seed in seeds]
+        return [run.results["splits"][split][metric] for run in kept]
+
+
+@dataclass
+class Sweep:
+    """What a sweep found: rows of runs, judged on one split, beside a reference and a teacher.
+
+    The split is the last that was evaluated: with several, one that chose no checkpoint and no
+    setting.
+    """
+
+    folder: Path
+    rows: list[Row]
+    metric: str
+    split: str
+    chosen_on: str
+    greater_is_better: bool
+    unfinished: int  # jobs
+    models: list[dict[str, Any]] = field(default_factory=list)
+    length: int = 0  # tokens of a timed text
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether the first evaluation split chose checkpoints or settings."""
+        trained = (run.metadata["config"]["trainer"] for row in self.rows for run in row.runs)
+        return any(row.tuned for row in self.rows) or any(
+            trainer.get("load_best_model_at_end") for trainer in trained
+        )
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Group a sweep's finished runs into rows and compare them.
+
+    Swept `trainer.` keys are tuned for each row on the first evaluation split, so that all rows
+    have the same grid. The reference is `mode.alpha=0` (or the first row).
+    """
+    runs = finished_runs(folder)
+    headlines = {(run.results["headline"]["metric"], *run.results["splits"]) for run in runs}
+    if len(headlines) > 1:
+        raise UserError(f"{folder}: its runs are judged by different metrics or on other splits")
+    metric, *splits = headlines.pop()
+    first, split = splits[0], splits[-1]
+    keys = {
+        key: {run.overrides.get(key, "") for run in runs} for run in runs for key in run.overrides
+    }
+    swept = [key for key, values in keys.items() if len(values) > 1 and key not in APART]
+    tuned = [key for key in swept if key.startswith("trainer.")]
+    shown = [key for key in swept if key not in tuned] or tuned
+    better = _greater_is_better(metric)
+
+    def mean(group: list[Run]) -> float:
+        value = statistics.fmean(run.results["splits"][first][metric] for run in group)
+        return value if better else -value
+
+    rows = []
+    for values, group in _grouped(runs, shown).items():
+        settings = _grouped(group, [key for key in tuned if key not in shown])
+        most = max(len(runs) for runs in settings.values())  # a lucky seed alone does not count
+        full = {setting: runs for setting, runs in settings.items() if len(runs) == most}
+        best = max(full, key=lambda setting: mean(settings[setting]))
+        rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
+    rows.sort(key=lambda row: [sortable(value) for value in row.values.values()])
+    jobs = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    unfinished = len({path.name for path in jobs} - {run.path.name for run in runs})
+    sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
+    for row in rows:
+        _compare(sweep, row)
+    return sweep
+
+
+def _grouped(runs: list[Run], keys: list[str]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        values = tuple((key, run.overrides.get(key, "")) for key in keys)
+        groups.setdefault(values, []).append(run)
+    return groups
+
+
+def _greater_is_better(metric: str) -> bool:
+    from forge.tasks import metrics
+
+    return bool(getattr(metrics.load([metric])[0], "greater_is_better", True))
+
+
+def _reference_of(sweep: Sweep, row: Row) -> Row | None:
+    """The row with the same values but for a control's; without controls the first row."""
+    for key, control in CONTROLS.items():
+        if key not in row.values:
+            continue
+        wanted = {**row.values, key: control}
+        for other in sweep.rows:
+            if {k: _plain(v) for k, v in other.values.items()} == {
+                k: _plain(v) for k, v in wanted.items()
+            }:
+                return other if other is not row else None
+        return None
+    return sweep.rows[0] if row is not sweep.rows[0] else None
+
+
+def _plain(value: str) -> float | str:
+    """0, 0.0 and 0e0 are the same value."""
+    found = number(value)
+    return value if found is None else found
+
+
+def _compare(sweep: Sweep, row: Row) -> None:
+    """A row's paired difference to its reference, over the seeds that both have."""
+    reference = _reference_of(sweep, row)
+    if reference is None:
+        return
+    row.reference = reference
+    row.seeds = sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs})
+    if not row.seeds:
+        return
+    _same_rows([run for side in (reference, row) for run in side.runs], sweep.split)
+    sides = [
+        [
+            results_statistics.read_answers(
+                run.path / "predictions" / f"{sweep.split}.parquet", sweep.metric
+            )
+            for seed in row.seeds
+            for run in [next(run for run in side.runs if run.seed == seed)]
+        ]
+        for side in (reference, row)
+    ]
+    row.against = results_statistics.difference(sides[0], sides[1], sweep.metric)

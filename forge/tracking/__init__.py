@@ -1,0 +1,1 @@
+"""Curves elsewhere: Weights & Biases, TensorBoard."""

@@ -1,0 +1,443 @@
+"""Where curves are sent. A tracking node gives a context manager, called with the record and what
+is trained on, that yields a `TrainerCallback`; nothing that a service does stops a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import netrc
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    TrackioCallback,
+    rewrite_logs,
+)
+
+from forge.errors import Preempted, UserError, one_line
+from forge.records.files import RESULTS, read_json
+from forge.records.record import Record
+from forge.records.secrets import masked
+from forge.training import signals
+
+if TYPE_CHECKING:
+    from forge.training.preparation import Prepared
+
+log = logging.getLogger(__name__)
+Track: TypeAlias = Callable[..., AbstractContextManager[TrainerCallback]]
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second since wandb 0.31
+# Keys that forge/dashboard.py shows
+HEADLINE, TEACHER, CURVE = "headline", "teacher/headline", "eval/headline"
+SPEED = ("train/examples_per_second", "train/tokens_per_second")
+LEAVING = 15.0  # seconds for a goodbye in a run that was stopped
+FINISHING = 10.0  # seconds on top of W&B's own limit
+TEXT = 500  # characters of a text in the table of predictions
+
+
+class Curves(TrainerCallback):
+    """Gives a service each step's row of the log once over all attempts, whole and in order.
+
+    A row is whole when the next step begins. Rows come from `TrainerState.log_history`, which
+    checkpoints hold: what a killed attempt could not send, the next one does. An error of the
+    service is said once, and training goes on without it.
+    """
+
+    def __init__(self, rec: Record, name: str, service: TrainerCallback | None = None) -> None:
+        self.rec, self.name, self.service = rec, name, service
+        self.sent: int = rec.state.get("tracked", {}).get(name, -1)  # the last step
+        self.working = True
+        self.ended: tuple[Any, ...] = ()  # what came with the end of training
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        if self.service is not None:
+            self._try(partial(self.service.on_train_begin, *args, **kwargs))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._try(partial(self._send, args, state, control))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.ended = (args, state, control)
+
+    def end(self) -> None:
+        """Send the last row, which the end of training added to."""
+        if self.ended:
+            self._try(partial(self._send, *self.ended))
+
+    def finish(self, exit_code: int) -> None:
+        if self.service is not None and self.ended:
+            self._try(partial(self.service.on_train_end, *self.ended))
+
+    def _send(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        rows: dict[int, dict[str, Any]] = {}
+        fresh = takewhile(lambda entry: entry["step"] > self.sent, reversed(state.log_history))
+        for entry in reversed(list(fresh)):
+            rows.setdefault(int(entry["step"]), {}).update(entry)
+        for step, row in rows.items():
+            then = copy(state)
+            then.global_step = step
+            del row["step"]
+            self._log(row, args, then, control)
+            self.sent = step
+
+    def _log(self, row: dict[str, Any], *seen: Any) -> None:
+        assert self.service is not None
+        self.service.on_log(*seen, logs=row)
+        tracked = self.rec.state.get("tracked", {}) | {self.name: seen[1].global_step}
+        self.rec.stand(tracked=tracked)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        while self.working:
+            try:
+                return action()
+            except Exception as error:
+                self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.working = False
+        log.warning(
+            "tracking: %s takes no more of the curve after step %d (%s); training goes on, and the "
+            "newest checkpoint's trainer_state.json has every row",
+            self.name, max(self.sent, 0), _words(error),
+        )  # fmt: skip
+
+
+@contextmanager
+def _following(curves: Curves) -> Iterator[Curves]:
+    exit_code = 1
+    try:
+        yield curves
+        curves.end()
+        exit_code = 0
+    finally:
+        curves.finish(exit_code)
+
+
+def tensorboard() -> Track:
+    """TensorBoard, through transformers' callback; files in tensorboard/ of the run directory."""
+    _require("tensorboard", "pip install 'forge[tensorboard]'")
+
+    def start(rec: Record, prepared: Prepared) -> AbstractContextManager[TrainerCallback]:
+        service = TensorBoardCallback()
+        service.logging_dir = str(rec.run_dir / "tensorboard")
+        return _following(Curves(rec, "tensorboard", service))
+
+    return start
+
+
+class _Trackio(TrackioCallback):
+    """transformers' callback with Forge's project and name."""
+
+    def __init__(self, project: str, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.project, self.name = project, name
+
+    def setup(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:
+        args = copy(args)
+        args.project, args.run_name = self.project, self.name
+        super().setup(args, *rest, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def trackio(project: str = "forge") -> Track:
+    """Trackio's local dashboard, through transformers' callback."""
+    _require("trackio", "pip install trackio")
+    return lambda rec, prepared: _following(
+        Curves(rec, "trackio", _Trackio(project, _name(rec.run_dir)))
+    )
+
+
+def _require(package: str, command: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"tracking={package}: {package} is not installed; {command}")
+
+
+@contextmanager
+def wandb(
+    *,
+    rec: Record,
+    prepared: Prepared,
+    project: str = "forge",
+    entity: str | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+    table_rows: int = 100,
+    log_model: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Iterator[TrainerCallback]:
+    """One W&B run per Forge run; its id is kept in run_metadata.json, so a resume continues it.
+
+    `settings` are `wandb.Settings`. Raises `UserError` for one that W&B does not know.
+    """
+    import wandb
+
+    try:
+        wandb.Settings(project=project, entity=entity, **settings or {})
+    except (ValueError, wandb.errors.UsageError) as error:
+        raise UserError(f"tracking: {one_line(str(error))}") from error
+    if mode is None:
+        mode = os.environ.get("WANDB_MODE", "online")  # type: ignore[assignment]  # wandb checks it
+    if mode == "online" and not wandb_key():
+        mode = "offline"
+    rec.note(wandb_id=rec.metadata.get("wandb_id") or secrets.token_hex(4))
+    about = _about(rec, tags or []) | {"project": project, "entity": entity, "notes": notes}
+    curves = WandbRun(rec, about, mode, settings or {}, prepared.task.headline)
+    with _following(curves):
+        try:
+            yield curves
+        except Preempted:
+            curves.preempted()
+            raise
+        curves.end()
+        curves.results(prepared, table_rows, log_model)
+
+
+def _about(rec: Record, tags: list[str]) -> dict[str, Any]:
+    """How W&B files the run; it takes at most 64 characters of a tag, 128 of a name."""
+    choices, folder = rec.metadata.get("choices", {}), rec.run_dir
+    model = rec.metadata["config"]["model"]["path"]
+    described = [choices.get("task"), _name(Path(model)) if model else choices.get("model")]
+    described.append(choices.get("mode"))
+    for path in map(Path, rec.metadata.get("teacher", {}).get("paths", ())):
+        chosen = None if rec.metadata["config"]["teacher"]["path"] else choices.get("model@teacher")
+        chosen = chosen or _name(path.parent if path.name == "model" else path)
+        described.append(f"teacher:{chosen}")
+    return {
+        "id": rec.metadata["wandb_id"],
+        "name": _name(folder),
+        "group": _name(folder.parent) if folder.name.isdecimal() else None,  # of a sweep
+        "job_type": choices.get("mode"),
+        "tags": list(dict.fromkeys(tag[:64] for tag in [*tags, *described] if tag)),
+        "config": rec.metadata["config"],
+    }
+
+
+def _name(path: Path) -> str:
+    """`<task>/<model>/<mode>/<time>` of a run or sweep, with the number of a sweep's job."""
+    parts = [part for part in path.parts if part not in ("/", ".", "..")]
+    return "/".join(parts[-5 if path.name.isdecimal() else -4 :])[-128:]
+
+
+class WandbRun(Curves):
+    """The W&B run of this attempt: online, else kept offline for `wandb sync`, else given up."""
+
+    run: Any = None
+
+    def __init__(
+        self, rec: Record, about: dict[str, Any], mode: Any, settings: dict[str, Any], headline: str
+    ) -> None:
+        super().__init__(rec, "W&B")
+        self.about, self.settings, self.headline = about, settings, f"eval_{headline}"
+        self.mode, self.fell_back = mode, False
+        self.place = f"{rec.run_dir}/wandb"
+        self._try(lambda: None)
+        if self.working and mode == "offline" and not self.fell_back:
+            log.info("tracking: W&B offline; send it later with: wandb sync %s", self.place)
+        elif self.working and not self.run.offline and self.run.url:  # not of mode=disabled
+            log.info("tracking: %s", self.run.url)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        def connected() -> None:
+            if self.run is None:
+                self._open()
+            action()
+
+        super()._try(connected)
+
+    def _open(self) -> None:
+        import wandb
+
+        before = list(self.rec.run_dir.glob(f"wandb/*run-*/run-{self.about['id']}.wandb"))
+        quiet = {"silent": True, "finish_timeout_raises": True, "reinit": "finish_previous"}
+        settings = wandb.Settings(**quiet | self.settings)  # type: ignore[arg-type]
+        argv, sys.argv = sys.argv, masked(sys.argv)  # W&B records it
+        try:
+            with signals.held():  # those to all processes of a job are not for W&B's
+                self.run = wandb.init(
+                    **self.about,
+                    mode=self.mode,
+                    resume="allow",
+                    dir=self.rec.run_dir,
+                    settings=settings,
+                )
+        finally:
+            sys.argv = argv
+        if self.run.offline:
+            self.sent = max((_last_step(file) for file in before), default=-1)
+        else:
+            self.sent = self.run.starting_step - 1  # W&B's own count
+
+    def _log(self, row: dict[str, Any], *seen: Any) -> None:
+        step = seen[1].global_step
+        if self.headline in row:
+            row["eval_headline"] = row[self.headline]
+        self.run.log({**rewrite_logs(row), "train/global_step": step}, step=step)
+
+    def _failed(self, error: Exception) -> None:
+        if self.fell_back:
+            return super()._failed(error)
+        import wandb
+
+        log.warning(
+            "tracking: W&B failed after step %d (%s); from there the curve goes on offline; send "
+            "it later with: wandb sync %s",
+            max(self.sent, 0), _words(error), self.place,
+        )  # fmt: skip
+        self.fell_back, self.mode, self.run = True, "offline", None
+        _within(LEAVING, wandb.teardown)  # it holds on to the run's id
+
+    def results(self, prepared: Prepared, table_rows: int, log_model: bool) -> None:
+        """The summary: headline, every metric, predictions; and, when asked for, the model."""
+        found = read_json(self.rec.run_dir / RESULTS)
+        self._try(lambda: self.run.summary.update(_summary(found, self.rec.metadata)))
+        if table_rows:
+            self._extra("predictions", lambda: self._log_tables(prepared, table_rows))
+        if log_model:
+            self._extra("model", self._log_model)
+
+    def _extra(self, what: str, action: Callable[[], None]) -> None:
+        if self.working:
+            try:
+                action()
+            except Exception as error:
+                place = f"{self.rec.run_dir}/{what}"
+                log.warning("tracking: W&B has not taken %s (%s)", place, _words(error))
+
+    def _log_tables(self, prepared: Prepared, limit: int) -> None:
+        """Per evaluation split its first rows, the same in every run."""
+        import wandb
+
+        for split in prepared.task.evaluation:
+            rows = predicted(self.rec.run_dir, prepared, split, limit)
+            values = [list(row.values()) for row in rows]
+            table = wandb.Table(columns=list(rows[0]), data=values)
+            self.run.summary.update({f"predictions/{split}": table})
+
+    def _log_model(self) -> None:
+        import wandb
+
+        model = wandb.Artifact(f"model-{self.about['id']}", type="model")
+        model.add_dir(str(self.rec.run_dir / "model"), policy="immutable")  # no second copy
+        self.run.log_artifact(model, aliases=["final_model"])
+
+    def preempted(self) -> None:
+        self._try(lambda: self.run.mark_preempting())
+
+    def finish(self, exit_code: int) -> None:
+        if not self.working:
+            return
+        limit = self.run.settings.finish_timeout + FINISHING if exit_code == 0 else LEAVING
+        if error := _within(limit, partial(self.run.finish, exit_code)):
+            # What an online attempt had sent already may then be there twice.
+            online = "" if self.run.offline else " --include-online"
+            log.warning(
+                "tracking: W&B did not end well (%s); this run's results are whole; if W&B lacks "
+                "the end of the curve: wandb sync%s %s",
+                _words(error), online, self.place,
+            )  # fmt: skip
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> Exception | None:
+    """Do it, for so long at most; the error if there was one."""
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+
+    thread = Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return TimeoutError(f"no answer within {seconds:.0f} s")
+    return errors[0] if errors else None
+
+
+def _words(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}")[:200]
+
+
+def _last_step(file: Path) -> int:
+    """The last step in a .wandb file; what a killed process had not written is not there."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:  # killed before there was anything; such a file cannot be sent either
+        return -1
+    return int((json.loads(done.stdout).get("summary") or {}).get("_step", -1))
+
+
+def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:
+    """The headline, the teacher's, and every metric of every split."""
+    headline = results["headline"]
+    found = {
+        f"{split}/{name}": value
+        for split, scores in results["splits"].items()
+        for name, value in scores.items()
+    }
+    found |= {f"train/{name}": v for name, v in results["train"].items() if v is not None}
+    taught = metadata.get("teacher", {}).get("splits", {}).get(headline["split"], {})
+    if headline["metric"] in taught:
+        found[TEACHER] = taught[headline["metric"]]
+    return {HEADLINE: headline["value"], **found}
+
+
+def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
+    """The first predictions of a split, with names for labels and, of a classifier, how sure.
+
+    Of a language model also what it was asked and what it wrote.
+    """
+    import pyarrow.parquet as pq
+    from scipy.special import softmax
+
+    task = prepared.task
+    own = [*zip(getattr(task, "text_columns", ()), getattr(task, "text", ()), strict=True)]
+    source = prepared.rows[split].select_columns(["id", *(column for column, _ in own)])
+    texts = {row["id"]: row for row in source}
+    names = getattr(task, "names", None)
+    found = []
+    table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
+    for row in table.to_pylist():
+        shown: dict[str, Any] = {"id": row["id"]}
+        for column, name in own:
+            shown[name] = texts[row["id"]][column][:TEXT]
+        shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
+        for key in ("label", "prediction"):
+            shown[key] = names[row[key]] if names else row[key]
+        if names:
+            shown["probability"] = float(softmax(row["logits"])[row["prediction"]])
+        found.append(shown)
+    return found
+
+
+def wandb_key() -> str:
+    """Where a key is, without asking the server as `wandb.login` does."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "WANDB_API_KEY"
+    base = os.environ.get("WANDB_BASE_URL")
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = netrc.netrc(file).hosts if file.is_file() else {}
+    if any(host in known for host in ((urlsplit(base).netloc,) if base else WANDB_HOSTS)):
+        return str(file)
+    import wandb
+
+    settings = wandb.setup().settings
+    return "wandb's settings" if settings.api_key or settings.identity_token_file else ""

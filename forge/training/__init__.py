@@ -1,0 +1,1 @@
+"""The house trainer and what surrounds a training: preparation, callbacks, stop signals."""

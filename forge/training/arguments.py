@@ -1,0 +1,88 @@
+"""The trainer group as `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge.config.check import build
+from forge.config.schema import Config, Precision
+from forge.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from forge.tasks.task import Task
+
+
+def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
+    """The trainer group as `TrainingArguments`, with what follows from the rest of the config."""
+    import torch
+
+    on_cpu = bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available()
+    precision = resolve_precision(config.precision, on_cpu)
+    follows = {
+        "use_cpu": on_cpu,
+        "output_dir": str(run_dir),
+        "bf16": precision is Precision.bf16,
+        "fp16": precision is Precision.fp16,
+        "metric_for_best_model": task.headline,
+        "greater_is_better": task.greater_is_better,
+        "report_to": "none",
+        "remove_unused_columns": False,  # the collator picks; ids and lengths must stay
+        "disable_tqdm": True,  # the Console callback shows progress
+    }
+    _check_ranges(config.trainer, task)
+    args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
+    return args
+
+
+def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
+    """What `TrainingArguments` takes without a word and training trips over."""
+    from transformers import TrainingArguments
+
+    least = {
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0,
+        "num_train_epochs": 0,
+    }
+    for key, low in least.items():
+        value = trainer.get(key)
+        if value is not None and not low <= float(value) < float("inf"):
+            raise UserError(f"trainer.{key}={value}: at least {low}")
+    for known in fields(TrainingArguments):
+        choices, value = known.metadata.get("choices"), trainer.get(known.name)
+        if choices and isinstance(value, str) and value not in choices:
+            raise UserError(
+                f"trainer.{known.name}={value}: no such choice{did_you_mean(value, choices)}"
+            )
+    if task.problem_type == "regression" and trainer.get("label_smoothing_factor"):
+        raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
+    saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
+    if saved == "best":
+        raise UserError(
+            "trainer.save_strategy=best: a run that is stopped goes on from its last checkpoint, "
+            "which this keeps none of; trainer.save_strategy=epoch or steps keeps both, the best "
+            "and the last"
+        )
+    if trainer.get("load_best_model_at_end") and saved != judged:
+        raise UserError(
+            f"trainer.save_strategy={saved}, trainer.eval_strategy={judged}: to keep the best "
+            "model both must be the same; or set trainer.load_best_model_at_end=false"
+        )
+
+
+def resolve_precision(asked: Precision, on_cpu: bool) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it: GPUs, and CPUs with AMX or AVX512-BF16."""
+    import torch
+
+    if asked is not Precision.auto:
+        return asked
+    if on_cpu:
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Precision.bf16 if native else Precision.fp32

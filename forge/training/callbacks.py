@@ -1,0 +1,209 @@
+"""What follows training: the console, and the run's training_state.json."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+from forge import ranks
+from forge.errors import Failure, UserError
+from forge.records import checkpoints
+from forge.records.record import Record
+from forge.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+DETAILS = {"num_tokens", "step_time", "policy_loss", "entropy_coef"}  # of TRL
+PARTS = ("clip_ratio/", "completions/")  # of which the mean is enough
+
+
+class Console(ProgressCallback):
+    """One readable line per log step and evaluation; a progress bar in a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars = sys.stderr.isatty()
+        self.started = (0.0, 0)  # seconds, step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *a: Any, **k: Any
+    ) -> None:
+        self.started = (time.monotonic(), state.global_step)
+        if self.bars:
+            super().on_train_begin(args, state, *a, **k)  # type: ignore[no-untyped-call]
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_step_end(*args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(*args, **kwargs)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.bars:
+            super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "train_runtime" in logs or any(key.startswith("test_") for key in logs):
+            return  # the table at the end says it
+        if self.training_bar is not None:
+            self.training_bar.clear()
+        log.info(" | ".join(self._words(args, state, logs)))
+
+    def _words(
+        self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]
+    ) -> list[str]:
+        words = [f"step {state.global_step}/{state.max_steps}"]
+        hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+        hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
+        hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
+        if "reward" in logs:
+            hidden.add("loss")  # of GRPO: about 0, whatever is learnt
+            each = [key for key in logs if key.startswith("rewards/")]
+            hidden.update(key for key in each if len(each) == 2 or key.endswith("/std"))
+            logs = {
+                key: logs[key] for key in sorted(logs, key=lambda k: not k.startswith("reward"))
+            }
+        if "epoch" in logs:
+            words.append(f"epoch {float(logs['epoch']):.2f}")
+        for key, value in logs.items():
+            if key not in hidden and isinstance(value, int | float):
+                digits = ".2e" if key == "learning_rate" else ".4f"
+                name = key.replace("eval_", "evaluation ").removesuffix("/region_mean")
+                name = name.replace("completions/mean_length", "completion_length")
+                words.append(f"{name} {value:{digits}}")
+        if "learning_rate" in logs:
+            seconds, step = self.started
+            rows = (state.global_step - step) * args.train_batch_size * args.world_size
+            rows *= args.gradient_accumulation_steps
+            words.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
+        return words
+
+
+class Padding(TrainerCallback):
+    """Says once, after the first epoch, what share of the batches was padding."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.said = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.said and state.epoch is not None and state.epoch < 1.5:
+            log.info("padding %.1f %% of the first epoch", 100 * self.trainer.padding_share)
+        self.said = True
+
+
+class NanGuard(TrainerCallback):
+    """Stops a run whose loss is not a number for `patience` steps, naming what it was fed.
+
+    A step's loss is looked at when the next one begins, so that no device has to be waited for.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        if patience < 1:
+            raise UserError(f"callbacks.nan_guard.patience={patience}: at least 1")
+        self.patience, self.bad = patience, 0
+        self.trainer: Trainer | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer is None or self.trainer.last_loss is None:
+            return
+        if not self._spoilt(args):
+            self.bad = 0
+            return
+        self.bad += 1
+        if self.bad < self.patience:
+            return
+        found = checkpoints.steps(Path(str(args.output_dir)))
+        first = state.global_step - self.bad + 1
+        ranks.barrier()
+        for step in [step for step in found if step >= first - 1]:  # whose update spoilt the next
+            spoilt = found.pop(step)
+            if state.is_world_process_zero:
+                checkpoints.set_aside(spoilt)
+        newest = next(iter(found.values()), None)
+        raise Failure(
+            f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, from step {first} "
+            f"on (training rows of the last: {_ids(self.trainer)}); the last checkpoint before: "
+            f"{newest.name if newest else 'none'}; lower trainer.learning_rate, or look at these "
+            "rows"
+        )
+
+    on_train_end = on_step_begin
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """No checkpoint of a spoilt step: it would push out a good one."""
+        if control.should_save and self.trainer is not None and self.trainer.last_loss is not None:
+            control.should_save = not self._spoilt(args)
+
+    on_epoch_end = on_step_end
+
+    def _spoilt(self, args: TrainingArguments) -> bool:
+        """Whether the last loss of any rank is no number."""
+        assert self.trainer is not None and self.trainer.last_loss is not None
+        spoilt = not bool(torch.isfinite(self.trainer.last_loss))
+        return bool(ranks.all_reduce_max(int(spoilt), args.device))
+
+
+def _ids(trainer: Trainer) -> str:
+    ids = [] if trainer.last_ids is None else trainer.last_ids.tolist()
+    return ", ".join(map(str, ids)) or "unknown"
+
+
+class State(TrainerCallback):
+    """Keeps training_state.json: step, epoch, newest and best checkpoint, best value."""
+
+    def __init__(self, rec: Record) -> None:
+        self.rec = rec
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        newest = next(iter(checkpoints.steps(self.rec.run_dir).values()))
+        self._write(state, latest_checkpoint=newest.name)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(state)
+
+    def _write(self, state: TrainerState, **facts: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        best = state.best_model_checkpoint
+        self.rec.stand(
+            step=state.global_step,
+            max_steps=state.max_steps,
+            epoch=state.epoch,
+            best_checkpoint=best.rpartition("/")[2] if best else None,
+            best_value=state.best_metric,
+            **facts,
+        )

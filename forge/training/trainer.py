@@ -1,0 +1,395 @@
+"""The house trainer: `transformers.Trainer` with a count of tokens and better sampling."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.nn import functional
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
+
+from forge import ranks
+from forge.errors import Failure
+from forge.models import loading, lora
+from forge.records import checkpoints
+from forge.records.files import read_json, write_json
+from forge.training.signals import InWorker
+
+log = logging.getLogger(__name__)
+PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
+
+
+def progress_file(checkpoint: Path) -> Path:
+    """The file of this rank's sums; as with transformers' rng_state, ranks have one each."""
+    name, suffix = PROGRESS.split(".")
+    return checkpoint / (f"{name}_{ranks.rank()}.{suffix}" if ranks.ranks() > 1 else PROGRESS)
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """Batches of rows of like length, the batches in random order.
+
+    transformers goes through pools of at most 50 batches, each from its longest rows to its
+    shortest; where length goes with content that is a curriculum, and it costs accuracy. Here the
+    pools are larger (MNLI's padding share falls from 3.3 to 1.0 %) and the batches of all pools
+    are shuffled, but for the longest, which stays first: what does not fit shows at once.
+    """
+
+    POOL = 200  # batches; two pools at least, so that rows meet others in each epoch
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seed, self.generator = seed, torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order follows from seed and epoch alone, so that a resumed epoch has the same."""
+        self.generator.manual_seed(1_000_003 * self.seed + epoch)  # no two seeds share an epoch
+
+    def __iter__(self) -> Iterator[int]:
+        pool = max(1, min(len(self.lengths) // (2 * self.batch_size), self.POOL))
+        rows = get_length_grouped_indices(self.lengths, self.batch_size, pool, self.generator)
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        first, *rest = batches
+        last = [rest.pop()] if rest and len(rest[-1]) < self.batch_size else []
+        order = torch.randperm(len(rest), generator=self.generator).tolist()
+        return (row for batch in (first, *(rest[i] for i in order), *last) for row in batch)
+
+
+@contextmanager
+def memory(args: TrainingArguments, key: str, also: str = "") -> Iterator[None]:
+    """Turn a device's exhausted memory into one line with the batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = getattr(args, key)
+        smaller = f"trainer.{key}={size // 2}{also}, or " if size > 1 else ""
+        raise Failure(
+            f"the device has not enough memory for batches of {size}; try {smaller}a smaller "
+            "task.max_length"
+        ) from error
+
+
+class Restore(TrainerCallback):
+    """Gives a trainer back what transformers forgets: sums, patience, where the best one is."""
+
+    def __init__(self, trainer: Trainer, checkpoint: Path) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.restore(read_json(progress_file(self.checkpoint)))
+        self.best(state)
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                saved: Any = state.stateful_callbacks  # without one that is new in this attempt
+                own = saved.setdefault("EarlyStoppingCallback", callback.state())
+                vars(callback).update(own["attributes"])
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the sampler its epoch: with several ranks accelerate's wrappers of batches to skip
+        and of a rank's share hide it (accelerate 1.15), and the first epoch's
+        order would come again."""
+        sampler = train_dataloader.batch_sampler
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        if hasattr(sampler.sampler, "set_epoch"):
+            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+            sampler.sampler.set_epoch(state.global_step // steps)
+
+    def best(self, state: TrainerState) -> None:
+        """Point at the best checkpoint where it is now; forget one that is gone, and say so."""
+        recorded = read_json(self.checkpoint / "trainer_state.json").get("best_model_checkpoint")
+        if not recorded:
+            return
+        place = self.checkpoint.parent / Path(recorded).name
+        state.best_model_checkpoint = str(place)
+        if reason := checkpoints.problem(place, self.trainer.run_id):
+            log.warning("%s, the best so far: %s; the best of the rest counts", place.name, reason)
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+
+
+class Trainer(transformers.Trainer):
+    """Counts tokens and padding, shuffles length-grouped batches, keeps evaluation in order.
+
+    Its checkpoints are committed, and hold what transformers forgets: the sums that the next log
+    will average. Modes override `compute_loss` here, and `progress` when they keep sums too.
+    """
+
+    run_id = ""  # whose checkpoints these are
+    off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # is the save to come so?
+    in_training: Callable[..., dict[str, float]] | None = None  # a task's evaluation of its own
+    limit: int | None = None  # of checkpoints; ours to keep, since transformers' ends with the last
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A classifier's loss is the mean over its batch, whatever keywords its forward swallows.
+        # Left alone, transformers 5.23 takes it to be scaled already: with 4 accumulation steps
+        # loss and gradient come out 4 times too large, with 2 processes twice. A language model's
+        # is the sum over tokens, divided by those of all accumulation steps and processes.
+        self.model_accepts_loss_kwargs &= loading.generates(type(self.model).__name__)
+        self.found: dict[str, Any] = {}  # what a mode adds to results.json
+        self.started, self.before = time.monotonic(), 0.0
+        self.last_loss: torch.Tensor | None = None  # of the last training batch
+        self.last_ids: torch.Tensor | None = None
+        self.examples = 0  # trained on
+        self.cells = 0  # tokens and padding that went through the model in training
+        self.tokens: torch.Tensor | int = (
+            0  # of these, tokens; on the device, so that nothing waits
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers does, then committed; older ones go only after that."""
+        self.require_finite()
+        run_dir = Path(str(self.args.output_dir))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        with checkpoints.room(run_dir, checkpoints.size_of(self.model), folder):
+            if self.is_world_process_zero() and folder.exists():
+                checkpoints.set_aside(folder)
+            ranks.barrier()
+            best = self.state.best_model_checkpoint
+            super()._save_checkpoint(model, trial)
+            if self.off_schedule():  # an undisturbed run has no such checkpoint to be the best
+                self.state.best_model_checkpoint = best
+            self.save_extra(folder)
+            ranks.barrier()
+            if self.is_world_process_zero():
+                if self.off_schedule():
+                    self.state.save_to_json(str(folder / "trainer_state.json"))
+                checkpoints.commit(folder, self.run_id)
+                if self.off_schedule():
+                    checkpoints.keep_apart(folder)
+                self._rotate()
+            ranks.barrier()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As transformers', and beside an adapter the config, so that it can be read."""
+        if not lora.is_adapted(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = str(output_dir or self.args.output_dir)
+            lora.save(self.model, folder)
+            self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers', leaving Python's random numbers as they were: a library draws one the
+        first time that a process evaluates, which a resumed process does again."""
+        state = random.getstate()
+        try:
+            with memory(self.args, "per_device_eval_batch_size"):
+                return super().evaluate(*args, **kwargs)
+        finally:
+            random.setstate(state)
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """As transformers', among the weights that are saved: when it evaluates more often than it
+        saves, the best evaluation is otherwise one whose weights are gone, and a checkpoint that
+        is better than all others that are left does not count as the best."""
+        saves = self.control.should_save and not self.off_schedule()
+        if self.args.load_best_model_at_end and not saves:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with a loss that counts every row once.
+
+        With several ranks its last batch repeats rows, which it takes out of all but the loss. A
+        task may look at its rows in its own way.
+        """
+        if self.in_training:
+            return self._in_training(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        if ranks.ranks() > 1:
+            for key in [key for key in output.metrics if key.endswith("_loss")]:
+                output.metrics[key] = self._mean_loss(output.predictions, output.label_ids)
+        return output
+
+    def _in_training(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        assert self.in_training
+        rows: Any = dataloader.dataset
+        scores = self.in_training(self, rows).items()
+        named = {f"{metric_key_prefix}_{name}": value for name, value in scores}
+        return EvalLoopOutput(None, None, named, len(rows))  # type: ignore[arg-type]
+
+    def _mean_loss(self, predictions: Any, labels: Any) -> float:
+        """Of a classifier or regression, over rows."""
+        logits = predictions[0] if isinstance(predictions, tuple) else predictions
+        scores, wanted = torch.as_tensor(logits).float(), torch.as_tensor(labels)
+        if self.model.config.problem_type == "regression":  # type: ignore[union-attr]
+            return float(functional.mse_loss(scores.squeeze(-1), wanted))
+        smoothing = self.args.label_smoothing_factor
+        return float(functional.cross_entropy(scores, wanted, label_smoothing=smoothing))
+
+    def save_extra(self, folder: Path) -> None:
+        """Write what belongs to a checkpoint beside transformers' files."""
+        write_json(progress_file(folder), self.progress())
+
+    def progress(self) -> dict[str, Any]:
+        """Sums since the last log, and counts since the run began."""
+        return {
+            "tr_loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar,
+            "counts": [self.examples, self.cells, int(self.tokens)],
+            "seconds": self.seconds,
+        }
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """The inverse of `progress`, called when training is about to go on."""
+        self._tr_loss += progress["tr_loss"]
+        self._globalstep_last_logged = progress["last_logged"]
+        self._total_loss_scalar = progress["total_loss"]
+        self._initial_global_step = 0  # the mean loss at the end is over all attempts
+        self.examples, self.cells, self.tokens = progress["counts"]
+        self.before = progress["seconds"]
+
+    def go(self, checkpoint: Path | None) -> int:
+        """Train, from a checkpoint also with what it holds beside transformers' files; the step."""
+        self.started = time.monotonic()
+        self.limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if not (checkpoint and self._is_over(checkpoint)):
+                if checkpoint:
+                    self.add_callback(Restore(self, checkpoint))
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.args.save_total_limit = self.limit
+        self.require_finite()
+        if self.is_world_process_zero():  # an attempt that was killed may have left one too many
+            self._rotate()
+        return self.state.global_step
+
+    def require_finite(self) -> None:
+        """Raise `Failure` for weights that are no numbers: nothing can be gone on from there."""
+        assert self.model is not None
+        learnt = [p.isfinite().all() for p in self.model.parameters() if p.requires_grad]
+        if bool(torch.stack(learnt).all()):
+            return
+        newest = next(iter(checkpoints.steps(Path(str(self.args.output_dir))).values()), None)
+        raise Failure(
+            f"at step {self.state.global_step} the weights are no numbers any more; the last "
+            f"checkpoint before: {newest.name if newest else 'none'}; lower trainer.learning_rate"
+        )
+
+    def _rotate(self) -> None:
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(Path(str(self.args.output_dir)), self.limit, best)
+
+    def _is_over(self, checkpoint: Path) -> bool:
+        """Whether the checkpoint is at `max_steps`; then its weights, or the best, are loaded.
+
+        transformers would train one more step in an epoch that `max_steps` cuts short.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        Restore(self, checkpoint).best(state)
+        self._tr_loss = torch.tensor(0.0, device=self.args.device)
+        self.restore(read_json(progress_file(checkpoint)))
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
+        assert self.model is not None
+        self._move_model_to_device(self.model, self.args.device)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Of training, those of earlier attempts up to their checkpoint included."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that this rank has held at once: of its GPU, or of the whole process on a CPU."""
+        if self.args.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.args.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # a list is of prompts, whose answers are counted when they are drawn
+        read = {} if isinstance(inputs, list) else inputs
+        if (mask := read.get("attention_mask")) is not None:
+            self.examples += len(mask)
+            self.cells += mask.numel()
+            self.tokens = self.tokens + mask.sum()
+        elif "position_ids" in read:  # of rows one after the other
+            self.examples += len(read["id"])
+            self.cells += read["input_ids"].numel()
+            self.tokens = self.tokens + read["input_ids"].numel()
+        self.last_loss = super().training_step(model, inputs, *args, **kwargs)
+        return self.last_loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """On the device, without the rows' ids, which no model reads."""
+        prepared = super()._prepare_inputs(inputs)
+        self.last_ids = prepared.pop("id", None)
+        return prepared
+
+    def totals(self) -> tuple[float, float, float]:
+        """Examples, tokens, and tokens with padding that all ranks have trained on."""
+        counts = (self.examples, int(self.tokens), self.cells)
+        examples, tokens, cells = (ranks.all_reduce_sum(n, self.args.device) for n in counts)
+        return examples, tokens, cells
+
+    @property
+    def padding_share(self) -> float:
+        """Share of this rank's cells that held padding, so far."""
+        return 1 - int(self.tokens) / self.cells if self.cells else 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # As a list: a datasets column would read each item from disk.
+            lengths = list(sampler.lengths)
+            return ShuffledLengthGroups(sampler.batch_size, lengths=lengths, seed=self.args.seed)
+        return sampler
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """`dataloader_drop_last` is for training: an evaluation without its last rows is none."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
+        try:
+            loader: Any = super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+        base = loader.base_dataloader  # accelerate's wrapper passes its attributes on
+        base.worker_init_fn = InWorker(base.worker_init_fn)
+        return loader
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In the data's order (sorted by length beforehand), so that predictions keep their ids.
+
+        transformers' own length-grouped sampler shuffles, and draws from the training's RNG.
+        """
+        return None if self.args.world_size > 1 else SequentialSampler(eval_dataset)

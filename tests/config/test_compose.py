@@ -1,0 +1,68 @@
+"""A node is refused, in one line, unless it fits what it calls."""
+
+import pytest
+
+from forge.config.check import build, check
+from forge.errors import UserError
+
+
+def callee(*, size: int, rate: float = 0.1, name: str | None = None) -> dict:
+    return {"size": size, "rate": rate, "name": name}
+
+
+def node(**settings):
+    return {"_target_": "tests.config.test_compose.callee", **settings}
+
+
+def test_build_calls_the_target():
+    assert build(node(size=3), "here") == {"size": 3, "rate": 0.1, "name": None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 1, "nmae": "x"}, r"here\.nmae: .*; did you mean name\?"),
+        ({"size": 1, "completely_else": 1}, r"here\.completely_else: .*; known: size, rate, name"),
+        ({}, r"here\.size is needed"),
+        ({"size": "abc"}, r"here\.size=abc: .*integer"),
+        ({"size": 1, "rate": "fast"}, r"here\.rate=fast: .*number"),
+        ({"size": 1, "name": [1]}, r"here\.name=\[1\]: .*string"),
+        ({"size": 2.5}, r"here\.size=2\.5: .*integer"),
+    ],
+)
+def test_misfits_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        check(node(**settings), "here")
+
+
+def test_nested_nodes_are_checked():
+    with pytest.raises(UserError, match=r"outer\.name\.siez"):
+        check(node(size=1, name=node(siez=1)), "outer")
+
+
+@pytest.mark.parametrize(
+    "target", ["tests.config.test_compose.no_such", "no_such_module.x", "", None]
+)
+def test_a_target_that_cannot_be_imported_is_named(target):
+    with pytest.raises(UserError, match="here"):
+        check({"_target_": target}, "here")
+
+
+def test_a_partial_may_leave_arguments_for_later():
+    assert build(node(_partial_=True), "here")(size=1)["size"] == 1
+
+
+def test_training_arguments_are_checked_before_they_are_made():
+    arguments = {"_target_": "transformers.TrainingArguments"}
+    with pytest.raises(UserError, match=r"trainer\.lerning_rate: .*did you mean learning_rate"):
+        check({**arguments, "lerning_rate": 1}, "trainer")
+    with pytest.raises(UserError, match=r"trainer\.max_steps=abc"):
+        check({**arguments, "max_steps": "abc"}, "trainer")
+
+
+@pytest.mark.parametrize("mode", ["sft", "kd", "rl"])
+def test_a_mode_takes_its_own_settings_only(mode):
+    """The other arguments of `trainer` are what a run gives it, not settings."""
+    target = {"_target_": f"forge.modes.{mode}.trainer", "_partial_": True}
+    with pytest.raises(UserError, match=r"mode\.train_dataset: .* has no such setting"):
+        check({**target, "train_dataset": 1}, "mode")

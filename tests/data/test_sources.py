@@ -1,0 +1,169 @@
+"""Rows are read as they stand in the files; what cannot be read is named."""
+
+import json
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from forge.data import sources
+from forge.errors import UserError
+from forge.inputs import text as inputs_text
+
+ROWS = [{"text": "naïve, “quoted”", "label": "a"}, {"text": 'tab\\t "x"', "label": "NA"}]
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return {"train": [path]}
+
+
+def columns(source, split="train"):
+    return sources.read(source, split, ["text", "label"])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_each_format_gives_the_same_rows(tmp_path, suffix):
+    path = tmp_path / f"train{suffix}"
+    table = Dataset.from_list(ROWS)
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    elif suffix == ".json":
+        path.write_text(json.dumps(ROWS, indent=1))
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    elif suffix == ".csv":
+        table.to_csv(path)
+    else:
+        path.write_text("text\tlabel\n" + "".join(f"{r['text']}\t{r['label']}\n" for r in ROWS))
+    got = columns({"train": [path]})
+    assert got == {"text": [r["text"] for r in ROWS], "label": ["a", "NA"]}
+
+
+def test_csv_keeps_line_breaks_and_a_byte_order_mark_is_no_text(tmp_path):
+    source = write(tmp_path / "a.csv", '\ufefftext,label\n"two\nlines\u2028x",1\n')
+    assert columns(source) == {"text": ["two\nlines\u2028x"], "label": ["1"]}
+
+
+def test_a_stray_quote_in_a_tsv_swallows_no_rows(tmp_path):
+    source = write(tmp_path / "a.tsv", 'text\tlabel\n"open\t1\nclosed"\t0\n')
+    assert columns(source)["text"] == ['"open', 'closed"']
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "text,label\nx,1,2\n", "line 2 has 3 fields, the header has 2"),
+        ("a.csv", 'text,label\n"open,1\n', "line 2"),
+        ("a.csv", "text,lable\nx,1\n", r"column label: not in .*did you mean lable\?"),
+        ("a.csv", "text,text,label\nx,y,1\n", "column text occurs twice"),
+        ("a.jsonl", '{"text": "x"}\n{"text" "y"}\n', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "each row must be a JSON object"),
+        ("a.parquet", "not parquet", "not a parquet file"),
+        ("a.txt", "x", r"not one of \.jsonl"),
+    ],
+)
+def test_what_cannot_be_parsed_is_named(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        columns(write(tmp_path / name, text))
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    source = write(tmp_path / "a.csv", "text,label\nok,1\nna\xefve,0\n", "latin1")
+    with pytest.raises(UserError, match=r"a\.csv: line 3 is not UTF-8; convert it"):
+        columns(source)
+
+
+def test_a_missing_file_and_split_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        columns({"train": [tmp_path / "no.csv"]})
+    with pytest.raises(UserError, match=r"split validation_matched: .*did you mean validation\?"):
+        columns({"train": [], "validation": []}, "validation_matched")
+
+
+def test_class_labels_come_by_name_and_minus_one_as_nothing():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
+    assert columns({"train": table})["label"] == ["yes", None, "no"]
+
+
+def test_a_directory_is_a_source(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "validation.csv").write_text("text,label\nx,1\n")
+    (tmp_path / "SOURCE.json").write_text("{}")
+    source = sources.load(path=str(tmp_path))
+    assert columns(source, "validation") == {"text": ["x"], "label": ["1"]}
+    assert columns(source)["label"] == ["a"]
+
+
+def test_a_saved_dataset_and_a_clone_of_a_hub_repository_are_sources(tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    assert columns(sources.load(path=str(tmp_path / "saved")))["label"] == ["a", "NA"]
+    clone = tmp_path / "clone" / "mnli"
+    clone.mkdir(parents=True)
+    for i, row in enumerate(ROWS):
+        Dataset.from_list([row]).to_parquet(clone / f"train-0000{i}-of-00002.parquet")
+    source = sources.load(path=str(clone.parent), name="mnli")
+    assert columns(source)["label"] == ["a", "NA"]
+
+
+def test_a_split_in_two_formats_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    (tmp_path / "train.csv").write_text("a")
+    with pytest.raises(UserError, match=r"train\.csv and train\.jsonl are both split train"):
+        sources.load(path=str(tmp_path))
+
+
+def test_an_empty_directory_and_a_missing_one_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no <split>\.jsonl"):
+        sources.load(path=str(tmp_path))
+    with pytest.raises(UserError, match="no such directory"):
+        sources.load(path=str(tmp_path / "nowhere"))
+
+
+def test_without_the_hub_the_way_out_is_named_at_once():
+    with pytest.raises(UserError, match=r"Hub is unreachable .* task\.dataset\.path=DIR"):
+        sources.load(path="nyu-mll/glue", name="mnli")
+
+
+@pytest.fixture
+def tokenizer():
+    from forge.config.schema import Model
+    from forge.models.loading import load_tokenizer
+
+    model = Model(config={"model_type": "bert", "vocab_size": 60, "max_position_embeddings": 16})
+    return load_tokenizer(model, ["the cat sat on a mat", "a dog ran"] * 3)
+
+
+def rows(*texts):
+    return Dataset.from_dict(
+        {"id": list(range(len(texts))), "text": list(texts), "labels": [0] * len(texts)}
+    )
+
+
+def test_tokenising_counts_what_was_cut_and_is_done_once(tmp_path, tokenizer, monkeypatch):
+    settings = {"text": ["text"], "max_length": 6, "cache_dir": tmp_path}
+    split = inputs_text.tokenize(rows("the cat", "the cat sat on a mat"), tokenizer, **settings)
+    assert list(split["truncated"]) == [False, True]
+    assert list(split["length"]) == [4, 6]
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "tokenised").iterdir()}
+    again = inputs_text.tokenize(rows("the cat", "the cat sat on a mat"), tokenizer, **settings)
+    assert again.to_dict() == split.to_dict()
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "tokenised").iterdir()} == written
+    other = inputs_text.tokenize(rows("the dog", "the cat sat on a mat"), tokenizer, **settings)
+    assert other["input_ids"] != split["input_ids"]
+
+
+def test_batches_are_padded_to_the_longest_row_and_a_multiple_of_eight(tmp_path, tokenizer):
+    split = inputs_text.tokenize(
+        rows("the cat", "a dog ran"),
+        tokenizer,
+        text=["text"],
+        max_length=16,
+        cache_dir=tmp_path,
+    )
+    assert inputs_text.Collator(tokenizer)(list(split))["input_ids"].shape == (2, 5)
+    batch = inputs_text.Collator(tokenizer, 8)(list(split))
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["attention_mask"].sum(1).tolist() == list(split["length"])
+    assert set(batch) <= {"input_ids", "attention_mask", "token_type_ids", "labels"}

@@ -1,0 +1,84 @@
+"""The ledger and the table of submitted jobs; tests/test_slurm.py has them on a real cluster."""
+
+import os
+import signal
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from forge.launching import jobs
+from forge.launching.slurm import _teacher_key, once
+
+
+def job(number):
+    return jobs.Job(f"7_{number}", number, [f"seed={number}"], "", "", 1, "slurm", "", "")
+
+
+def test_a_cut_line_of_the_ledger_costs_itself_alone(tmp_path):
+    jobs.enter(tmp_path, [job(0), job(1)])
+    file = tmp_path / jobs.LEDGER
+    file.write_bytes(file.read_bytes()[:-40])
+    jobs.enter(tmp_path, [job(2)])
+    assert jobs.read_ledger(tmp_path) == {0: job(0), 2: job(2)}
+
+
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\n'
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ("RuntimeError: CUDA error: no\nHint: see docs", "RuntimeError: CUDA error: no"),
+        ("AssertionError", "AssertionError"),
+        ("forge.errors.UserError: column x: not there", "column x: not there"),
+        ("torch.OutOfMemoryError: 3 GiB", "OutOfMemoryError: 3 GiB"),
+    ],
+)
+def test_the_reason_is_the_last_exception_in_one_line(last, told):
+    first = f"{TRACE}ValueError: x\n\nDuring handling of the above exception, another:\n\n"
+    assert jobs._reason(f"{first}{TRACE}{last}\n") == told
+
+
+def test_the_live_table_has_jobs_of_teachers(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with jobs._display() as show:
+        for state in ("running", "finished"):
+            show([("teacher 1", "7", "", state, "", "", ""), ("0", "8", "", state, "", "", "")])
+
+
+def test_a_teacher_serves_runs_of_one_task_and_precision():
+    config = {"task": {"rows": 1}, "teacher": {"path": "x"}, "precision": "fp32", "seed": 1}
+    keys = [
+        _teacher_key(OmegaConf.create(config | change))
+        for change in ({}, {"seed": 2}, {"precision": "bf16"}, {"task": {"rows": 2}})
+    ]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+def test_a_teachers_failure_that_cost_no_run_is_past(monkeypatch):
+    monkeypatch.setattr(jobs.sweep, "errors", {})
+    ledger = {n: job(n) for n in (-1, 0, 1)}
+    fine = {-1: jobs.Outcome(error="x"), 0: jobs.Outcome(0.5), 1: jobs.Outcome(0.5)}
+    jobs.note_errors(ledger, fine)
+    assert jobs.sweep.errors == {}
+    jobs.note_errors(ledger, fine | {1: jobs.Outcome(error="y")})
+    assert sorted(jobs.sweep.errors) == ["-1", "1"]
+
+
+def test_a_second_signal_does_not_disturb_the_requeue_that_the_first_began():
+    heard, numbers = [], (signal.SIGUSR2, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def requeue(number, frame):
+        heard.append(number)
+        for again in numbers:
+            os.kill(os.getpid(), again)
+
+    try:
+        signal.signal(signal.SIGUSR2, once(requeue))
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert heard == [signal.SIGUSR2]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,187 @@
+"""Labels mean what their names say, and nothing that cannot be learnt from is trained on."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from forge.errors import UserError
+from forge.tasks import task as tasks_task
+
+F1 = {"metrics": ["f1"], "headline": "f1"}
+
+
+def classification(rows, **settings):
+    columns = {k: [row[k] for row in rows] for k in ("text", "label")}
+    values = columns["label"]
+    if len({type(v) for v in values}) > 1:  # a file may mix types, an Arrow column may not
+        columns["label"] = [None if v is None else str(v) for v in values]
+    source = {split: Dataset.from_dict(columns) for split in ("train", "validation")}
+    settings = {"labels": ["no", "yes"], "metrics": ["accuracy"], "headline": "accuracy"} | settings
+    return tasks_task.Classification(dataset=lambda: source, text="text", label="label", **settings)
+
+
+def labelled(*values):
+    return [{"text": f"row {i}", "label": value} for i, value in enumerate(values)]
+
+
+def ids(task):
+    return list(task.load()["train"]["labels"])
+
+
+@pytest.mark.parametrize("values", [("yes", "no"), (1, 0), ("1", "0"), (1.0, 0.0), (" yes", "no ")])
+def test_labels_by_name_or_number(values):
+    assert ids(classification(labelled(*values))) == [1, 0]
+
+
+def test_numbers_that_are_names_are_names():
+    assert ids(classification(labelled(1, 2, 3), labels=[3, 2, 1])) == [2, 1, 0]
+
+
+def test_labels_are_read_off_the_train_split_in_order():
+    task = classification(labelled(10, 2, 2, 10), labels=None)
+    assert ids(task) == [1, 0, 0, 1]
+    assert task.names == ["2", "10"]
+    assert (task.num_labels, task.problem_type) == (2, "single_label_classification")
+
+
+def test_minus_one_is_a_label_when_it_is_named():
+    assert ids(classification(labelled(-1, 0, 1), labels=[-1, 0, 1])) == [0, 1, 2]
+
+
+def test_true_and_false_are_the_second_and_the_first_of_two_labels():
+    assert ids(classification(labelled(True, False))) == [1, 0]
+    assert ids(classification(labelled("true", "false"), labels=["true", "false"])) == [0, 1]
+
+
+def test_the_train_split_decides_whether_numbers_are_names():
+    source = {
+        "train": Dataset.from_list(labelled("1", "2")),
+        "validation": Dataset.from_list(labelled("0", "1")),
+    }
+    task = classification([])
+    task.dataset = lambda: source
+    task.names, task.labels = [], None
+    with pytest.raises(UserError, match=r"split validation, column label: 0 \(first in row 0\)"):
+        task.load()
+
+
+@pytest.mark.parametrize("name", ["id", "labels", "length", "input_ids"])
+def test_a_text_column_may_have_any_name(name):
+    source = {s: Dataset.from_list([{name: "a", "label": 1}]) for s in ("train", "validation")}
+    task = classification([])
+    task.dataset, task.text = (lambda: source), [name]
+    assert list(task.load()["train"]["text_0"]) == ["a"]
+
+
+def test_unlabelled_rows_are_skipped_with_a_count_and_ids_stay(caplog):
+    task = classification(labelled("yes", None, -1, "", "no"))
+    train = task.load()["train"]
+    assert (list(train["id"]), list(train["labels"])) == ([0, 4], [1, 0])
+    assert "train: 3 rows without a label skipped" in caplog.text
+
+
+def test_max_rows_keeps_the_first_rows():
+    assert list(classification(labelled(1, 0, 1), max_rows=2).load()["train"]["id"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (
+            labelled("yes", "yse"),
+            {},
+            r"yse \(first in row 1\) not among .*; did you mean yes",
+        ),
+        (labelled(0, 1, 2), {}, r"column label: 0, 1, 2 \(first in row 0\) not among"),
+        (labelled(None, -1), {}, "none of its 2 rows has a label"),
+        ([{"text": None, "label": 1}], {}, "column text: 1 rows have no text"),
+        (labelled("a", "a"), {"labels": None}, "1 distinct labels"),
+        (labelled(*range(500)), {"labels": None}, "problem_type=regression"),
+        (labelled(-1, 0, 1), {"labels": None}, "-1 may be a label or mark rows without one"),
+        (labelled("a", "b", "nan"), {"labels": None}, "nan may be a label"),
+        (labelled(0, 1), {"max_rows": 0}, "task.max_rows=0: at least 1"),
+        (labelled(0, 1), {"metrics": ["mse"], "headline": "mse"}, "metric mse: it does not judge"),
+        (labelled(*"abc"), {"labels": list("abc"), **F1}, "metric f1: it is for two labels"),
+        ([{"text": ["a"], "label": 1}], {}, "row 0 holds a list, not a text"),
+        (labelled(1), {"labels": ["a", "a"]}, "occurs twice"),
+        (labelled(1), {"labels": ["a"]}, "at least two labels"),
+        (labelled(1), {"headline": "f1"}, r"task.headline=f1: not one of task.metrics"),
+        (labelled(1), {"metrics": ["acuracy"], "headline": "acuracy"}, "did you mean accuracy"),
+        (labelled(1), {"evaluation": ["test"]}, "split test: the data has no such split"),
+        (labelled(1), {"evaluation": []}, "name at least one split"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(rows, settings, message):
+    with pytest.raises(UserError, match=message):
+        classification(rows, **settings).load()
+
+
+def test_an_empty_split_is_refused(jsonl):
+    empty = jsonl("a.jsonl", [])
+    with pytest.raises(UserError, match=r"a\.jsonl has no rows"):
+        from_files(empty, labels=["a", "b"], problem_type="classification").load()
+    with pytest.raises(UserError, match="split train has no rows"):
+        classification([]).load()
+
+
+def from_files(path, **settings):
+    return tasks_task.from_files(files={"train": path, "validation": path}, text="text", **settings)
+
+
+def test_fractions_mean_regression(jsonl):
+    task = from_files(jsonl("a.jsonl", labelled(0.5, 1, 2)))
+    assert (task.problem_type, task.num_labels, task.headline) == ("regression", 1, "pearson")
+    assert list(task.load()["train"]["labels"]) == [0.5, 1.0, 2.0]
+
+
+def test_words_and_whole_numbers_mean_classification(jsonl):
+    task = from_files(jsonl("a.jsonl", labelled(0, 1, 0)))
+    assert (task.problem_type, task.headline) == ("single_label_classification", "accuracy")
+    task.load()
+    assert task.names == ["0", "1"]
+
+
+def test_the_kind_of_problem_can_be_given(jsonl):
+    path = jsonl("a.jsonl", labelled(1, 2, 3))
+    assert from_files(path, problem_type="regression").problem_type == "regression"
+    with pytest.raises(UserError, match="did you mean regression"):
+        from_files(path, problem_type="regresion")
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "high", float("inf")])
+def test_a_target_that_is_no_number_is_refused(jsonl, value):
+    path = jsonl("a.jsonl", labelled(0.5, value))
+    with pytest.raises(UserError, match=r"1 values are not finite numbers .*in row 1"):
+        from_files(path, problem_type="regression").load()
+
+
+def test_the_mark_of_an_unlabelled_target_is_skipped(caplog):
+    source = {s: Dataset.from_list(labelled(0.5, -1.0, 2.0)) for s in ("train", "validation")}
+    task = tasks_task.Regression(
+        dataset=lambda: source,
+        text="text",
+        label="label",
+        metrics=["mse"],
+        headline="mse",
+        unlabelled=-1,
+    )
+    assert list(task.load()["train"]["labels"]) == [0.5, 2.0]
+    assert "1 rows without a label skipped" in caplog.text
+
+
+def test_answers_and_metrics_come_from_logits():
+    task = classification(labelled(0, 1), metrics=["accuracy", "f1"])
+    logits = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert task.predict(logits).tolist() == [0, 1, 0]
+    assert task.judge(logits, np.array([0, 1, 1])) == pytest.approx(
+        {"accuracy": 2 / 3, "f1": 2 / 3}
+    )
+
+
+def test_regression_answers_are_the_logits():
+    task = tasks_task.Regression(
+        dataset=dict, text="text", label="label", metrics=["mse"], headline="mse"
+    )
+    assert task.predict(np.array([[0.5], [1.5]])).tolist() == [0.5, 1.5]
+    assert task.judge(np.array([[0.5], [1.5]]), np.array([0.5, 0.5])) == {"mse": 0.5}
+    assert not task.greater_is_better

@@ -1,0 +1,375 @@
+"""TODO"""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from forge.commands.predict import predict
+from forge.config.schema import Model
+from forge.errors import UserError
+from forge.inputs.text import IGNORED
+from forge.models import loading
+from forge.results.examine import examine
+from forge.results.show import shown
+from forge.results.statistics import RESAMPLES, difference, read_answers
+from forge.tasks.decoding import generate, losses
+from forge.tasks.metrics import pass_at, wilson
+from forge.tasks.text import Generation
+from tests.support.runs import losses as curve
+from tests.support.runs import results, write_rows
+from tests.support.texts import (
+    CHATML,
+    NOTHING_SAVED,
+    ROWS,
+    SIZES,
+    TINY,
+    tokenized,
+    tokenizer_of,
+)
+
+
+@pytest.fixture
+def fitted(task_of, tmp_path):
+    """A task, its rows, and a trainer of a random model."""
+    task, tokenizer = task_of(max_new_tokens=5), tokenizer_of()
+    split = tokenized(task, tokenizer, tmp_path)
+    torch.manual_seed(0)
+    model = Model(config=SIZES | {"hidden_size": 32})
+    built = loading.load(model, task, loading.load_config(model, task, tokenizer))
+    torch.nn.init.normal_(built.lm_head.weight)  # answers that differ from row to row
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    args.per_device_eval_batch_size = 2
+    collate = task.collator(tokenizer, None)
+    return task, split, Trainer(built, args, collate, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "completion", "answer"),
+    [
+        ({}, " a word\n", "a word"),
+        ({"answer": "number"}, "from 3 to 1,200.50.", "1,200.50"),
+        ({"answer": "number", "numeric": True}, "from 3 to 1,200.50.", "1200.5"),
+        ({"answer": "number", "numeric": True}, "47-38=-9", "-9"),
+        ({"answer": "number", "numeric": True}, "47-38", "38"),
+        ({"answer": "number", "numeric": True}, "none at all", ""),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "1+1=2 #### 2\n#### $3", "3"),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "#### -0.0", "0"),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "#### two", ""),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "#### 1e999999999", ""),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "#### 100", "100"),
+        ({"answer": r"####\s*(\S+)", "numeric": True}, "2", ""),
+        ({"answer": "yes|no"}, "yes, no, yes!", "yes"),
+    ],
+)
+def test_answers_are_extracted_in_the_one_form_that_equal_ones_share(settings, completion, answer):
+    task = Generation(**settings)
+    assert task.extract(completion) == answer
+    assert task.judge(answer, answer) == bool(answer)
+
+
+def test_rows_have_a_prompt_a_completion_and_the_reference_answer(task_of):
+    task = task_of(template="Q: {prompt}?", answer="number", max_rows=2)
+    rows = task.load()["validation"]
+    assert rows["prompt"][0] == "Q: two and two is?"
+    assert (list(rows["label"]), list(rows["id"])) == (["4", "6"], [0, 1])
+    chat = task_of(chat=True).load()["train"]
+    assert chat["prompt"][0] == [{"role": "user", "content": "two and two is"}]
+    assert task_of([*ROWS]).evaluation == ["validation"]
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "you"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([{"prompt": "a", "completion": None}], {}, "row 0, column completion: no text"),
+        ([{"prompt": " ", "completion": "b"}], {}, "row 0, column prompt: no text"),
+        (ROWS, {"answer": "####(.*)"}, "split train: row 0: its completion has no answer"),
+        (ROWS, {"answer": r"^\s*(\w+)", "numeric": True}, "row 1: .* that is a number"),
+        (ROWS, {"answer": "("}, "task.answer=.: whole, number or a regular expression"),
+        (ROWS, {"prompt": "promt"}, "column promt: not in .*did you mean prompt"),
+        (ROWS, {"template": "Q:"}, r"task.template=Q:: it has no \{prompt\}"),
+        (ROWS, {"pass_at": [9]}, "task.samples=8 are too few; at least 9"),
+        (ROWS, {"headline": "accuracy"}, "task.headline=accuracy: not one of task.metrics"),
+        (ROWS, {"metrics": ["f1"], "headline": "f1"}, "metric f1: it does not judge a generation"),
+        ([{"m": CHAT[:1]}], {"messages": "m"}, "row 0: its last message must be the assistant's"),
+        ([{"m": "hi"}], {"messages": "m"}, "row 0: not a list of messages"),
+        ([{"m": [{"role": "user", "content": [1]}]}], {"messages": "m"}, "content is not a text"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(task_of, rows, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        task_of(rows, **settings).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifiers_metric_is_for_no_text_and_the_other_way_round():
+    from forge.tasks.task import Classification
+
+    with pytest.raises(UserError, match="metric exact_match: it does not judge a single_label"):
+        Classification(
+            dataset=dict, text="a", label="b", metrics=["exact_match"], headline="exact_match"
+        )
+
+
+def test_only_the_completion_and_its_end_are_trained_on(task_of, tmp_path):
+    task, tokenizer = task_of(), tokenizer_of()
+    for row, source in zip(tokenized(task, tokenizer, tmp_path), ROWS, strict=True):
+        asked = row["prompt_length"]
+        assert row["labels"][:asked] == [IGNORED] * asked
+        assert row["labels"][asked:] == row["input_ids"][asked:]
+        assert tokenizer.decode(row["input_ids"][:asked]) == source["prompt"]
+        assert tokenizer.decode(row["input_ids"][asked:]) == source["completion"] + "</s>"
+
+
+def test_the_loss_is_that_of_the_next_token_of_each_completion(fitted):
+    _, split, trainer = fitted
+    model = trainer.model.eval()
+    by_hand = []
+    for row in split:
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        first, ids = row["prompt_length"], row["input_ids"]
+        by_hand.append([-float(logits[i - 1, ids[i]]) for i in range(first, len(ids))])
+    nll, tokens = losses(trainer, split)
+    assert nll == pytest.approx([sum(row) for row in by_hand], rel=1e-5)
+    assert tokens == [len(row) for row in by_hand]
+    batch = trainer.data_collator(list(split))
+    batch.pop("id")
+    with torch.no_grad():
+        own = model(**batch).loss
+    assert float(own) == pytest.approx(sum(map(sum, by_hand)) / sum(tokens), rel=1e-5)
+
+
+def test_batches_are_padded_on_the_right_and_padding_is_never_learnt(fitted):
+    _, split, trainer = fitted
+    batch = trainer.data_collator(list(split))
+    padded = batch["attention_mask"] == 0
+    assert padded[:, -1].tolist() == [True, False, True]
+    assert (batch["labels"][padded] == IGNORED).all()
+    assert (batch["labels"] == trainer.processing_class.eos_token_id).sum() == len(ROWS)
+
+
+def test_answers_do_not_depend_on_the_batch(fitted):
+    task, split, trainer = fitted
+    together = generate(trainer, split, task.greedy())
+    alone = [generate(trainer, split.select([i]), task.greedy())[0] for i in range(len(split))]
+    assert together == alone
+    assert len(set(together)) == len(ROWS)
+
+
+def test_generation_goes_on_from_the_prompt_token_by_token(fitted):
+    task, split, trainer = fitted
+    tokenizer, row = trainer.processing_class, split[0]
+    ids = row["input_ids"][: row["prompt_length"]]
+    for _ in range(task.max_new_tokens):
+        with torch.no_grad():
+            ids = [*ids, int(trainer.model.eval()(torch.tensor([ids])).logits[0, -1].argmax())]
+    written = ids[row["prompt_length"] :]
+    assert tokenizer.eos_token_id not in written
+    (found,) = generate(trainer, split.select([0]), task.greedy())
+    assert found == tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_a_completion_ends_with_its_end_of_text_token(fitted):
+    task, split, trainer = fitted
+    with torch.no_grad():  # whatever is read, the end is most likely
+        trainer.model.lm_head.weight.zero_()
+        trainer.model.lm_head.weight[trainer.processing_class.eos_token_id] = 0
+    trainer.model.generation_config.repetition_penalty = 9.0
+    own = trainer.model.generation_config
+    bias = torch.zeros(len(trainer.processing_class))
+    bias[trainer.processing_class.eos_token_id] = 1
+    head = trainer.model.lm_head
+    hook = head.register_forward_hook(lambda module, args, output: output + bias)
+    assert generate(trainer, split, task.greedy()) == ["", "", ""]
+    hook.remove()
+    assert trainer.model.generation_config is own  # put back, and not used
+
+
+def test_samples_leave_the_random_numbers_of_training_alone(fitted):
+    task, split, trainer = fitted
+    task.pass_at, task.samples, task.answer = [1, 2], 2, "whole"
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    scores, columns = task.examine(trainer, split)
+    again, _ = task.examine(trainer, split)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {"pass@1", "pass@2"} <= scores.keys()
+    assert scores["pass@1"] == again["pass@1"]
+    assert columns["label"] == ["4", "exactly 6", "1"]
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+
+
+@pytest.mark.parametrize("text", ["two", "<s>two"])
+def test_a_text_begins_once(task_of, tmp_path, text):
+    task, tokenizer = task_of([{"prompt": text, "completion": " x"}] * 2), tokenizer_of(begins=True)
+    row = tokenized(task, tokenizer, tmp_path)[0]
+    assert row["input_ids"].count(tokenizer.bos_token_id) == 1
+    assert row["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_a_beginning_that_is_written_out_stays(task_of, tmp_path):
+    """For a tokenizer that has such a token and adds it to nothing."""
+    task, tokenizer = task_of([{"prompt": "<s>two", "completion": " x"}]), tokenizer_of()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    assert row["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.decode(row["input_ids"]) == "<s>two x</s>"
+
+
+def test_a_chat_is_written_by_its_template_and_begins_and_ends_once(task_of, tmp_path):
+    turns = [{"role": "system", "content": "be"}, *CHAT]
+    task = task_of([{"m": turns}], messages="m")
+    tokenizer = tokenizer_of(begins=True, template=CHATML)
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    asked = row["prompt_length"]
+    read, written = (tokenizer.decode(row["input_ids"][part]) for part in
+                     (slice(asked), slice(asked, None)))  # fmt: skip
+    assert read == "<s><system>be</s>\n<user>hi</s>\n<assistant>"
+    assert written == "you</s>"
+    assert row["labels"][asked:] == row["input_ids"][asked:]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "the tokenizer has no chat template"),
+        ("{{ raise_exception('no system') }}", r"chat \[user\]: .* takes no such one \(no system"),
+        ("{% for m in messages %}{{ messages|length }}{{ m.content }}{% endfor %}", "differently"),
+    ],
+)
+def test_a_chat_template_that_will_not_do_is_refused(task_of, tmp_path, template, message):
+    with pytest.raises(UserError, match=message):
+        tokenized(task_of(chat=True), tokenizer_of(template=template), tmp_path)
+
+
+def test_a_prompt_that_leaves_no_room_is_named_and_cut_completions_are_counted(task_of, tmp_path):
+    rows, tokenizer = [{"prompt": "abc", "completion": " x"}, *ROWS], tokenizer_of()
+    lengths = tokenized(task_of(rows), tokenizer, tmp_path)["length"]
+    longest = max(lengths)
+    split = tokenized(task_of(rows), tokenizer, tmp_path, longest - 1)
+    assert list(split["truncated"]) == [n == longest for n in lengths]
+    asked = max(split["prompt_length"])
+    with pytest.raises(UserError, match=rf"row 2: its prompt has {asked} tokens, .* is {asked}"):
+        tokenized(task_of(rows), tokenizer, tmp_path, asked)
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
+    right = [True, False, True, False, False]
+    for k in (1, 2, 4):
+        drawn = [any(draw) for draw in itertools.combinations(right, k)]
+        assert pass_at(k, 5, [2]) == pytest.approx(np.mean(drawn))
+    assert pass_at(2, 4, [0, 4]) == 0.5
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson(10, 20)  # centre 0.5, half of it 1.96 / sqrt(20 + 1.96^2) / 2
+    half = 1.959964 / math.sqrt(20 + 1.959964**2) / 2
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert wilson(0, 5)[0] == 0
+
+
+def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
+    monkeypatch.setitem(RESAMPLES, "other", 5)
+    settings = (
+        "trainer.max_steps=3",
+        "task.generate_rows=20",
+        "task.samples=2",
+        "trainer.num_train_epochs=1",
+    )
+    first = launch(*TINY, *settings, "task.pass_at=[2]", at="a")
+    scores = results(first)["splits"]["validation"]
+    assert scores["n"] == 60 and scores["exact_match_interval"][0] == 0
+    assert {"exact_match", "perplexity", "loss", "pass@2"} <= scores.keys()
+    file = first / "predictions" / "validation.parquet"
+    rows = pq.read_table(file).to_pylist()
+    assert [row["id"] for row in rows] == list(range(60))
+    assert all(row["completion"] != "" and row["prompt"].endswith("now?\n") for row in rows)
+    nll, tokens = (sum(row[name] for row in rows) for name in ("nll", "tokens"))
+    assert scores["loss"] == pytest.approx(nll / tokens)
+    with pytest.raises(UserError, match=r"its model \(llama\) is no classifier"):
+        predict([first], [["a text"]])
+    said = [value for name, value in shown(first) if "python -m forge" in value]
+    assert len(said) == 1 and "forge evaluate" in said[0]
+    assert not [note for note in examine(first)["notes"] if "Texts" in note]
+    second = launch(*TINY, *settings, "seed=1", at="b")
+    sides = [[read_answers(run / file.relative_to(first), m)] for run, m in
+             ((first, "exact_match"), (second, "exact_match"), (first, "perplexity"),
+              (second, "perplexity"))]  # fmt: skip
+    assert difference(sides[0], sides[1], "exact_match").p_value == 1
+    found = difference(sides[2], sides[3], "perplexity")
+    ours, theirs = (results(run)["splits"]["validation"]["perplexity"] for run in (first, second))
+    assert found.value == pytest.approx(theirs - ours, rel=1e-6)
+    again = launch(*TINY, f"model.path={first}", "trainer.num_train_epochs=0", at="c")
+    assert results(again)["splits"]["validation"]["loss"] == pytest.approx(scores["loss"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.init=teacher",), "students from a teacher's layers are classifiers so far"),
+        (("model=tiny",), "model bert: bert has no head that generates text"),
+        (("model.new_head=true",), "a language model's head is its vocabulary"),
+        (
+            ("task.max_length=20",),
+            "split train: row .*: its prompt has .* tokens, the limit .* is 20",
+        ),
+        (("+task.chat=true",), "the tokenizer has no chat template"),
+        (("task.max_new_tokens=0",), "task.max_new_tokens=0: .*greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_run_is_one_line_before_training(launch, overrides, message):
+    with pytest.raises(UserError, match=message):
+        launch(*TINY, *overrides)
+
+
+@pytest.mark.slow
+def test_accumulated_steps_weigh_every_token_alike(launch):
+    """32x1 and 8x4 follow the same curve, though the parts have unequal numbers of tokens."""
+    plan = (
+        *TINY,
+        "trainer.train_sampling_strategy=random",
+        "trainer.max_steps=8",
+        "trainer.logging_steps=1",
+        "trainer.save_strategy=epoch",
+        "+trainer.dataloader_drop_last=true",
+    )
+    whole = launch(*plan, at="whole")
+    parts = launch(
+        *plan,
+        "trainer.per_device_train_batch_size=8",
+        "trainer.gradient_accumulation_steps=4",
+        at="parts",
+    )
+    assert curve(parts) == pytest.approx(curve(whole), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_chat_file_is_learnt_from(launch, tmp_path):
+    chats = [{"chat": CHAT}] * 8
+    files = [f"task.files.{s}={write_rows(tmp_path / f'{s}.jsonl', chats)}" for s in
+             ("train", "validation")]  # fmt: skip
+    base = launch(*TINY, "trainer.num_train_epochs=0", at="base")
+    place = base / "model" / "tokenizer_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"chat_template": CHATML[15:]}))
+    run = launch(
+        "task=files_lm",
+        *files,
+        *NOTHING_SAVED,
+        "task.messages=chat",
+        "task.max_length=64",
+        "task.max_new_tokens=8",
+        f"model.path={base}",
+        "precision=fp32",
+        "trainer.learning_rate=0.02",
+        "trainer.num_train_epochs=80",
+    )
+    assert results(run)["headline"]["value"] == 1
