@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 
+from forge.config.moved import current, with_current_targets
 from forge.errors import UserError, did_you_mean, one_line
 
 
@@ -93,7 +94,7 @@ def locate(target: str | None, where: str) -> Any:
     if not target:
         raise UserError(f"{where}: this node needs a _target_ (an import path)")
     try:
-        return get_object(target)
+        return get_object(current(target))
     except (HydraException, ImportError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{where}._target_={target}: cannot be imported ({reason})") from error
@@ -103,6 +104,7 @@ def build(node: dict[str, Any], where: str) -> Any:
     """Config becomes object: check the node, then call its `_target_` with its settings."""
     from hydra.utils import instantiate
 
+    node = with_current_targets(node)
     check(node, where)
     try:
         return instantiate(node, _convert_="all")

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from forge.config.moved import with_current_targets
 from forge.errors import UserError
 
 SWEEP = "sweep"  # value of `resume` in the jobs of a sweep that goes on
@@ -44,9 +45,9 @@ class Model:
 
 @dataclass
 class Teacher(Model):
-    """Who teaches at mode=kd: a model group used a second time; read by `forge.distillation.teacher`.
+    """Who teaches at mode=kd: a model group used a second time.
 
-    `path` may be a list: their probabilities are averaged.
+    Read by `forge.distillation.teacher`. `path` may be a list: their probabilities are averaged.
     """
 
     path: Any = None
@@ -79,6 +80,8 @@ class Config:
     cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing
 
     def __post_init__(self) -> None:
+        for name in ("task", "mode", "trainer", "callbacks", "tracking"):
+            setattr(self, name, with_current_targets(getattr(self, name)))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed}: between 0 and 2**32 - 1")
 

@@ -1,1 +1,1 @@
-"""A run's directory: what is recorded, checkpoints, secrets, a recorded config with overrides on top."""
+"""A run's directory: what is recorded, its checkpoints, its config with overrides on top."""

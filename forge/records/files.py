@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from forge.config.moved import with_current_targets
 from forge.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def now() -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one when there is no such file.
 
-    Raises `Damaged` for what is no JSON object.
+    Its `config`, as a run recorded it, names today's import paths. Raises `Damaged` for what is no
+    JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -43,6 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: cannot be read, it is damaged ({error})") from error
     if not isinstance(found, dict):
         raise Damaged(f"{path}: cannot be read, it is no JSON object")
+    if "config" in found:
+        found["config"] = with_current_targets(found["config"])
     return found
 
 

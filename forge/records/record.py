@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge import ranks
 from forge.config.compose import dotted_values
+from forge.config.moved import with_current_targets
 from forge.errors import USER_ERRORS, UserError
 from forge.records.environment import git, version
 from forge.records.files import METADATA, RESULTS, STATE, now, read_json, readable, write_json
@@ -229,9 +230,9 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain JSON values, resolved, without secrets."""
+    """The config as plain JSON values, resolved, without secrets, with today's import paths."""
     plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    masked_plain: dict[str, Any] = masked(plain)
+    masked_plain: dict[str, Any] = masked(with_current_targets(plain))
     return masked_plain
 
 
