@@ -19,6 +19,7 @@ from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
 from forge.launching import processes as launching_processes
 from forge.launching import sweep
 from forge.launching.resume import settle
+from forge.records.environment import Commit
 from forge.records.files import METADATA, RESULTS, read_json
 from forge.records.record import remove
 from forge.records.recorded import recorded_config
@@ -29,8 +30,11 @@ in_run = False
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Hydra's task function: returns the headline metric, which sweepers optimise."""
+def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
+    """Hydra's task function: returns the headline metric, which sweepers optimise.
+
+    `submitted` is the commit at which a queue took the run.
+    """
     global in_run
     in_run = True
 
@@ -41,7 +45,7 @@ def main(cfg: DictConfig) -> float:
             return launch_ranks(processes, run_dir)
         from forge.experiment import run
 
-        return run(cfg, run_dir)
+        return run(cfg, run_dir, submitted=submitted)
     except (*USER_ERRORS, Failure, OSError) as error:
         told: Exception = error
         if isinstance(error, OSError):

@@ -18,7 +18,7 @@ from forge.errors import UserError
 from forge.inputs import text
 from forge.models import lora
 from forge.records import checkpoints
-from forge.records.environment import environment
+from forge.records.environment import Commit, environment
 from forge.records.files import RESULTS, read_json, write_json
 from forge.records.record import Record, record
 from forge.results import card
@@ -37,7 +37,12 @@ from forge.training.preparation import Prepared, prepare
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = None) -> float:
+def run(
+    cfg: DictConfig,
+    run_dir: str | Path,
+    composed: dict[str, Any] | None = None,
+    submitted: Commit | None = None,
+) -> float:
     """Train and evaluate what `cfg` says in `run_dir`; returns the headline metric.
 
     A directory that holds an unfinished run of the same config goes on from its newest
@@ -48,7 +53,7 @@ def run(cfg: DictConfig, run_dir: str | Path, composed: dict[str, Any] | None = 
     from forge.training.trainer import memory
 
     run_dir = Path(run_dir).absolute()
-    with record(cfg, run_dir, composed) as rec, signals.watch() as stop:
+    with record(cfg, run_dir, composed, submitted) as rec, signals.watch() as stop:
         if rec.finished:
             headline = read_json(run_dir / RESULTS)["headline"]
             log.info("%s: this run is finished; its result is returned", run_dir)

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge import ranks
@@ -31,7 +32,8 @@ from forge.data import fingerprints
 from forge.errors import Failure, UserError, did_you_mean
 from forge.launching import jobs, sweep
 from forge.launching.submission import FILES, OURS, complete, submit
-from forge.records import environment, record
+from forge.records import record
+from forge.records.environment import Commit, git
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
 OTHERS = 20  # seconds that a rank waits for rank 0
@@ -42,9 +44,9 @@ class Shared:
     """What all runs of a sweep take with them."""
 
     context: HydraContext
-    task_function: TaskFunction
+    task_function: Callable[..., float]  # of a config and, by keyword, the commit `submitted`
     singletons: Any = field(default_factory=Singleton.get_state)
-    git: dict[str, Any] = field(default_factory=environment.git)
+    submitted: Commit = field(default_factory=git)
 
 
 class Run:
@@ -61,7 +63,6 @@ class Run:
         Singleton.set_state(copy.deepcopy(self.shared.singletons))
         setup_globals()
         register()
-        record.submitted = self.shared.git
         here = submitit.JobEnvironment()
         if here.name() == "local":
             os.setsid()  # the terminal's Ctrl-C is not meant for us
@@ -81,7 +82,7 @@ class Run:
         with open_dict(config):
             config.hydra.job.id = job_id
         ended = run_job(
-            self.shared.task_function,
+            partial(self.shared.task_function, submitted=self.shared.submitted),
             config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
@@ -131,7 +132,7 @@ def once(handler: Any) -> Callable[[int, FrameType | None], None]:
 def launch(
     settings: dict[str, Any],
     context: HydraContext,
-    task_function: TaskFunction,
+    task_function: Callable[..., float],
     config: DictConfig,
     overrides: list[list[str]],
     first: int,
@@ -259,7 +260,7 @@ def _untrained(config: DictConfig) -> bool:
     return bool(teacher.untrained(to_config(own)))
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig, submitted: Commit) -> float:
     """The task function of a job that trains a teacher."""
     from forge.distillation import teacher
 

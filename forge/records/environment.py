@@ -9,13 +9,20 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
 
 
-def git() -> dict[str, Any]:
-    """Commit of this checkout and whether files differ from it; nothing outside a checkout."""
+class Commit(TypedDict, total=False):
+    """A commit, and whether files differ from it; empty outside a checkout."""
+
+    commit: str
+    dirty: bool
+
+
+def git() -> Commit:
+    """The commit of this checkout."""
     here = Path(__file__).resolve().parents[2]
 
     def ask(*words: str) -> str:
@@ -27,7 +34,8 @@ def git() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
 
 
-def version(git: dict[str, Any]) -> str:
+def version(git: Commit) -> str:
+    """The commit in words, e.g. `0a1b2c3d4e with changes`."""
     changed = " with changes" if git.get("dirty") else ""
     return f"{git['commit'][:10]}{changed}" if git else "no commit"
 

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from forge.errors import FULL
-
-routed = False  # whether the libraries' logs go where ours go
 
 
 @contextmanager
 def library_logs() -> Iterator[None]:
-    """Warnings and library logs go where ours go; their bars show in a terminal only."""
-    global routed
-    if routed:  # by the run around this one, which trains its teacher
-        yield
-        return
+    """Warnings and library logs go where ours go; their bars show in a terminal only.
+
+    What was before comes back at the end, also in the run that trains a run's teacher.
+    """
     import datasets
-    import datasets.utils.logging as datasets_logging
     import transformers.utils.logging as transformers_logging
 
-    logging.captureWarnings(True)
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    for library in (transformers_logging, datasets_logging):
-        library.enable_propagation()
+    libraries = [logging.getLogger(name) for name in ("transformers", "datasets")]
+    before = [(library, library.propagate, list(library.handlers)) for library in libraries]
     transformers_logging.disable_default_handler()
-    routed = True
+    for library in libraries:
+        library.propagate = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            yield
     finally:
-        routed = False
-        logging.captureWarnings(False)
-        transformers_logging.enable_default_handler()
-        for library in (transformers_logging, datasets_logging):
-            library.disable_propagation()
+        for library, propagate, handlers in before:
+            library.propagate, library.handlers = propagate, handlers
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    logging.getLogger("py.warnings").warning("%s", text)
 
 
 class LogFile(logging.FileHandler):

@@ -25,15 +25,12 @@ from forge import ranks
 from forge.config.compose import dotted_values
 from forge.config.moved import with_current_targets
 from forge.errors import USER_ERRORS, UserError
-from forge.records.environment import git, version
+from forge.records.environment import Commit, git, version
 from forge.records.files import METADATA, RESULTS, STATE, now, read_json, readable, write_json
 from forge.records.logs import library_logs
 from forge.records.secrets import masked
 
 log = logging.getLogger(__name__)
-
-
-submitted: dict[str, Any] | None = None  # commit and dirtiness when this run was submitted
 
 
 NOT_COMPARED = (
@@ -74,11 +71,15 @@ class Record:
 
 @contextmanager
 def record(
-    cfg: DictConfig, run_dir: Path, composed: dict[str, Any] | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    composed: dict[str, Any] | None = None,
+    submitted: Commit | None = None,
 ) -> Iterator[Record]:
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
 
-    `composed` stands for `composition()` in a run that is not Hydra's own. A user's mistake that
+    `composed` stands for `composition()` in a run that is not Hydra's own; `submitted` is the
+    commit at which a queue took the run. A user's mistake that
     shows before training leaves no run directory behind, or the run that it was. Raises `UserError`
     when another process is at work in the directory or it holds a run of another config. Of several
     ranks the first does all this.
@@ -91,7 +92,7 @@ def record(
         rec = Record(run_dir)
         before = deepcopy(rec)
         try:
-            found = ranks.broadcast(lambda: _begin(rec, cfg, composed))
+            found = ranks.broadcast(lambda: _begin(rec, cfg, composed, submitted))
             rec.metadata, rec.state = found
             yield rec
             ranks.barrier()
@@ -132,7 +133,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _begin(
-    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None
+    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None, submitted: Commit | None
 ) -> tuple[dict[str, Any], ...]:
     """Start another attempt, unless the run is finished as it is; the two files' content."""
     for scratch in rec.run_dir.glob(".*.json.[0-9]*"):  # of an attempt that was killed
@@ -142,11 +143,13 @@ def _begin(
     if rec.finished:
         _refuse_other_config(rec, cfg)
     else:
-        _start_attempt(rec, cfg, composed)
+        _start_attempt(rec, cfg, composed, submitted)
     return rec.metadata, rec.state
 
 
-def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any] | None) -> None:
+def _start_attempt(
+    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None, submitted: Commit | None
+) -> None:
     if rec.metadata and not cfg.get("resume"):  # which has checked what changes
         _refuse_other_config(rec, cfg)
     if rec.metadata:
@@ -156,7 +159,7 @@ def _start_attempt(rec: Record, cfg: DictConfig, composed: dict[str, Any] | None
         _write_hydra_files(rec.run_dir, cfg)
     attempt = {"started": now(), "command": masked(sys.argv), "pid": os.getpid()}
     attempt |= {"host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
-    attempts = [*rec.metadata.get("attempts", ()), attempt | _code()]
+    attempts = [*rec.metadata.get("attempts", ()), attempt | _code(submitted)]
     made = {"id": rec.metadata.get("id") or secrets.token_hex(8), "processes": ranks.ranks()}
     if (before := rec.metadata.get("processes", ranks.ranks())) != ranks.ranks():
         raise UserError(
@@ -266,15 +269,15 @@ def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
             OmegaConf.save(OmegaConf.create(masked(found)), swept)
 
 
-def _code() -> dict[str, Any]:
-    """The commit now and, of a job, when it was submitted; says so when they differ."""
-    found = git()
+def _code(submitted: Commit | None) -> dict[str, object]:
+    """The commit now and, of a submitted run, then; warns when they differ."""
+    now = git()
     if submitted is None:
-        return found
-    if submitted != found:
-        then, today = version(submitted), version(found)
+        return {**now}
+    if submitted != now:
+        then, today = version(submitted), version(now)
         log.warning("the code has changed since the submission: %s then, %s now", then, today)
-    return found | {"submitted": submitted}
+    return {**now, "submitted": submitted}
 
 
 def remove(run_dir: Path) -> None:

@@ -250,7 +250,8 @@ def test_a_failing_run_fails_its_job_and_nothing_else(slurm, tmp_path, undisturb
     sweep, mended = tmp_path / "sweep", tmp_path / "mended"
     words = (*RUN, *SLURM, "seed=1,2,3", "hydra.sweep.dir=sweep",
              "+launcher.teardown=[echo bye]",  # whose exit code is not the run's
-             f"+callbacks.fail={{_target_:tests.launching.test_slurm.Fail,unless:{mended}}}")  # fmt: skip
+             "+callbacks.fail="
+             f"{{_target_:tests.launching.test_slurm.Fail,unless:{mended}}}")  # fmt: skip
     driver = subprocess.Popen(
         command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": ""},

@@ -62,12 +62,17 @@ def test_an_attempt_ends_as_it_went(tmp_path):
 def test_libraries_log_to_our_handlers_during_a_run_only(tmp_path):
     import warnings
 
+    import transformers
+
+    transformers.logging.disable_propagation()  # which CI turns on
     ours = logging.FileHandler(tmp_path / "ours.log")  # pytest's own is put on every logger
     library = logging.getLogger("transformers.modeling_utils")
     logging.getLogger().addHandler(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         with record(OmegaConf.create({}), tmp_path):
+            with record(OmegaConf.create({}), tmp_path / "teacher"):
+                pass
             library.warning("from a library")
             warnings.warn("from a warning", stacklevel=1)
     library.warning("after")
@@ -122,14 +127,9 @@ def test_a_log_on_a_full_disk_loses_lines_only(capsys):
     assert not capsys.readouterr().err
 
 
-def test_code_that_has_changed_since_the_submission_is_said(
-    composed, monkeypatch, caplog, tmp_path
-):
-    from forge.records import record as records_record
-
+def test_code_that_has_changed_since_the_submission_is_said(composed, caplog, tmp_path):
     then = {"commit": "a" * 40, "dirty": True}
-    monkeypatch.setattr(records_record, "submitted", then)
-    with record(composed("task=toy"), tmp_path / "run") as rec:
+    with record(composed("task=toy"), tmp_path / "run", submitted=then) as rec:
         assert rec.metadata["attempts"][0]["submitted"] == then
     assert "changed since the submission: aaaaaaaaaa with changes then" in caplog.text
 
