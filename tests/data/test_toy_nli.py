@@ -23,7 +23,7 @@ from forge.errors import UserError
 Row = dict[str, str]
 Splits = dict[str, list[Row]]
 
-# A second account of the language, which shares no code with forge.data.toy_nli: it reads the English.
+# A second account of the language, which shares no code with forge.data.toy_nli: it reads English.
 PARENT = {
     **{"dog": "animal", "bird": "animal", "poodle": "dog", "beagle": "dog", "parrot": "bird"},
     **{"owl": "bird", "child": "person", "adult": "person", "boy": "child", "girl": "child"},
@@ -271,7 +271,8 @@ def test_other_seed_other_rows(splits: Splits) -> None:
 
 def test_rows_do_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import random, hashlib; from itertools import islice; from forge.data.toy_nli import pairs\n"
+        "import random, hashlib; from itertools import islice\n"
+        "from forge.data.toy_nli import pairs\n"
         "rows = list(islice(pairs(random.Random(3)), 3000))\n"
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )

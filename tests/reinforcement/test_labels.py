@@ -38,6 +38,7 @@ from tests.support.stopping import assert_same
 
 RL = ("mode=rl", "trainer.max_steps=6", "trainer.logging_steps=1", "trainer.save_total_limit=null")
 NONE = float("nan")
+TARGET = "mode.reward.function._target_=tests.reinforcement.test_labels"
 
 
 def settings(**changed):
@@ -278,7 +279,7 @@ def drilled(completions, *, label, **columns):
 def test_it_learns_what_is_rewarded_and_not_the_labels(toy_run):
     run_dir = toy_run(*RL, "trainer.max_steps=30", "trainer.learning_rate=2e-2", "mode.beta=0",
                       "mode/reward=function",
-                      "mode.reward.function._target_=tests.reinforcement.test_labels.drilled")  # fmt: skip
+                      f"{TARGET}.drilled")  # fmt: skip
     rows = history(run_dir)
     assert rows[0]["reward"] < 0.5 and rows[-1]["reward"] > 0.95
     assert results(run_dir)["splits"]["validation"]["accuracy"] == pytest.approx(1 / 3)
@@ -366,7 +367,7 @@ def short(completions, **columns):
         (("mode.reward_weights={exakt:1}",), "mode.reward_weights.exakt: no such reward"),
         (("mode/reward=costs", "mode.reward.costs.matrix={neutral:{entails:1}}"),
          "the task has no label entails; did you mean entailment"),
-        (("mode/reward=function", "mode.reward.function._target_=tests.reinforcement.test_labels.short"),
+        (("mode/reward=function", f"{TARGET}.short"),
          "mode/reward=function, examples .* it returned 255 values for 256 completions"),
         (("mode/reward=format", "mode.reward.format.pattern='[a-z]+'"),
          "no two answers to an example differ in reward, so GRPO cannot learn from them"),

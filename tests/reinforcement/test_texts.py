@@ -112,7 +112,8 @@ def noted(completions, *, id, **columns):
 @pytest.mark.slow
 def test_two_ranks_hold_whole_groups_and_go_on_with_the_same_bits(tmp_path):
     """A group may lie on both; every answer is rewarded once, and counts once."""
-    run = (*RL, "mode.reward.function._target_=tests.reinforcement.test_texts.noted", "launcher=ddp",
+    run = (*RL, "mode.reward.function._target_=tests.reinforcement.test_texts.noted",
+           "launcher=ddp",
            "trainer.per_device_train_batch_size=12", "mode.num_iterations=2",
            "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0",
            "trainer.save_strategy=steps", "trainer.save_steps=3", "trainer.eval_strategy=no",

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch.py"
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = """
-    forge.tasks.metrics forge.modes.kd forge.modes.rl forge.modes.sft forge.tasks.task forge.data.toy_nli
+    forge.tasks.metrics forge.modes.kd forge.modes.rl forge.modes.sft forge.tasks.task
+    forge.data.toy_nli
     matplotlib.pyplot pyarrow.parquet rich.table scipy.stats sklearn.metrics torch._dynamo
     transformers.models.bert.modeling_bert
 """
