@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,13 @@ def run(
             headline = read_json(run_dir / RESULTS)["headline"]
             log.info("%s: this run is finished; its result is returned", run_dir)
             return float(headline["value"])
-        config = schema.to_config(cfg)
-        check_all(config)
+        config = check_all(schema.to_config(cfg))
         task: Task = build(config.task, "task")
         _check_taught(config, task)
         args = training_arguments(config, task, run_dir)
         make_trainer = build(config.mode, "mode")
         track = _tracking(config)
-        callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items() if c]
+        callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items()]
         prepared = prepare(config, task, args, rec.metadata)
         _announce(prepared, args, run_dir, rec)
         with memory(args, "per_device_eval_batch_size"):  # teachers and starts are asked
@@ -112,23 +112,35 @@ SET_BY_FORGE = {
 }
 
 
-def check_all(config: Config) -> None:
-    """Hold every node against the signature that it calls, before anything is read or loaded."""
+def check_all(config: Config) -> Config:
+    """A copy whose nodes are ready for `build`: each fits the signature that it calls.
+
+    Reads and loads nothing. Raises `UserError` for what does not fit.
+    """
     for key in SET_BY_FORGE.keys() & config.trainer.keys():
         raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
-    for where in ("task", "mode", "trainer"):
-        check(getattr(config, where), where)
+    task, mode, trainer = (check(getattr(config, w), w) for w in ("task", "mode", "trainer"))
     lora.check(config.model, "model")
     lora.check(config.teacher, "teacher")
-    if config.teacher.trainer:
-        check(config.teacher.trainer, "teacher.trainer")
+    teacher, tracking, callbacks = config.teacher, config.tracking, {}
+    if teacher.trainer:
+        teacher = replace(teacher, trainer=check(teacher.trainer, "teacher.trainer"))
     for name, node in config.callbacks.items():
         if node is not None:
             if not isinstance(node, dict):
                 raise UserError(f"callbacks.{name}={node}: a node with a _target_, or null")
-            check(node, f"callbacks.{name}")
-    if config.tracking is not None:
-        check(config.tracking, "tracking")
+            callbacks[name] = check(node, f"callbacks.{name}")
+    if tracking is not None:
+        tracking = check(tracking, "tracking")
+    return replace(
+        config,
+        task=task,
+        mode=mode,
+        trainer=trainer,
+        teacher=teacher,
+        callbacks=callbacks,
+        tracking=tracking,
+    )
 
 
 def _check_taught(config: Config, task: Task) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from forge.config import compose as config_compose
 from forge.config import schema
-from forge.config.check import build
+from forge.config.check import build, check
 from forge.config.compose import dotted_values
 from forge.config.schema import Config
 from forge.data import cache, fingerprints
@@ -162,7 +162,7 @@ def _prepared(
     from forge.training.preparation import tokenize
     from forge.training.trainer import Trainer
 
-    task: Task = build(config.task, "task")
+    task: Task = build(check(config.task, "task"), "task")
     args = training_arguments(config, task, scratch)
     tokenizer = loading.load_tokenizer(source(run), ())
     head = architecture(run)

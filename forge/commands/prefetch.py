@@ -37,7 +37,7 @@ def main(overrides: list[str]) -> int:
         if not new:
             continue
         fetched += [[config.task, model] for model in new]
-        check_all(config)
+        config = check_all(config)
         task = build(config.task, "task")
         with tempfile.TemporaryDirectory() as scratch:
             args = training_arguments(config, task, Path(scratch))

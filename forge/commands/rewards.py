@@ -52,8 +52,7 @@ def main(overrides: list[str], cases: Path | None, as_json: bool) -> int:
     """Print what was found; 1 when a case failed, a reward broke, or nothing can be learnt."""
     from forge.experiment import check_all
 
-    config = composed(overrides)
-    check_all(config)
+    config = check_all(composed(overrides))
     mode = build(config.mode, "mode").keywords
     rewards = Rewards(mode.get("reward") or {}, mode.get("reward_weights") or {})
     with quiet():

@@ -8,22 +8,47 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 
-from forge.config.moved import current, with_current_targets
+from forge.config.moved import with_current_targets
+from forge.config.schema import Node
 from forge.errors import UserError, did_you_mean, one_line
 
 
-def check(node: dict[str, Any], where: str) -> None:
-    """Raise `UserError` unless the node's keys and values fit the signature of its `_target_`.
+def check(node: Node, where: str) -> Node:
+    """A copy of the node, ready for `build`: its keys and values fit what its `_target_` takes.
 
-    Nested nodes with a `_target_` of their own are checked too.
+    So do those of nodes with a `_target_` below it. In the copy switches spelled on and off are
+    booleans, and import paths are today's. Raises `UserError` for what does not fit.
     """
-    for key, value in node.items():
-        _check_below(value, f"{where}.{key}")
+    return _checked(with_current_targets(node), where)
+
+
+def build(checked: Node, where: str) -> Any:
+    """The object that `checked`, a node from `check`, describes.
+
+    Raises `UserError` for what the callee itself refuses, with the reason that it gives.
+    """
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(checked, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        if isinstance(error.__cause__, ValueError):
+            below = re.search(r"full_key: (\S+)", str(error))
+            at = f"{where}.{below[1]}" if below else where
+            raise UserError(f"{at}: {one_line(str(error.__cause__))}") from error
+        raise
+
+
+def _checked(node: Node, where: str) -> Node:
+    node = {key: _checked_below(value, f"{where}.{key}") for key, value in node.items()}
     callee = locate(node.get("_target_"), where)
     given = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     parameters = inspect.signature(callee).parameters
@@ -38,28 +63,30 @@ def check(node: dict[str, Any], where: str) -> None:
         needed = {n for n, p in parameters.items() if p.default is p.empty and _by_name(p)}
         for name in sorted(needed - given.keys()):
             raise UserError(f"{where}.{name} is needed by {node['_target_']}; set {where}.{name}=…")
-    _check_types(callee, given, where)
-    node |= given
+    return node | _fitting(callee, given, where)
 
 
-def _check_below(value: Any, where: str) -> None:
+def _checked_below(value: object, where: str) -> object:
     """Check the nodes of a group that holds several, such as mode.loss."""
-    if isinstance(value, dict) and "_target_" in value:
-        check(value, where)
-    elif isinstance(value, dict):
-        for key, nested in value.items():
-            _check_below(nested, f"{where}.{key}")
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return _checked(value, where)
+    return {key: _checked_below(nested, f"{where}.{key}") for key, nested in value.items()}
 
 
 def _by_name(parameter: inspect.Parameter) -> bool:
     return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
-def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
-    """Hold values against annotations; switches spelled on and off become booleans in `given`."""
+def _fitting(
+    callee: Callable[..., object], given: Mapping[str, object], where: str
+) -> dict[str, object]:
+    """The values, which must fit the callee's annotations; switches as booleans."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-    function = callee.__init__ if inspect.isclass(callee) else callee
+    function = getattr(callee, "__init__", callee) if inspect.isclass(callee) else callee
+    found = dict(given)
     for key, value in given.items():
         if isinstance(value, dict) and any("_target_" in str(v) for v in (value, *value.values())):
             continue  # Hydra builds it first
@@ -73,10 +100,11 @@ def _check_types(callee: Any, given: dict[str, Any], where: str) -> None:
         except PydanticUserError:  # a type that pydantic cannot describe: the callee will judge
             continue
         if isinstance(fitting, bool):
-            given[key] = fitting
+            found[key] = fitting
+    return found
 
 
-def _type_hint(function: Any, key: str) -> Any:
+def _type_hint(function: object, key: str) -> Any:
     """The parameter's type; Any when it has none or names what only a type checker imports."""
     hint = getattr(function, "__annotations__", {}).get(key, Any)
     holder = SimpleNamespace(__annotations__={key: hint})
@@ -94,25 +122,7 @@ def locate(target: str | None, where: str) -> Any:
     if not target:
         raise UserError(f"{where}: this node needs a _target_ (an import path)")
     try:
-        return get_object(current(target))
+        return get_object(target)
     except (HydraException, ImportError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{where}._target_={target}: cannot be imported ({reason})") from error
-
-
-def build(node: dict[str, Any], where: str) -> Any:
-    """Config becomes object: check the node, then call its `_target_` with its settings."""
-    from hydra.utils import instantiate
-
-    node = with_current_targets(node)
-    check(node, where)
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:  # the callee's own words, without Hydra's around them
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
-        if isinstance(error.__cause__, ValueError):
-            below = re.search(r"full_key: (\S+)", str(error))
-            at = f"{where}.{below[1]}" if below else where
-            raise UserError(f"{at}: {one_line(str(error.__cause__))}") from error
-        raise

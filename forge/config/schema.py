@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from forge.config.moved import with_current_targets
 from forge.errors import UserError
 
+Node = dict[str, Any]  # an open node, whose keys the signature of its `_target_` decides
 SWEEP = "sweep"  # value of `resume` in the jobs of a sweep that goes on
 
 
@@ -38,9 +39,9 @@ class Model:
     new_head: bool = False  # replace a head that was trained for other labels
     init: str | None = None  # teacher: start from the teacher's weights and tokenizer
     layers: Any = None  # start from these layers only: a list, or how many, evenly spread
-    config: dict[str, Any] = field(default_factory=dict)  # the architecture, when there is no path
-    from_pretrained: dict[str, Any] = field(default_factory=dict)  # its arguments, e.g. revision
-    lora: dict[str, Any] | None = field(default_factory=_open)  # peft.LoraConfig; none: train all
+    config: Node = field(default_factory=dict)  # the architecture, when there is no path
+    from_pretrained: Node = field(default_factory=dict)  # its arguments, e.g. revision
+    lora: Node | None = field(default_factory=_open)  # peft.LoraConfig; none: train all
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Teacher(Model):
     path: Any = None
     weights: list[float] | None = None  # of several teachers; null: equal
     train: bool = True  # fine-tune one first, once, where there is none; false: stop instead
-    trainer: dict[str, Any] = field(default_factory=dict)  # TrainingArguments for that
+    trainer: Node = field(default_factory=dict)  # TrainingArguments for that
 
     def models(self) -> list[Model]:
         """One model for each path."""
@@ -66,16 +67,16 @@ class Teacher(Model):
 class Config:
     """The root of conf/: one task, one model, one mode."""
 
-    task: dict[str, Any] = MISSING
+    task: Node = MISSING
     model: Model = field(default_factory=Model)
     teacher: Teacher = field(default_factory=Teacher)
-    mode: dict[str, Any] = MISSING
-    trainer: dict[str, Any] = MISSING
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    tracking: dict[str, Any] | None = None
+    mode: Node = MISSING
+    trainer: Node = MISSING
+    callbacks: Node = field(default_factory=dict)
+    tracking: Node | None = None
     seed: int = 42
     precision: Precision = Precision.auto
-    launcher: dict[str, Any] | None = None  # where runs run; null: here, one after the other
+    launcher: Node | None = None  # where runs run; null: here, one after the other
     resume: str | None = None  # a run's or sweep's directory to go on in, with its recorded config
     cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing
 

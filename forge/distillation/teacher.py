@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from forge import ranks
-from forge.config.check import build
+from forge.config.check import build, check
 from forge.config.schema import Config, Model, Teacher, is_taught, to_config
 from forge.data import fingerprints
 from forge.distillation.stored import Expert, stored_logits
@@ -90,7 +90,7 @@ def untrained(config: Config) -> list[Model]:
     """The teachers of a run that are to be fine-tuned before it."""
     if not is_taught(config):
         return []
-    task: TextTask = build(config.task, "task")
+    task: TextTask = build(check(config.task, "task"), "task")
     rows = task.load()
     return [m for m in config.teacher.models() if _trained(config, m, task, rows) is None]
 
@@ -98,7 +98,7 @@ def untrained(config: Config) -> list[Model]:
 def train_first(cfg: DictConfig) -> float:
     """Fine-tune the teachers that a composed run needs, as a job of its own; 0."""
     config = to_config(cfg)
-    task: TextTask = build(config.task, "task")
+    task: TextTask = build(check(config.task, "task"), "task")
     settle(config, task, ranks.in_turn(task.load), {})
     return 0.0
 

@@ -180,12 +180,12 @@ def _curves(run: Run, notes: list[str]) -> dict[str, Any]:
 
 def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
     """The texts of every evaluation split by id, from the task's data where it can be read here."""
-    from forge.config.check import build
+    from forge.config.check import build, check
 
     known = run.metadata.get("data", {})
     logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
     try:
-        task = build(run.metadata["config"]["task"], "task")
+        task = build(check(run.metadata["config"]["task"], "task"), "task")
         if not hasattr(task, "text_columns"):
             return {}  # a language model's prompts are beside its answers
         rows = task.load(training=False)

@@ -15,7 +15,15 @@ def node(**settings):
 
 
 def test_build_calls_the_target():
-    assert build(node(size=3), "here") == {"size": 3, "rate": 0.1, "name": None}
+    assert build(check(node(size=3), "here"), "here") == {"size": 3, "rate": 0.1, "name": None}
+
+
+def test_switches_become_booleans_in_a_copy():
+    arguments = {"_target_": "transformers.TrainingArguments", "use_cpu": "on", "output_dir": "x"}
+    below = node(size=1, name=arguments)
+    assert check(below, "here")["name"]["use_cpu"] is True
+    assert check({**arguments}, "trainer")["use_cpu"] is True
+    assert arguments["use_cpu"] == "on" and below["name"] is arguments
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 from hydra import compose
 
-from forge.config.check import build, locate
+from forge.config.check import build, check
 from forge.config.compose import composing
 from forge.config.moved import MOVED, current, with_current_targets
 from forge.config.schema import to_config
@@ -32,7 +32,7 @@ OLD = [  # what conf/ of the version before the rooms named
 
 @pytest.mark.parametrize("path", OLD)
 def test_what_an_earlier_version_named_is_found(path):
-    assert callable(locate(path, "here"))
+    assert check({"_target_": path, "_partial_": True}, "here")
 
 
 @pytest.mark.parametrize("path", [*MOVED, *OLD])
@@ -54,9 +54,8 @@ def test_targets_are_replaced_at_every_depth_in_a_copy():
 
 def test_a_nested_old_target_is_built():
     loss = {"_target_": "forge.losses.KL", "temperature": 3.0}
-    mode = build(
-        {"_target_": "forge.modes.kd.trainer", "_partial_": True, "loss": {"kl": loss}}, "mode"
-    )
+    node = {"_target_": "forge.modes.kd.trainer", "_partial_": True, "loss": {"kl": loss}}
+    mode = build(check(node, "mode"), "mode")
     assert type(mode.keywords["loss"]["kl"]).__module__ == "forge.distillation.losses"
 
 
