@@ -25,16 +25,6 @@ FLOORS = (  # the lowest first; what is in no folder is named with the room it b
 FILES = [*ROOT.glob("forge/**/*.py"), *ROOT.glob("hydra_plugins/*.py"), ROOT / "launch.py"]
 NAMES = [file.relative_to(ROOT).with_suffix("").as_posix().split("/") for file in FILES]
 MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)}
-KNOWN = {  # to become empty
-    ("forge.distillation.teacher", "forge.experiment"),
-    ("forge.distillation.tokens", "forge.results.runs"),
-    ("forge.models.heads", "forge.tasks.task"),
-    ("forge.models.loading", "forge.tasks.task"),
-    ("forge.reinforcement.grpo", "forge.distillation.losses"),
-    ("forge.tasks.decoding", "forge.tasks.text"),
-    ("forge.tasks.text", "forge.tasks.decoding"),
-    ("forge.training.preparation", "forge.distillation.teacher"),
-}
 
 
 def place(module: str) -> tuple[int, int]:
@@ -75,7 +65,6 @@ def test_imports_go_downward_and_in_no_circle():
     lines = [
         f"{MODULES[a].relative_to(ROOT)} imports {(b := MODULES[name]).relative_to(ROOT)}: "
         f"move what it needs of {b.name} down, or pass it as an argument"
-        for a, name in sorted(wrong - KNOWN)
+        for a, name in sorted(wrong)
     ]
     assert not lines, "\n".join(lines)
-    assert not KNOWN - wrong, "these are gone: take them out of KNOWN"

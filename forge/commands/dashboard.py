@@ -1,4 +1,4 @@
-"""`python -m forge dashboard PROJECT`: a saved W&B workspace over what `forge.tracking.wandb` sends."""
+"""`python -m forge dashboard PROJECT`: a saved W&B workspace over what `wandb` tracking sends."""
 
 from __future__ import annotations
 

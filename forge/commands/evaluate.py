@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from forge.commands.finished import architecture, finished, source
 from forge.config import compose as config_compose
 from forge.config import schema
 from forge.config.check import build, check
 from forge.config.compose import dotted_values
 from forge.config.schema import Config
-from forge.data import cache, fingerprints
+from forge.data import fingerprints
 from forge.errors import USER_ERRORS, UserError, explain
-from forge.inputs import text
-from forge.models import heads, loading
+from forge.models import heads
 from forge.records.environment import environment, git
 from forge.records.files import EVALUATION, RESULTS, now, require_place, whole, write_json
 from forge.records.logs import library_logs
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.secrets import masked
 from forge.results.runs import Run
-from forge.tasks import task as tasks_task
+from forge.tasks.recorded import as_trained
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from forge.tasks.task import Task
-    from forge.training.trainer import Trainer
-from forge.commands.finished import architecture, classifier, finished, source
+    from forge.training.preparation import Prepared
 
 SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
 
@@ -41,9 +38,6 @@ EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
 
 
 MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
-
-
-JUDGED = ("validation", "test")  # files that a task of files judges by
 
 
 def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str, Any]:
@@ -55,6 +49,7 @@ def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str,
     """
     from forge.results.tables import table
     from forge.training.evaluation import judge
+    from forge.training.trainer import Trainer
 
     run = finished(path)
     if out:
@@ -62,13 +57,17 @@ def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str,
     cfg, name = _recomposed(run, words)
     with library_logs(), tempfile.TemporaryDirectory() as scratch:
         config, place = schema.to_config(cfg), Path(scratch, "evaluation")
-        task, trainer, splits, facts = _prepared(run, config, Path(scratch))
+        prepared = _prepared(run, config, Path(scratch))
+        task = prepared.task
         judged = fingerprints.fingerprint(config.task, config.precision)[:8]
         folder = out or path / "evaluations" / "-".join([name, *task.evaluation, judged])
         place.mkdir()
-        results = judge(trainer, task, splits, place)
+        trainer = Trainer(**prepared.trainer_arguments())
+        results = judge(trainer, prepared.splits, place).plain()
         told = {"run": str(path), "run_id": run.metadata.get("id"), "overrides": masked(words)}
-        told |= {"config": plain(cfg), **facts, "made": now(), **environment(), "code": git()}
+        told |= {"config": plain(cfg), "data": prepared.facts["data"]}
+        told |= {"max_length": prepared.limit, "notes": task.answer.notes, "made": now()}
+        told |= {**environment(), "code": git()}
         write_json(place / RESULTS, results)
         write_json(place / EVALUATION, told)
         lost = _keep(place, folder)
@@ -134,65 +133,29 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
             cfg = compose("recorded", words)
         except USER_ERRORS as error:
             raise UserError(explain(error, known)) from error
-    _as_the_run(cfg.task, run, given)
+    plain_task: Any = OmegaConf.to_container(cfg.task)
+    cfg.task = as_trained(plain_task, run.metadata, architecture(run), given)
     return cfg, name.replace("/", "-")
 
 
-def _as_the_run(task: DictConfig, run: Run, given: Container[str]) -> None:
-    """Fill in what a task leaves open, as the run's own training did: labels, kind, length."""
-    head = architecture(run)
-    if "max_length" in task and "task.max_length" not in given:
-        task.max_length = run.metadata.get("max_length", task.max_length)
-    if "problem_type" in task and task.problem_type is None:
-        task.problem_type = "regression" if head.num_labels == 1 else "classification"
-    if "labels" in task and task.labels is None and len(heads.head_names(head)) > 1:
-        task.labels = heads.head_names(head)
-    if isinstance(files := task.get("files"), DictConfig):  # training rows are not read
-        judged = any(f"task.files.{split}" in given for split in JUDGED)
-        for split in ("train", *JUDGED) if judged else ("train",):
-            if OmegaConf.is_missing(files, split):
-                files[split] = None
-
-
-def _prepared(
-    run: Run, config: Config, scratch: Path
-) -> tuple[Task, Trainer, dict[str, Dataset], dict[str, Any]]:
-    """The task, a trainer that judges, the tokenised splits, and facts for the record."""
+def _prepared(run: Run, config: Config, scratch: Path) -> Prepared:
+    """The run's model, and the splits that its task judges."""
     from forge.training.arguments import training_arguments
-    from forge.training.preparation import tokenize
-    from forge.training.trainer import Trainer
+    from forge.training.preparation import prepare
 
     task: Task = build(check(config.task, "task"), "task")
     args = training_arguments(config, task, scratch)
-    tokenizer = loading.load_tokenizer(source(run), ())
-    head = architecture(run)
-    task.make_ready(tokenizer)
-    length = loading.max_length(task.max_length, tokenizer, head)
-    if isinstance(task, tasks_task.TextTask):
-        _require_labels(run, task)
+    _require_labels(run, task)
     rows = task.load(training=False)
-    splits, facts = tokenize(rows, tokenizer, length, task, config.cache_dir)
-    splits = {split: cache.longest_first(read) for split, read in splits.items()}
-    trainer = Trainer(
-        model=loading.load(source(run), task, head),
-        args=args,
-        eval_dataset=splits[task.evaluation[0]],
-        processing_class=tokenizer,
-        data_collator=task.collator(tokenizer, text.pad_multiple(args)),
-        compute_metrics=getattr(task, "compute_metrics", None),
-    )
-    notes = []
-    if getattr(task, "by_name", True) is False:
-        named = ", ".join(f"{i} {name}" for i, name in enumerate(heads.names(task)))
-        notes.append(f"the labels are numbers, taken for {named}")
-    return task, trainer, splits, {"data": facts, "max_length": length, "notes": notes}
+    return prepare(replace(config, model=source(run)), task, args, rows, training=False)
 
 
-def _require_labels(run: Run, task: tasks_task.TextTask) -> None:
+def _require_labels(run: Run, task: Task) -> None:
     """Raise `UserError` unless the run's head has the task's labels, in any order."""
-    head = classifier(run)
-    ours, theirs = heads.names(task), heads.head_names(head)
-    if task.num_labels != head.num_labels or (len(ours) > 1 and not heads.match(theirs, ours)):
+    if (ours := task.head.labels) is None:
+        return
+    theirs = heads.head_names(architecture(run))
+    if len(ours) != len(theirs) or (len(ours) > 1 and not heads.match(theirs, list(ours))):
         raise UserError(
             f"{run.path}: its head knows [{', '.join(theirs)}], the task [{', '.join(ours)}]; "
             "they must be the same names (task.labels=[…] says what the data's are)"

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import inspect
 import logging
-import statistics
-import time
 import warnings
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forge.commands import finished
+from forge.commands.finished import Finished
 from forge.errors import Failure, UserError, one_line
-from forge.inputs import text as inputs_text
-from forge.models import heads, loading, lora
+from forge.models import loading, lora
+from forge.models.forward import REPEATS, milliseconds
 from forge.records.files import whole, write_json
 from forge.records.logs import library_logs
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from forge.tasks.recorded import recorded_task
 
 FILE, FACTS = "model.onnx", "export.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
-REPEATS = 15  # of a timed forward pass; the median counts
 
 
 def export(path: Path, out: Path | None = None) -> dict[str, Any]:
@@ -44,26 +40,26 @@ def export(path: Path, out: Path | None = None) -> dict[str, Any]:
         )
     folder = out or path / "onnx"
     with library_logs():
-        model, tokenizer = finished.load(run)
-        longest = finished.max_length(run, tokenizer, model.config)
-        texts = run.metadata.get("data", {}).values()
-        length = min(longest, round(max((split["mean_length"] for split in texts), default=32)))
+        loaded = finished.load(run)
+        model, longest = loaded.model, loaded.limit
+        rows = run.metadata.get("data", {}).values()
+        length = min(longest, round(max((split["mean_length"] for split in rows), default=32)))
         try:
             with whole(folder, FACTS) as scratch:
-                _save(model, tokenizer, scratch / FILE)
+                _save(loaded, scratch / FILE)
                 size = sum(file.stat().st_size for file in scratch.glob(f"{FILE}*"))
                 session = _session(scratch / FILE)
                 found = {
                     "run": str(path),
                     "folder": str(folder),
                     "inputs": [given.name for given in session.get_inputs()],
-                    "labels": heads.head_names(model.config),
-                    **_checked(model, tokenizer, session, longest),
-                    **_measured(model, tokenizer, session, length),
+                    "labels": loaded.labels,
+                    **_checked(loaded, session, longest),
+                    **_measured(loaded, session, length),
                 }
                 found["megabytes"]["onnx"] = round(size / 1e6, 2)
                 model.config.save_pretrained(scratch)
-                tokenizer.save_pretrained(scratch)
+                loaded.processor.save_pretrained(scratch)
                 write_json(scratch / FACTS, found)
         except OSError as error:
             raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
@@ -85,7 +81,9 @@ def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
         try:
             with whole(folder, FACTS) as scratch:
                 model.save_pretrained(scratch)
-                loading.load_tokenizer(finished.source(run), ()).save_pretrained(scratch)
+                task = recorded_task(run.metadata, model.config)
+                processor = task.input.load_processor(finished.source(run))
+                processor.save_pretrained(scratch)
                 size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
                 found = {"run": str(path), "folder": str(folder), "megabytes": round(size / 1e6, 2)}
                 write_json(scratch / FACTS, found)
@@ -115,12 +113,15 @@ def text(found: dict[str, Any]) -> str:
     )
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Export with batch and sequence length left open."""
+def _save(loaded: Finished, file: Path) -> None:
+    """Export with the sizes left open that change from batch to batch."""
     import torch
 
-    inputs = _batch(model, tokenizer, 2, 16)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    model, inputs = loaded.model, _batch(loaded, 2, 16)
+    axes = loaded.task.input.open_axes(inputs)
+    open_axes = {name for named in axes.values() for name in named.values()}
+    sizes = {name: torch.export.Dim(name) for name in open_axes}
+    shapes = {name: {axis: sizes[size] for axis, size in axes[name].items()} for name in inputs}
     model.config.use_cache = False  # logits alone
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
     try:
@@ -131,7 +132,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path
                 (),
                 kwargs=inputs,
                 dynamo=True,
-                dynamic_shapes=dict.fromkeys(inputs, axes),
+                dynamic_shapes=shapes,
                 output_names=["logits"],
                 verbose=False,
             )
@@ -160,30 +161,14 @@ def _session(file: Path) -> Any:
         raise Failure(f"onnxruntime cannot load it: {one_line(str(error))[:300]}") from error
 
 
-def _batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, tokens: int
-) -> dict[str, Any]:
-    """Random texts as the model takes them; the first has `tokens` tokens, the others padding."""
-    import torch
-
-    torch.manual_seed(rows * tokens)
-    special = set(tokenizer.all_special_ids)
-    words = [i for i in range(len(tokenizer)) if i not in special]
-    texts = []
-    for row in range(rows):
-        count = max(1, tokens - row * tokens // rows)
-        ids = [words[i] for i in torch.randint(len(words), (count,))]
-        texts.append({"input_ids": ids, "attention_mask": [1] * count})
-        if "token_type_ids" in tokenizer.model_input_names:
-            texts[-1]["token_type_ids"] = [int(2 * i > count) for i in range(count)]
-    taken = inspect.signature(model.forward).parameters
-    batch = inputs_text.Collator(tokenizer)(texts)
+def _batch(loaded: Finished, rows: int, length: int) -> dict[str, Any]:
+    """Made-up rows as the model takes them, the first of this length."""
+    taken = inspect.signature(loaded.model.forward).parameters
+    batch = loaded.task.input.example(loaded.processor, rows, length)
     return {key: value for key, value in batch.items() if key in taken}
 
 
-def _checked(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Any, longest: int
-) -> dict[str, Any]:
+def _checked(loaded: Finished, session: Any, longest: int) -> dict[str, Any]:
     """The largest difference to PyTorch's logits; raises `Failure` when it is too large."""
     import torch
 
@@ -191,9 +176,9 @@ def _checked(
     shapes = list(dict.fromkeys((rows, min(tokens, longest)) for rows, tokens in wanted))
     differences = []
     for rows, tokens in shapes:
-        inputs = _batch(model, tokenizer, rows, tokens)
+        inputs = _batch(loaded, rows, tokens)
         with torch.inference_mode():
-            expected = model(**inputs).logits.numpy()
+            expected = loaded.model(**inputs).logits.numpy()
         found = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
         differences.append(float(abs(found - expected).max() / abs(expected).max()))
     worst = max(differences)
@@ -206,26 +191,15 @@ def _checked(
     return {"shapes": shapes, "difference": worst, "tolerance": TOLERANCE}
 
 
-def _measured(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, session: Any, length: int
-) -> dict[str, Any]:
-    """Size and latency of both; they take turns, since machines drift."""
-    import torch
-
-    found: dict[str, Any] = {"length": length, "milliseconds": {}}
-    found["megabytes"] = {"pytorch": round(model.get_memory_footprint() / 1e6, 2)}
+def _measured(loaded: Finished, session: Any, length: int) -> dict[str, Any]:
+    """Size and latency of both."""
+    model = loaded.model
+    times: dict[str, dict[str, float]] = {}
     for rows in (1, 32):
-        inputs = _batch(model, tokenizer, rows, length)
+        inputs = _batch(loaded, rows, length)
         arrays = {key: value.numpy() for key, value in inputs.items()}
         passes = {"pytorch": partial(model, **inputs), "onnx": partial(session.run, None, arrays)}
-        seconds: dict[str, list[float]] = {name: [] for name in passes}
-        with torch.inference_mode():
-            for _ in range(REPEATS + 2):
-                for name, go in passes.items():
-                    start = time.perf_counter()
-                    go()
-                    seconds[name].append(time.perf_counter() - start)
-        found["milliseconds"][str(rows)] = {
-            name: round(1000 * statistics.median(times[2:]), 3) for name, times in seconds.items()
-        }
-    return found
+        timed = milliseconds(passes)
+        times[str(rows)] = {name: round(each, 3) for name, each in timed.items()}
+    size = round(model.get_memory_footprint() / 1e6, 2)
+    return {"length": length, "milliseconds": times, "megabytes": {"pytorch": size}}

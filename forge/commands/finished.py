@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,13 @@ from forge.config.schema import Model
 from forge.errors import UserError
 from forge.models import heads, loading
 from forge.results.runs import Run, read_run
+from forge.tasks.recorded import recorded_task
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from forge.inputs.input import Processor
+    from forge.tasks.task import Task
 
 
 ELSEWHERE = ("revision", "subfolder", "variant", "token")  # of where the first weights came from
@@ -44,22 +49,30 @@ def architecture(run: Run) -> PretrainedConfig:
     return config
 
 
-def classifier(run: Run) -> PretrainedConfig:
-    """The architecture of its final model; raises `UserError` when that is no classifier."""
-    config = architecture(run)
-    if not heads.has_head(config):
+@dataclass(frozen=True)
+class Finished:
+    """A finished run's model in fp32, ready to be asked, with what it was trained for."""
+
+    run: Run
+    task: Task
+    model: PreTrainedModel
+    processor: Processor
+    limit: int  # tokens (pixels) of a row that it was trained with
+
+    @property
+    def labels(self) -> list[str]:
+        """Those of its head, in the order of its logits."""
+        return heads.head_names(self.model.config)
+
+
+def load(run: Run) -> Finished:
+    """Its classifier, of rows; raises `UserError` for a model that is none."""
+    config, model, folder = architecture(run), source(run), str(run.path / "model")
+    task = recorded_task(run.metadata, config)
+    if task.answer.alignment != "row":
         raise UserError(f"{run.path}: its model ({config.model_type}) is no classifier")
-    return config
-
-
-def load(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Its classifier in fp32, ready to be asked, and its tokenizer."""
-    config, model, folder = classifier(run), source(run), str(run.path / "model")
     options = {"dtype": "float32", **model.from_pretrained, "config": config}
     with hub.access("model", folder, "RUN"):
-        return loading.read(folder, **options), loading.load_tokenizer(model, ())
-
-
-def max_length(run: Run, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """The tokens per example that it was trained with."""
-    return loading.max_length(run.metadata.get("max_length"), tokenizer, config)
+        loaded = loading.read(folder, **options)
+    processor = task.input.load_processor(model)
+    return Finished(run, task, loaded, processor, task.input.limit(processor, config))

@@ -7,100 +7,86 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.commands.finished import Finished, finished, load
 from forge.data import sources
 from forge.errors import UserError
-from forge.inputs import text
-from forge.models import heads
 from forge.records.logs import library_logs
-from forge.results.runs import Run
-from forge.tasks import task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from forge.commands.finished import classifier, finished, load, max_length
 
 BATCH = 32  # examples at once, of `predict`
 
 
 def predict(
-    paths: list[Path], texts: list[list[str]] | None = None, file: Path | None = None
+    paths: list[Path], given: list[list[str]] | None = None, file: Path | None = None
 ) -> dict[str, Any]:
-    """What each run's model answers to texts, one or two columns of them, or to the rows of a file.
+    """What each run's model answers to values of its input's columns, or to the rows of a file.
 
-    `ms_per_example` is the wall clock of tokenising and of all forward passes, in batches of at
+    `ms_per_example` is the wall clock of processing and of all forward passes, in batches of at
     most `BATCH`, the first one tried beforehand, divided by the examples.
     """
     runs: list[dict[str, Any]] = []
-    asked: list[list[dict[str, Any]]] = []
-    read = [(run, _asked(run, texts, file)) for run in map(finished, paths)]
-    for run, columns in read:
+    answers: list[list[dict[str, Any]]] = []
+    shown: list[list[str]] = []
+    for run in map(finished, paths):
         with library_logs():
-            model, tokenizer = load(run)
-        length = max_length(run, tokenizer, model.config)
-        logits, cut, seconds = _answers(model, tokenizer, columns, length)
-        names = heads.head_names(model.config)
-        asked.append([_answer(row, names) for row in logits])
-        told: dict[str, Any] = {"run": str(run.path), "labels": names if len(names) > 1 else []}
-        told |= {"device": str(model.device), "cut": cut, "max_length": length}
-        runs.append(told | {"ms_per_example": 1000 * seconds / len(logits)})
-    rows = zip(*read[0][1], strict=True)
+            model = load(run)
+        values = _values(model, given, file)
+        shown = shown or [list(map(str, column)) for column in values.values()]
+        logits, cut, seconds = _logits(model, values, str(file or "texts"))
+        names = model.labels
+        answers.append([_answer(row, names) for row in logits])
+        about: dict[str, Any] = {"run": str(run.path), "labels": names if len(names) > 1 else []}
+        about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
+        runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
     return {
         "runs": runs,
         "rows": [
-            {"row": i, "texts": list(row), "predictions": [answers[i] for answers in asked]}
-            for i, row in enumerate(rows)
+            {"row": i, "texts": list(row), "predictions": [each[i] for each in answers]}
+            for i, row in enumerate(zip(*shown, strict=True))
         ],
     }
 
 
-def _asked(run: Run, given: list[list[str]] | None, file: Path | None) -> list[list[str]]:
-    """The columns of texts that a run's model reads."""
-    classifier(run)  # its task has texts
-    wanted = run.metadata["config"]["task"]["text"]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+def _values(
+    model: Finished, given: list[list[str]] | None, file: Path | None
+) -> dict[str, list[Any]]:
+    """The columns that a run's model reads."""
+    columns, run = model.task.input.columns, model.run
     if file:
-        found = sources.read({str(file): [file]}, str(file), wanted)
-        return [task.texts(found[column], str(file), column) for column in wanted]
+        return sources.read({str(file): [file]}, str(file), columns)
     given = given or []
-    if len(given) == len(wanted):
-        return given
-    if len(wanted) == 2:
-        raise UserError(f"{run.path}: it reads pairs ({', '.join(wanted)}); add --pair TEXT")
-    raise UserError(f"{run.path}: it reads one text ({wanted[0]}); leave --pair out")
+    if len(given) == len(columns):
+        return dict(zip(columns, given, strict=True))
+    if len(columns) == 2:
+        raise UserError(f"{run.path}: it reads pairs ({', '.join(columns)}); add --pair TEXT")
+    raise UserError(f"{run.path}: it reads one text ({columns[0]}); leave --pair out")
 
 
-def _answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[list[str]],
-    max_length: int,
+def _logits(
+    model: Finished, values: dict[str, list[Any]], where: str
 ) -> tuple[NDArray[Any], int, float]:
-    """Logits in the order of the texts, how many were cut, and the seconds that it took."""
+    """Logits in the order of the rows, how many were cut, and the seconds that it took."""
     import torch
+    from datasets import Dataset
 
-    collate = text.Collator(tokenizer)
-    torch.nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    from forge.models.forward import Pass
+    from forge.training.evaluation import logits_of
 
-    @torch.inference_mode()
-    def ask(encoded: dict[str, list[Any]], some: list[int]) -> Any:
-        batch = collate([{key: values[i] for key, values in encoded.items()} for i in some])
-        inputs = {key: value.to(model.device) for key, value in batch.items()}
-        return model(**inputs).logits.float().cpu().numpy()
-
-    for warm in (False, True):
+    kind, processor = model.task.input, model.processor
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    torch.nn.Module.to(model.model, device)
+    rows, how = kind.rows(values, where), Pass(device, None, BATCH)
+    collate = kind.collator(processor, None)
+    tried = {name: column[:BATCH] for name, column in rows.items()}
+    for part in (tried, rows):
         start = time.perf_counter()
-        encoded = text.encode(texts, tokenizer, max_length)
-        order = sorted(range(len(texts[0])), key=lambda i: -encoded["length"][i])  # least padding
-        batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-        answers = [ask(encoded, some) for some in (batches if warm else batches[:1])]
-    logits = np.concatenate(answers)[np.argsort(order)]
-    return logits, sum(encoded["truncated"]), time.perf_counter() - start
+        features = Dataset.from_dict(kind.features(part, processor, model.limit))
+        logits = logits_of(model.model, features, collate, how)
+    return logits, sum(features["truncated"]), time.perf_counter() - start
 
 
 def _answer(logits: NDArray[Any], names: list[str]) -> dict[str, Any]:

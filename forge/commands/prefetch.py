@@ -11,20 +11,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forge.config import compose as config_compose
 from forge.config import schema
 from forge.config.check import build
 from forge.config.schema import Config, is_taught
 
+if TYPE_CHECKING:
+    from forge.tasks.task import Task
+
 
 def main(overrides: list[str]) -> int:
     """Fetch for every job that these words of a command line make; each thing once."""
     import datasets
 
-    from forge.experiment import check_all
-    from forge.training.arguments import training_arguments
+    from forge.training.arguments import check_all, training_arguments
     from forge.training.preparation import prepare
 
     if not sys.stderr.isatty():
@@ -38,14 +40,15 @@ def main(overrides: list[str]) -> int:
             continue
         fetched += [[config.task, model] for model in new]
         config = check_all(config)
-        task = build(config.task, "task")
+        task: Task = build(config.task, "task")
+        rows = task.load()
         with tempfile.TemporaryDirectory() as scratch:
             args = training_arguments(config, task, Path(scratch))
             for model in new:
-                facts = prepare(replace(config, model=model), task, args, {}).facts
-                rows = ", ".join(f"{n} {split['n']:,}" for n, split in facts["data"].items())
+                data = prepare(replace(config, model=model), task, args, rows).data
+                counts = ", ".join(f"{split} {facts.n:,}" for split, facts in data.items())
                 name = model.path or f"{model.config.get('model_type')} of random weights"
-                print(f"here    {name}, tokenised rows: {rows}", flush=True)
+                print(f"here    {name}, tokenised rows: {counts}", flush=True)
     return 0
 
 

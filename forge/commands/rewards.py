@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -24,6 +24,9 @@ from forge.config.compose import CONF
 from forge.config.schema import Config
 from forge.errors import UserError, did_you_mean, one_line
 from forge.reinforcement.rewards import Rewards
+
+if TYPE_CHECKING:
+    from forge.tasks.task import Task
 
 LONG = 100_000  # characters
 ODD = {
@@ -50,7 +53,7 @@ class Finding:
 
 def main(overrides: list[str], cases: Path | None, as_json: bool) -> int:
     """Print what was found; 1 when a case failed, a reward broke, or nothing can be learnt."""
-    from forge.experiment import check_all
+    from forge.training.arguments import check_all
 
     config = check_all(composed(overrides))
     mode = build(config.mode, "mode").keywords
@@ -107,13 +110,13 @@ def survey(
     from forge.training.arguments import training_arguments
     from forge.training.preparation import prepare
 
-    task = build(config.task, "task")
+    task: Task = build(config.task, "task")
     with tempfile.TemporaryDirectory() as scratch:
         args = training_arguments(config, task, Path(scratch))
-        prepared = prepare(config, task, args, {})
-        judge, draws = rl.judging(prepared, rewards), (mode["temperature"], mode["num_generations"])
-        start = rl.measure(prepared, rewards, judge, *draws)
-    columns = rl.columns(task, prepared.rows[task.train][:1])
+        prepared = prepare(config, task, args, task.load())
+        policy = rl.policy(prepared, rewards)
+        start = policy.measure(mode["temperature"], mode["num_generations"])
+    columns = policy.columns(policy.rows[:1])
     return start, {name: values[0] for name, values in columns.items()}
 
 
@@ -192,7 +195,7 @@ def _short(text: str) -> str:
 
 def lines(findings: list[Finding], start: dict[str, Any], still: bool) -> list[str]:
     """What was found, for a terminal."""
-    from forge.modes.rl import STILL, words
+    from forge.reinforcement.policy import CONSTANT, describe
 
     told = []
     for part in ("case", "stress", "wrong type"):
@@ -206,7 +209,7 @@ def lines(findings: list[Finding], start: dict[str, Any], still: bool) -> list[s
                 told.append(f"  {f.reward:<10} {f.input}: {f.problem or value}")
             elif part == "wrong type" and f.value is None:
                 told.append(f"  {f.reward:<10} {f.input}")
-    told.append(f"{'start':<10} {words(start['reward'])}")
+    told.append(f"{'start':<10} {describe(start['reward'])}")
     if still:
-        told.append(f"{'':<10} {STILL}")
+        told.append(f"{'':<10} {CONSTANT}")
     return told

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -16,17 +16,25 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from forge import ranks
-from forge.distillation.losses import Loss, capture_qkv
+from forge.distillation.losses import Batch, Loss, Outputs, capture_qkv
+from forge.tasks.decisions import Decisions
 from forge.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-# What the teacher says to a batch, given the batch and `Distiller._watch`
-Taught: TypeAlias = Callable[[dict[str, Any], Any], SimpleNamespace]
-
-
 PROJECTIONS = "losses.safetensors"  # a checkpoint's file of the losses' own weights
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the losses read of a model beside its logits."""
+
+    qkv: dict[str, dict[str, Tensor]]  # filled by its forward pass, by loss
+    keywords: dict[str, bool]  # that its forward pass is called with
+
+
+# Called with a batch and `Distiller.watch`: a teacher's outputs for the batch, and what of the
+# batch is the teacher's alone is taken out of it
+Answers: TypeAlias = Callable[[dict[str, Any], Callable[..., Watched]], Outputs]
 
 
 class OwnWeights(TrainerCallback):
@@ -49,12 +57,10 @@ class OwnWeights(TrainerCallback):
 class Distiller(Trainer):
     """Blends the task loss with losses to a teacher's answers.
 
-    `taught(inputs, watch)` gives those for a batch and takes them out of it. Logged steps carry
-    the mean of each weighted term, which add up to the loss; now and then also each term's share
-    of the gradient norm.
+    Logged steps carry the mean of each weighted term, which add up to the loss; now and then also
+    each term's share of the gradient norm.
     """
 
-    loss_is_scaled_for_ga = False
     EVERY = 200  # steps between two measurements of the shares, which cost a backward pass a term
 
     def __init__(
@@ -62,12 +68,12 @@ class Distiller(Trainer):
         *,
         alpha: float,
         losses: dict[str, Loss],
-        taught: Taught,
+        teacher: Answers,
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
         # The losses' own weights (projections) train with the student and are not saved with it.
-        self.alpha, self.taught = alpha, taught
+        self.alpha, self.teacher = alpha, teacher
         self.sums: dict[str, Tensor] = {}  # of each term since the last log
         self.batches, self.shares = 0.0, {}  # type: float, dict[str, float]
         super().__init__(model=model, **kwargs)
@@ -106,60 +112,66 @@ class Distiller(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with ExitStack() as stack:
-            student = self._watch(self.accelerator.unwrap_model(model), "layer", stack)
-            taught = self.taught(inputs, self._watch)
-            batch = dict(inputs)  # label smoothing takes the labels out
-            task_loss, outputs = self._task_loss(model, inputs | student.asked, num_items_in_batch)
-            queries = dict(student.qkv)
-        terms = {} if task_loss is None else {"task": (1 - self.alpha) * task_loss}
-        outputs, taught, batch, scale = self._compared(outputs, taught, batch, num_items_in_batch)
+            watched = self.watch(self.accelerator.unwrap_model(model), "layer", stack)
+            theirs = self.teacher(inputs, self.watch)
+            decisions, outputs = self.decide(model, inputs, **watched.keywords)
+        ours = Outputs(decisions.logits, outputs.get("hidden_states"), captured=watched.qkv)
+        terms = {}
+        if self.alpha < 1:  # at 1 the labels are not read
+            task_loss = self.task_loss(decisions, inputs, num_items_in_batch)
+            terms["task"] = (1 - self.alpha) * task_loss
+        ours, theirs, batch = self.compared(ours, theirs, decisions, inputs)
+        share = self._share(len(ours.logits), num_items_in_batch)
         for name, loss in self.losses.items():
-            view = SimpleNamespace(**outputs, qkv=queries.get(name))
-            mine = SimpleNamespace(**vars(taught) | {"qkv": taught.qkv.get(name)})
-            terms[name] = self.alpha * loss.weight * scale * loss(view, mine, batch)
-        self._follow(terms, model)
+            value = loss(ours.of(name), theirs.of(name), batch)
+            terms[name] = self.alpha * loss.weight * share * value
+        self._log_terms(terms, model)
         blended = sum(terms.values())
         return (blended, outputs) if return_outputs else blended
 
-    def _compared(self, outputs: Any, taught: Any, batch: Any, items: Any) -> tuple[Any, ...]:
-        """What the losses read of student, teacher and batch, and the factor of their means."""
-        return outputs, taught, batch, 1
+    def compared(
+        self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Any
+    ) -> tuple[Outputs, Outputs, Batch]:
+        """What the losses read: student's and teacher's outputs for decisions, and the batch."""
+        batch = {} if decisions.labels is None else {"labels": decisions.labels}
+        mask = self.task.input.mask(inputs)
+        if mask is None and (states := [*(ours.hidden_states or ()), *_first(ours.captured)]):
+            mask = torch.ones(states[0].shape[:2], dtype=torch.long, device=states[0].device)
+        return ours, theirs, batch if mask is None else batch | {"attention_mask": mask}
 
-    def _task_loss(
-        self, model: Any, inputs: dict[str, Any], items: Any
-    ) -> tuple[Tensor | None, Any]:
-        """The loss to the labels, which the model is not shown at alpha=1."""
-        if self.alpha < 1:
-            found: Any = super().compute_loss(model, inputs, True, items)
-            return found[0], found[1]
-        return None, model(**{k: v for k, v in inputs.items() if k != "labels"})
+    def _share(self, count: int, items: Tensor | None) -> Tensor | int:
+        """What makes a mean over `count` decisions its part of the mean over the step's items."""
+        return 1 if items is None else count * self.rank_share / items
 
-    def _watch(self, model: Any, layer: str, stack: ExitStack) -> SimpleNamespace:
-        """What a model is asked for beside its logits, and where its projections will stand."""
+    def watch(self, model: Any, layer: str, stack: ExitStack) -> Watched:
+        """Capture what the losses read beside logits until `stack` is closed; `layer` is the
+        losses' attribute that names the model's layer."""
         needs = {need for loss in self.losses.values() for need in loss.needs}
         qkv = {
             name: stack.enter_context(capture_qkv(model, getattr(loss, layer)))
             for name, loss in self.losses.items()
             if "qkv" in loss.needs
         }
-        asked = {"output_hidden_states": True} if "hidden_states" in needs else {}
-        return SimpleNamespace(qkv=qkv, asked=asked)
+        return Watched(qkv, {"output_hidden_states": True} if "hidden_states" in needs else {})
 
-    def _follow(self, terms: dict[str, Tensor], model: Any) -> None:
+    def _log_terms(self, terms: dict[str, Tensor], model: Any) -> None:
         """Add up the terms for the next log; measure their shares at the first step and then."""
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term.detach()
-        parts = self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else 1
-        self.batches += 1 / parts  # a scaled loss is a part of its step's
+        self.batches += (
+            1 / self.current_gradient_accumulation_steps
+        )  # a loss is a part of its step's
         step = self.state.global_step
         if step % self.EVERY or step == self.shares.get("step"):
             return
         self.shares = {"step": step, **self._shares(terms, model)}
         if step == 0:
-            told = (f"{name} {self.shares[f'gradient_share_{name}']:.0%}" for name in terms)
-            log.info("loss    shares of the gradient norm in the first batch: %s", ", ".join(told))
+            shares = (f"{name} {self.shares[f'gradient_share_{name}']:.0%}" for name in terms)
+            log.info(
+                "loss    shares of the gradient norm in the first batch: %s", ", ".join(shares)
+            )
 
     def _shares(self, terms: dict[str, Tensor], model: Any) -> dict[str, float]:
         """Each weighted term's share of the summed gradient norms over the student."""
@@ -182,3 +194,8 @@ class Distiller(Trainer):
             self.sums, self.batches = {}, 0
             self.shares = {"step": self.shares["step"]} if "step" in self.shares else {}
         super().log(logs, *args, **kwargs)
+
+
+def _first(captured: Any) -> list[Tensor]:
+    """The queries that were captured for each loss."""
+    return [qkv["query"] for qkv in captured.values()]

@@ -1,10 +1,10 @@
 """Distillation losses: one class per loss, the mathematics in pure functions above them.
 
-Each loss is called as `loss(student, teacher, batch)` with two model outputs (`.logits` [B, C],
-`.hidden_states` tuple of [B, L, D], `.qkv` dict of [B, L, D]) and the batch ("labels" [B],
-"attention_mask" [B, L]); it returns a scalar, the mean over the examples. `needs` says what it
-reads, `same_tokens` that it compares positions, `bind` is called with both model configs before
-the first step, `weight` is the caller's to apply. All upcast to fp32 and stay in log space.
+Each loss is called as `loss(student, teacher, batch)` with the `Outputs` of both and the batch
+("labels" [B], "attention_mask" [B, L]); it returns a scalar, the mean over the examples. `needs`
+says what it reads, `same_tokens` that it compares positions, `bind` is called with both model
+configs before the first step, `weight` is the caller's to apply. All upcast to fp32 and stay in log
+space.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,13 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from forge.tasks.decisions import kl
+
 Batch = Mapping[str, Tensor]
 Pairs = Sequence[Sequence[int]]
-
-
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities [..., C] -> [...]; log_target keeps gradients finite."""
-    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
 
 
 def divergence_of(p: Tensor, q: Tensor, name: str, skew: float) -> Tensor:
@@ -106,6 +104,21 @@ def _log_probs(student: Any, teacher: Any, temperature: float) -> tuple[Tensor, 
     s, t = _logits(student, teacher)
     _require(s.shape[1] > 1, "logits: one column, its softmax is always 1; use mode/loss=mse")
     return (s / temperature).log_softmax(1), (t / temperature).log_softmax(1)
+
+
+@dataclass
+class Outputs:
+    """What a loss reads of a model: `logits` [B, C], `hidden_states` of each layer [B, L, D], and
+    `qkv`, queries, keys and values [B, L, D] of the layer that it names (`capture_qkv`)."""
+
+    logits: Tensor
+    hidden_states: Sequence[Tensor] | None = None
+    qkv: Mapping[str, Tensor] = field(default_factory=dict)
+    captured: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # `qkv` by loss
+
+    def of(self, loss: str) -> Outputs:
+        """The same with what was captured for one loss."""
+        return replace(self, qkv=self.captured.get(loss, {}))
 
 
 class Loss(nn.Module):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,53 +12,61 @@ from datasets import concatenate_datasets
 from transformers import set_seed
 
 from forge.distillation import teacher
-from forge.distillation.distiller import Distiller, Taught
-from forge.distillation.losses import DKD, KL, MSE, Loss
-from forge.distillation.objective import announce, require_loss
-from forge.distillation.stored import Expert, stored_logits, tokenize
+from forge.distillation.distiller import Answers, Distiller
+from forge.distillation.losses import DKD, KL, MSE, Loss, Outputs
+from forge.distillation.objective import announce
+from forge.distillation.stored import stored_logits
 from forge.errors import UserError
-from forge.inputs import text
-from forge.training.preparation import Prepared
-from forge.training.trainer import Trainer
+from forge.inputs.text import pad_multiple
+from forge.training.trainer import Ready
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from forge.distillation.teacher import FrozenTeacher
+    from forge.inputs.input import Batch, Collator
+    from forge.tasks.task import Task
+    from forge.training.preparation import Prepared
 
 log = logging.getLogger(__name__)
+LOGITS = "teacher_logits"  # the training rows' column of stored answers
 
 
-def of_rows(
+def ready(
     prepared: Prepared,
     alpha: float,
     loss: dict[str, Loss],
     gate: bool,
     cache: bool,
-    train: list[str],
-    common: dict[str, Any],
-) -> Trainer:
-    """For a classifier or regression, with the teachers' stored answers where the losses allow."""
-    loss = fitting_losses(prepared, loss)
-    config, task, facts = prepared.config, prepared.task, prepared.facts
-    weights = teacher.shares(config.teacher)
-    named = teacher.settle(config, task, prepared.rows, prepared.recorded)
-    experts = [teacher.load(model, prepared) for model in named]
+    splits: list[str],
+) -> Ready:
+    """A trainer of the blended loss, on the teachers' stored answers where the losses allow it."""
+    loss = fitting_losses(prepared.task, loss)
+    args, weights = prepared.args, teacher.shares(prepared.config.teacher)
+    teachers = [teacher.load(model, prepared) for model in prepared.teachers]
     aligned = [name for name, term in loss.items() if term.same_tokens]
-    if aligned:
-        _check_positions(prepared, experts, aligned)
-    facts["teacher"] = teacher.measure(experts, prepared, gate)
-    announce(alpha, loss, common["args"].label_smoothing_factor, "labels", "examples")
-    common["train_dataset"] = concatenate_datasets([prepared.splits[split] for split in train])
-    facts["trained_on"] = len(common["train_dataset"])  # rows
-    if cache and not aligned:
-        taught = _stored(prepared, experts, weights, train, common)
-    else:
-        taught = _live(prepared, experts, weights, train, common, aligned)
-    set_seed(common["args"].seed)  # for the losses' projections, whatever came before
+    if aligned and len(teachers) > 1:
+        raise UserError(
+            f"mode/loss={', '.join(aligned)}: it takes one teacher; {len(teachers)} are named"
+        )
+    measured = teacher.measure(
+        teachers, prepared, gate, lambda each, split: stored_logits(each, prepared, split)
+    )
+    announce(alpha, loss, args.label_smoothing_factor, "labels", "examples")
+    train = concatenate_datasets([prepared.splits[split] for split in splits])
+    make = _stored if cache and not aligned else _live
+    train, collate, answers = make(prepared, teachers, weights, train, splits, aligned)
+    set_seed(args.seed)  # for the losses' projections, whatever came before
     for term in loss.values():
-        term.bind(prepared.model.config, experts[0].model.config)
-    return Distiller(alpha=alpha, losses=loss, taught=taught, **common)
+        term.bind(prepared.model.config, teachers[0].model.config)
+    arguments = prepared.trainer_arguments() | {"train_dataset": train, "data_collator": collate}
+    distiller = Distiller(alpha=alpha, losses=loss, teacher=answers, **arguments)
+    metadata = {"teacher": measured.record, "trained_on": len(train)}  # rows
+    return Ready(distiller, metadata, {}, measured.predictions)
 
 
-def training_splits(prepared: Prepared, alpha: float, loss: dict[str, Loss]) -> list[str]:
-    """The splits to learn from: texts without labels are for the teacher alone."""
-    task = prepared.task
+def training_splits(task: Task, alpha: float) -> list[str]:
+    """The splits to learn from: rows without labels are for the teacher alone."""
     if not task.unlabelled_split:
         return [task.train]
     if alpha < 1:
@@ -68,27 +75,31 @@ def training_splits(prepared: Prepared, alpha: float, loss: dict[str, Loss]) -> 
             task.unlabelled_split,
         )
         return [task.train]
-    for name, term in loss.items():
-        if isinstance(term, DKD):
-            raise UserError(f"mode/loss={name}: it reads labels; use kl with unlabelled rows")
     return [task.train, task.unlabelled_split]
 
 
-def fitting_losses(prepared: Prepared, loss: dict[str, Loss]) -> dict[str, Loss]:
-    """The losses, checked against the task; of a regression's one value kl is taken as mse."""
-    require_loss(loss)
-    if prepared.task.num_labels > 1:
+def check(task: Task, alpha: float, loss: dict[str, Loss]) -> None:
+    """Raise `UserError` for losses that need labels where there are none, or a softmax."""
+    for name, term in loss.items():
+        if task.unlabelled_split and alpha == 1 and isinstance(term, DKD):
+            raise UserError(f"mode/loss={name}: it reads labels; use kl with unlabelled rows")
+        softmax = hasattr(term, "temperature") and not isinstance(term, KL)
+        if softmax and not task.answer.distribution:
+            raise UserError(
+                f"mode/loss={name}: the softmax over the one value of a regression is always 1; "
+                "use mode/loss=mse"
+            )
+
+
+def fitting_losses(task: Task, loss: dict[str, Loss]) -> dict[str, Loss]:
+    """The losses; where an answer is one value, kl is taken as mse."""
+    if task.answer.distribution:
         return loss
     fitting: dict[str, Loss] = {}
     for name, term in loss.items():
         if isinstance(term, KL):
             log.info("loss    regression: mse for %s (a softmax over one value is always 1)", name)
             fitting["mse"] = MSE(weight=term.weight)
-        elif hasattr(term, "temperature"):
-            raise UserError(
-                f"mode/loss={name}: the softmax over the one value of a regression is always 1; "
-                "use mode/loss=mse"
-            )
         else:
             fitting[name] = term
     return fitting
@@ -96,102 +107,86 @@ def fitting_losses(prepared: Prepared, loss: dict[str, Loss]) -> dict[str, Loss]
 
 def _stored(
     prepared: Prepared,
-    experts: list[Expert],
+    teachers: list[FrozenTeacher],
     weights: list[float],
+    train: Dataset,
     splits: list[str],
-    common: dict[str, Any],
-) -> Taught:
+    aligned: list[str],
+) -> tuple[Dataset, Collator, Answers]:
     """Answers given once: a column of the training rows, matched by their ids."""
     logits = [
-        np.concatenate([stored_logits(e, prepared, split) for split in splits])[:, e.order]
-        for e in experts
+        np.concatenate([stored_logits(t, prepared, split) for split in splits])[:, t.order]
+        for t in teachers
     ]
     ids = [row for split in splits for row in prepared.rows[split]["id"]]
-    answers = dict(zip(ids, teacher.combine(logits, weights).tolist(), strict=True))
-    column = [answers[row] for row in common["train_dataset"]["id"]]
-    common["train_dataset"] = common["train_dataset"].add_column("teacher_logits", column)
-    multiple = text.pad_multiple(prepared.args)
-    common["data_collator"] = text.Collator(prepared.tokenizer, multiple, "id", "teacher_logits")
-    return lambda inputs, watch: SimpleNamespace(logits=inputs.pop("teacher_logits"), qkv={})
+    by_id = dict(zip(ids, teacher.combine(logits, weights).tolist(), strict=True))
+    train = train.add_column(LOGITS, [by_id[row] for row in train["id"]])
+    multiple = pad_multiple(prepared.args)
+    collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
+    return train, collate, lambda inputs, watch: Outputs(inputs.pop(LOGITS))
 
 
 def _live(
     prepared: Prepared,
-    experts: list[Expert],
+    teachers: list[FrozenTeacher],
     weights: list[float],
+    train: Dataset,
     splits: list[str],
-    common: dict[str, Any],
     aligned: list[str],
-) -> Taught:
-    """Answers given in every step, to the text as each teacher's own tokenizer reads it."""
-    rows, train = concatenate_datasets([prepared.rows[s] for s in splits]), common["train_dataset"]
-    parts, pads = [train], {}
-    for i, expert in enumerate(experts):
-        names = expert.tokenizer.model_input_names
-        read = tokenize(expert, rows, prepared)
-        if list(read["id"]) != list(train["id"]):
+) -> tuple[Dataset, Collator, Answers]:
+    """Answers given in every step, to the rows as each teacher's own processor reads them."""
+    task, multiple = prepared.task, pad_multiple(prepared.args)
+    rows = concatenate_datasets([prepared.rows[split] for split in splits])
+    parts, collators = [train], {}
+    for i, each in enumerate(teachers):
+        encoded = each.encode(rows, prepared)
+        if list(encoded["id"]) != list(train["id"]):
             raise AssertionError("rows of student and teacher are in different orders")
-        if aligned and any(
-            a != b for a, b in zip(read["input_ids"], train["input_ids"], strict=True)
-        ):
-            raise UserError(_other_tokens(aligned))
-        read = read.select_columns(list(names))
-        parts.append(read.rename_columns({name: f"teacher_{i}_{name}" for name in names}))
-        pads[f"teacher_{i}_"] = text.Collator(expert.tokenizer, text.pad_multiple(prepared.args))
-        expert.to(prepared.args.device)
-    common["train_dataset"] = concatenate_datasets(parts, axis=1)
-    common["data_collator"] = Beside(common["data_collator"], pads)
+        if aligned and not task.input.same_positions(train, encoded):
+            raise UserError(
+                f"mode/loss={', '.join(aligned)}: it compares positions, but student and teacher "
+                "read the text as different tokens (vocabulary, casing or max_length); use a loss "
+                "of logits (kl, mse, dkd, dist) or a student with the teacher's tokenizer"
+            )
+        columns = task.input.model_columns(each.processor)
+        encoded = encoded.select_columns(columns)
+        parts.append(encoded.rename_columns({name: f"teacher_{i}_{name}" for name in columns}))
+        collators[f"teacher_{i}_"] = task.collator(each.processor, multiple)
+        each.to(prepared.args.device)
 
-    def taught(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
-        given = [inputs.pop(prefix) for prefix in pads]
-        if len(experts) == 1:
-            return answers(experts[0], given[0], watch)
-        each = [answers(e, b, watch).logits for e, b in zip(experts, given, strict=True)]
-        return SimpleNamespace(logits=teacher.combine(each, weights), qkv={})
+    def answers(inputs: dict[str, Any], watch: Any) -> Outputs:
+        batches = [inputs.pop(prefix) for prefix in collators]
+        if len(teachers) == 1:
+            return outputs(teachers[0], batches[0], watch)
+        pairs = zip(teachers, batches, strict=True)
+        return Outputs(teacher.combine([outputs(*p, watch).logits for p in pairs], weights))
 
-    return taught
+    own = task.collator(prepared.processor, multiple)
+    return concatenate_datasets(parts, axis=1), Beside(own, collators), answers
 
 
-def answers(expert: Expert, batch: dict[str, Any], watch: Any) -> SimpleNamespace:
-    """A teacher's outputs for a batch of its own, with what the losses ask for."""
+def outputs(each: FrozenTeacher, batch: Batch, watch: Any) -> Outputs:
+    """A teacher's outputs for a batch of its own, with what the losses read beside logits."""
     with ExitStack() as stack, torch.no_grad():
-        watched = watch(expert.model.eval(), "teacher_layer", stack)
-        outputs = dict(expert.model(**batch, **watched.asked))
-    outputs.pop("loss", None)
-    outputs["logits"] = outputs["logits"][..., expert.order]
-    return SimpleNamespace(**outputs, qkv=watched.qkv)
-
-
-def _check_positions(prepared: Prepared, experts: list[Expert], aligned: list[str]) -> None:
-    """Losses that compare positions need one teacher, with the student's vocabulary."""
-    if len(experts) > 1:
-        names = ", ".join(aligned)
-        raise UserError(f"mode/loss={names}: it takes one teacher; {len(experts)} are named")
-    if experts[0].tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
-        raise UserError(_other_tokens(aligned))
-
-
-def _other_tokens(aligned: list[str]) -> str:
-    return (
-        f"mode/loss={', '.join(aligned)}: it compares positions, but student and teacher read the "
-        "text as different tokens (vocabulary, casing or max_length); use a loss of logits (kl, "
-        "mse, dkd, dist) or a student with the teacher's tokenizer"
-    )
+        watched = watch(each.model.eval(), "teacher_layer", stack)
+        given = each.model(**batch, **watched.keywords)
+    logits = given["logits"][..., each.order]
+    return Outputs(logits, given.get("hidden_states"), captured=watched.qkv)
 
 
 class Beside:
-    """A collator that also pads the columns of other tokenizers, kept under their prefix."""
+    """A collator that also collates other models' columns of the rows, under their prefix."""
 
-    def __init__(self, own: text.Collator, others: dict[str, text.Collator]) -> None:
+    def __init__(self, own: Collator, others: dict[str, Collator]) -> None:
         self.own, self.others = own, others
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = dict(self.own(rows))
-        for prefix, pad in self.others.items():
+        batch: dict[str, Any] = dict(self.own(rows))
+        for prefix, collate in self.others.items():
             theirs = [
                 {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
                 for row in rows
             ]
             if theirs[0]:  # evaluation rows have none
-                batch[prefix] = dict(pad(theirs))
+                batch[prefix] = dict(collate(theirs))
         return batch

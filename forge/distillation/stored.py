@@ -1,6 +1,6 @@
-"""A teacher's logits: asked once per row, and stored under the cache directory by content.
+"""A teacher's logits: computed once per row, and stored under the cache directory by content.
 
-The key is weights, tokenised text and precision; one file for the rows of each split, which every
+The key is weights, encoded rows and precision; one file for the rows of each split, which every
 run of a sweep and later ones share.
 """
 
@@ -8,104 +8,50 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from torch import nn
 
 from forge.data import cache, fingerprints
+from forge.distillation.teacher import FrozenTeacher
 from forge.errors import UserError
-from forge.inputs import text as inputs_text
-from forge.models import loading
+from forge.inputs.text import pad_multiple
+from forge.models.forward import Pass
+from forge.training.evaluation import logits_of
+from forge.training.preparation import Prepared
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from forge.training.preparation import Prepared
 
 log = logging.getLogger(__name__)
-# Of a stored answer, as a probability (a regression's value), against one asked again:
+# Of a stored answer, as a probability (a regression's value), against one computed again:
 TOLERANCE = {"fp32": 1e-3, "half": 0.03}
 
 
-@dataclass
-class Expert:
-    """A frozen teacher with its own tokenizer; its logits [rows, labels] are put into `order`."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    order: list[int] | slice  # for each label (or token) the column that the model gives it
-    unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
-
-    @property
-    def name(self) -> str:
-        return str(self.model.config.name_or_path)
-
-    def to(self, device: Any) -> None:
-        """Move the model."""
-        nn.Module.to(self.model, device)
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of the weights."""
-        state = self.model.state_dict().items()
-        return fingerprints.fingerprint(
-            [(name, fingerprints.digest(tensor.cpu().numpy().tobytes())) for name, tensor in state]
-        )
+def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool) -> NDArray[Any]:
+    """The model's own logits [rows, labels], in the order of `rows`."""
+    how = Pass.of(prepared.args)
+    how = how if half else replace(how, dtype=None)
+    teacher.to(how.device)
+    encoded = teacher.encode(rows, prepared)
+    collate = prepared.task.collator(teacher.processor, pad_multiple(prepared.args))
+    return logits_of(teacher.model, encoded, collate, how)
 
 
-def tokenize(expert: Expert, rows: Dataset, prepared: Prepared) -> Dataset:
-    """The rows as the teacher reads them: its own tokenizer, its own limit of tokens."""
-    limit = loading.max_length(None, expert.tokenizer, expert.model.config)
-    return inputs_text.tokenize(
-        rows,
-        expert.tokenizer,
-        text=prepared.task.text_columns,
-        max_length=min(prepared.task.max_length or limit, limit),
-        cache_dir=cache.cache_directory(prepared.config.cache_dir),
-    )
-
-
-def ask(expert: Expert, rows: Dataset, prepared: Prepared, half: bool) -> NDArray[Any]:
-    """The model's own logits [rows, labels], in the order of `rows`; padded little."""
-    import torch
-    from torch.utils.data import DataLoader
-    from tqdm import tqdm
-
-    args, device = prepared.args, prepared.args.device
-    split = cache.longest_first(tokenize(expert, rows, prepared))
-    batches = DataLoader(
-        split.remove_columns("labels"),
-        batch_size=args.eval_batch_size,
-        collate_fn=inputs_text.Collator(expert.tokenizer, inputs_text.pad_multiple(args)),
-    )
-    expert.to(device)
-    dtype = torch.float16 if args.fp16 else torch.bfloat16
-    asked = tqdm(batches, "Asking the model", leave=False, disable=not sys.stderr.isatty())
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
-        logits = [expert.model(**batch.to(device)).logits.float().cpu() for batch in asked]
-    position = {row: i for i, row in enumerate(split["id"])}
-    ordered: NDArray[Any] = torch.cat(logits).numpy()[[position[row] for row in rows["id"]]]
-    return ordered.reshape(len(rows), -1)
-
-
-def stored_logits(expert: Expert, prepared: Prepared, split: str) -> NDArray[Any]:
+def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> NDArray[Any]:
     """The model's own logits [rows, labels] over a split's rows, asked once and then stored.
 
     Whoever comes second waits; a damaged or foreign file is said and made anew.
     """
     rows, args = prepared.rows[split], prepared.args
     half = args.bf16 or args.fp16
-    text = tokenize(expert, rows, prepared)._fingerprint
+    text = teacher.encode(rows, prepared)._fingerprint
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
-    key = fingerprints.fingerprint(expert.digest, text, precision)
+    key = fingerprints.fingerprint(teacher.digest, text, precision)
     folder = cache.cache_directory(prepared.config.cache_dir) / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
@@ -113,11 +59,11 @@ def stored_logits(expert: Expert, prepared: Prepared, split: str) -> NDArray[Any
         logits = read(path, list(rows["id"]), named)
         if logits is None:
             log.info("teacher: asked about %s, once", named)
-            half = half and _half_will_do(expert, rows, prepared)
-            logits = ask(expert, rows, prepared, half)
+            half = half and _half_will_do(teacher, rows, prepared)
+            logits = compute(teacher, rows, prepared, half)
             write(path, list(rows["id"]), logits)
         else:
-            _spot_check(expert, rows, prepared, logits, half)
+            _spot_check(teacher, rows, prepared, logits, half)
     return logits
 
 
@@ -135,10 +81,10 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.abs(softmax(a, -1) - softmax(b, -1)).max())
 
 
-def _half_will_do(expert: Expert, rows: Dataset, prepared: Prepared) -> bool:
+def _half_will_do(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared) -> bool:
     """Whether half precision stays within its tolerance of fp32 on a few rows."""
     few = rows.select(_few(rows))
-    apart = _apart(*(ask(expert, few, prepared, half) for half in (True, False)))
+    apart = _apart(*(compute(teacher, few, prepared, half) for half in (True, False)))
     if apart <= TOLERANCE["half"]:
         return True
     log.warning("teacher: half precision is off by %.3g; asked in fp32", apart)
@@ -146,11 +92,11 @@ def _half_will_do(expert: Expert, rows: Dataset, prepared: Prepared) -> bool:
 
 
 def _spot_check(
-    expert: Expert, rows: Dataset, prepared: Prepared, logits: NDArray[Any], half: bool
+    teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, logits: NDArray[Any], half: bool
 ) -> None:
     """Raise `UserError` unless a few stored rows are what the teacher says now."""
     few = _few(rows)
-    apart = _apart(logits[few], ask(expert, rows.select(few), prepared, half))
+    apart = _apart(logits[few], compute(teacher, rows.select(few), prepared, half))
     if not apart <= TOLERANCE["half" if half else "fp32"]:
         raise UserError(
             f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "

@@ -1,17 +1,16 @@
 """Distillation of language models, token by token, on the completions of the data.
 
-At each token of a completion the losses of `forge.distillation.losses` compare the distributions of student and
-teacher, which reads the same tokens beside it; prompts and padding teach nothing. Like the task
-loss, theirs is the sum over tokens, divided by the tokens of the whole accumulation on all ranks.
+At each token of a completion the losses of `forge.distillation.losses` compare the distributions
+of student and teacher, which reads the same tokens beside it; prompts and padding teach nothing.
+Like the task loss, theirs is the sum over tokens, divided by the tokens of the whole accumulation
+on all ranks.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,166 +20,100 @@ from transformers import set_seed
 
 from forge import ranks
 from forge.data import cache, fingerprints
-from forge.distillation import stored as distillation_stored
-from forge.distillation import teacher
+from forge.distillation import stored, teacher
 from forge.distillation.distiller import Distiller
-from forge.distillation.losses import DIST, KL, Loss
-from forge.distillation.objective import announce, require_loss
-from forge.distillation.rows import answers
-from forge.errors import UserError, needs
-from forge.inputs import text
-from forge.inputs.text import IGNORED
-from forge.models import loading
-from forge.records.files import read_json, write_json
-from forge.results.runs import TIMINGS
-from forge.tasks import decoding
-from forge.training.preparation import Prepared
+from forge.distillation.losses import DIST, KL, Batch, Loss, Outputs
+from forge.distillation.objective import announce
+from forge.distillation.rows import outputs
+from forge.distillation.teacher import Measured
+from forge.errors import UserError
+from forge.inputs.prompt import IGNORED
+from forge.inputs.text import identity
+from forge.records.files import TIMINGS, read_json, write_json
+from forge.tasks.decoding import Reader, of_completions
+from forge.training.gate import require_better
+from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from forge.config.schema import Model
-    from forge.distillation.stored import Expert
-    from forge.training.trainer import Trainer
+    from forge.distillation.teacher import FrozenTeacher
+    from forge.inputs.input import Processor
+    from forge.tasks.answer import Predictions, Scores
+    from forge.tasks.decisions import Decisions
+    from forge.training.preparation import Prepared
 
 log = logging.getLogger(__name__)
 
 
-def trainer(
-    prepared: Prepared,
-    alpha: float,
-    loss: dict[str, Loss],
-    gate: bool,
-    top_k: int | None,
-    common: dict[str, Any],
-) -> Trainer:
+def ready(
+    prepared: Prepared, alpha: float, loss: dict[str, Loss], gate: bool, top_k: int | None
+) -> Ready:
     """A trainer of the blended loss; with `top_k` the teacher is run once, else in every step."""
-    _check_losses(loss)
     temperature = _one_temperature(loss) if top_k else None
-    expert = _expert(prepared)
-    prepared.facts["teacher"] = measure(expert, prepared, gate)
-    smoothing = common["args"].label_smoothing_factor
-    announce(alpha, loss, smoothing, "vocabulary", "tokens of the completions")
-    prepared.facts["trained_on"] = len(common["train_dataset"])  # rows
-    device = prepared.args.device
-    told = _likeliest(expert, prepared, top_k, temperature) if top_k and temperature else None
-    expert.to("cpu" if told else device)
+    frozen = load(prepared)
+    measured = measure(frozen, prepared, gate)
+    args, train = prepared.args, prepared.splits[prepared.task.train]
+    announce(alpha, loss, args.label_smoothing_factor, "vocabulary", "tokens of the completions")
+    likeliest = None
+    if top_k and temperature:
+        likeliest = _likeliest(frozen, prepared, top_k, temperature)
+    frozen.to("cpu" if likeliest else args.device)
 
-    def stored(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
-        ids = distiller.last_ids.tolist()  # type: ignore[union-attr]  # set before
-        rows = torch.cat([told[row] for row in ids])  # type: ignore[index]
-        return SimpleNamespace(likeliest=rows.to(device), qkv={})
-
-    def taught(inputs: dict[str, Any], watch: Any) -> SimpleNamespace:
-        batch = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        batch["use_cache"] = False
+    def read(inputs: dict[str, Any], watch: Any) -> Outputs:
+        if likeliest:
+            assert distiller.last_ids is not None
+            found = torch.cat([likeliest[row] for row in distiller.last_ids.tolist()])
+            return Outputs(found.to(args.device))
+        batch = {name: part for name, part in inputs.items() if name != "labels"}
         with distiller.accelerator.autocast():
-            return answers(expert, batch, watch)
+            return outputs(frozen, batch | {"use_cache": False}, watch)
 
-    set_seed(common["args"].seed)  # for the losses' projections, whatever came before
+    set_seed(args.seed)  # for the losses' projections, whatever came before
     for term in loss.values():
-        term.bind(prepared.model.config, expert.model.config)
-    common |= {"alpha": alpha, "losses": loss, "taught": stored if told else taught}
-    distiller = TokenDistiller(vocabulary=expert.order, temperature=temperature, **common)
-    return distiller
-
-
-def on_policy(
-    prepared: Prepared,
-    alpha: float,
-    loss: dict[str, Loss],
-    gate: bool,
-    top_k: int | None,
-    settings: dict[str, float | None],
-    common: dict[str, Any],
-) -> Trainer:
-    """A trainer on the completions that the student writes, through TRL."""
-    _check_on_policy(prepared, alpha, loss, top_k)
-    with needs("rl", "mode.on_policy=true"):
-        from forge.distillation import on_policy as distillation_on_policy
-    given = {name: value for name, value in settings.items() if value is not None}
-    args = distillation_on_policy.arguments(prepared, **given)
-    expert = _expert(prepared)
-    distillation_on_policy.check_fit(expert, prepared)
-    prepared.facts["teacher"] = measure(expert, prepared, gate)
-    prepared.facts["trained_on"] = len(common["train_dataset"])  # rows
-    log.info(
-        "loss    generalised JSD of beta %g (0: forward KL, 1: reverse KL), temperature %g, to the "
-        "teacher at each token that the student writes; no labels",
-        args.beta,
-        args.temperature,
+        term.bind(prepared.model.config, frozen.model.config)
+    distiller = TokenDistiller(
+        vocabulary=frozen.order,
+        temperature=temperature,
+        alpha=alpha,
+        losses=loss,
+        teacher=read,
+        **prepared.trainer_arguments(),
     )
-    expert.to(prepared.args.device)
-    common |= {"args": args, "teacher": expert.model}
-    return distillation_on_policy.LanguageDistillation(**common)
-
-
-def _check_on_policy(
-    prepared: Prepared, alpha: float, loss: dict[str, Loss], top_k: int | None
-) -> None:
-    """Raise `UserError` for what TRL's loss has no place for."""
-    if alpha < 1:
-        raise UserError(
-            f"mode.alpha={alpha:g}: with mode.on_policy=true there are no labels to blend with; "
-            "set mode.alpha=1"
-        )
-    set_by = ("weight", "temperature", "divergence", "skew")
-    if any(
-        not isinstance(term, KL) or any(getattr(term, k) != getattr(KL(), k) for k in set_by)
-        for term in loss.values()
-    ):
-        raise UserError(
-            f"mode/loss=[{','.join(loss)}]: with mode.on_policy=true it is mode.beta and "
-            "mode.temperature that say how student and teacher are compared; leave mode/loss as "
-            "it is"
-        )
-    if top_k:
-        raise UserError(
-            f"mode.top_k={top_k}: what the student will write cannot be asked beforehand; set "
-            "mode.top_k=null, or mode.on_policy=false"
-        )
-    if prepared.args.label_smoothing_factor:
-        raise UserError(
-            "trainer.label_smoothing_factor: mode.on_policy=true has no cross-entropy to smooth"
-        )
+    metadata = {"teacher": measured.record, "trained_on": len(train)}  # rows
+    return Ready(distiller, metadata, {}, measured.predictions)
 
 
 class TokenDistiller(Distiller):
     """Compares student and teacher at the tokens of the completions.
 
     `vocabulary` are the columns of logits that are tokens; a model may have more, of padding.
-    `temperature` is that of the stored likeliest tokens.
+    `temperature` is that of the stored likeliest tokens, None where the teacher is run.
     """
 
     def __init__(self, *, vocabulary: Any, temperature: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vocabulary, self.temperature = vocabulary, temperature
-        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs  # as the task loss is
 
-    def _compared(self, outputs: Any, taught: Any, batch: Any, items: Any) -> tuple[Any, ...]:
+    def compared(
+        self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Any
+    ) -> tuple[Outputs, Outputs, Batch]:
         """The predicted tokens as rows, selected before any of them is turned into fp32."""
-        labels = batch["labels"][:, 1:]  # what is said at a token is about the next one
-        kept = labels != IGNORED
+        asked, labels = decisions.asked, decisions.packed().labels
+        assert asked is not None and labels is not None
 
-        def rows(seen: dict[str, Any]) -> dict[str, Any]:
-            found = {"logits": seen["logits"][:, :-1, self.vocabulary][kept]}
-            if layers := seen.get("hidden_states"):
-                found["hidden_states"] = [layer[:, :-1][kept].unsqueeze(0) for layer in layers]
-            return found
+        def rows(seen: Outputs) -> Outputs:
+            layers = [layer[asked].unsqueeze(0) for layer in seen.hidden_states or ()]
+            return Outputs(seen.logits[..., self.vocabulary][asked], layers)
 
-        labels, ours = labels[kept], rows(outputs)
-        if self.temperature:
-            tokens, theirs = taught.likeliest.chunk(2, 1)
-            ours["logits"] = lumped(ours["logits"], tokens[:, :-1].long(), self.temperature)
-            vars(taught)["logits"] = theirs
+        ours = rows(ours)
+        if self.temperature:  # of the teacher [K, 2k + 2]: tokens, and their logits
+            tokens, logits = theirs.logits.chunk(2, 1)
+            ours.logits = lumped(ours.logits, tokens[:, :-1].long(), self.temperature)
+            theirs = Outputs(logits)
         else:
-            vars(taught).update(rows(vars(taught)))
+            theirs = rows(theirs)
         mask = torch.ones_like(labels).unsqueeze(0)
-        scale: Any = 1
-        if items is not None:
-            shared = self.args.average_tokens_across_devices  # then DDP's mean is taken back
-            scale = len(labels) * (self.accelerator.num_processes if shared else 1) / items
-        return ours, taught, {"labels": labels, "attention_mask": mask}, scale
+        return ours, theirs, {"labels": labels, "attention_mask": mask}
 
 
 def lumped(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
@@ -206,26 +139,28 @@ def _one_temperature(loss: dict[str, Loss]) -> float:
     return found.pop()
 
 
-def _likeliest(expert: Expert, prepared: Prepared, k: int, temperature: float) -> dict[int, Tensor]:
+def _likeliest(
+    frozen: FrozenTeacher, prepared: Prepared, k: int, temperature: float
+) -> dict[int, Tensor]:
     """By row id [tokens, 2k + 2]: the teacher's k likeliest tokens, -1, and their `lumped` logits.
 
     Asked once and stored; as one array of fp32, in which the numbers of tokens are exact.
     """
     args, split = prepared.args, prepared.splits[prepared.task.train]
-    vocabulary: Any = expert.order
+    vocabulary: Any = frozen.order
     if k > vocabulary.stop - 2:
         raise UserError(
             f"mode.top_k={k}: of {vocabulary.stop} tokens at most {vocabulary.stop - 2} leave a "
             "rest; lower it, or set mode.top_k=null"
         )
     key = fingerprints.fingerprint(
-        expert.digest, split._fingerprint, k, temperature, args.bf16, args.fp16
+        frozen.digest, split._fingerprint, k, temperature, args.bf16, args.fp16
     )
     path = cache.cache_directory(prepared.config.cache_dir) / "teacher" / f"{key}.safetensors"
     sizes = [sum(label != IGNORED for label in labels) for labels in split["labels"]]
     ids = [row for row, size in zip(split["id"], sizes, strict=True) for _ in range(size)]
     named = f"{len(split):,} {prepared.task.train} rows"
-    packed = distillation_stored.read(path, ids, named)
+    packed = stored.read(path, ids, named)
     if ranks.all_reduce_max(int(packed is None), args.device):  # then all ranks ask, each its share
         log.info("teacher: asked about %s, once", named)
 
@@ -235,21 +170,21 @@ def _likeliest(expert: Expert, prepared: Prepared, k: int, temperature: float) -
             ends = torch.full_like(tokens[:, :1], -1)
             return torch.cat([tokens, ends, lumped(seen, tokens, temperature)], 1).cpu()
 
-        expert.to(args.device)
-        asked: Any = SimpleNamespace(
-            model=expert.model, processing_class=prepared.tokenizer, args=args
-        )
-        packed = np.concatenate(decoding.of_completions(asked, split, of, Tensor.numpy))
+        frozen.to(args.device)
+        reader = Reader(frozen.model, prepared.processor, args)
+        packed = np.concatenate(of_completions(reader, split, of, Tensor.numpy))
         if not ranks.rank():
             path.parent.mkdir(parents=True, exist_ok=True)
-            distillation_stored.write(path, ids, packed)
+            stored.write(path, ids, packed)
+    assert packed is not None
     rows = torch.split(torch.from_numpy(packed), sizes)
     return dict(zip(split["id"], rows, strict=True))
 
 
-def _check_losses(loss: dict[str, Loss]) -> None:
-    """Raise `UserError` for losses that are no mean over tokens."""
-    require_loss(loss)
+def check(loss: dict[str, Loss], top_k: int | None) -> None:
+    """Raise `UserError` for losses that are no mean over tokens, or cannot be stored."""
+    if top_k:
+        _one_temperature(loss)
     for name, term in loss.items():
         if "qkv" in term.needs:
             raise UserError(
@@ -263,23 +198,26 @@ def _check_losses(loss: dict[str, Loss]) -> None:
             )
 
 
-def _expert(prepared: Prepared) -> Expert:
-    """The teacher, which must read texts as the student does."""
-    config, task = prepared.config, prepared.task
-    if (count := len(config.teacher.models())) > 1:
-        raise UserError(f"teacher.path: {count} teachers are named; a language model takes one")
-    (model,) = teacher.settle(config, task, prepared.rows, prepared.recorded)
-    tokenizer = loading.load_tokenizer(model, (), "teacher")
+def load(prepared: Prepared) -> FrozenTeacher:
+    """The one teacher; raises `UserError` unless it reads texts as the student does."""
+    task = prepared.task
+    (model,) = prepared.teachers  # `finding.check`
+    rows = prepared.rows[task.train].select(range(min(16, len(prepared.rows[task.train]))))
+    tokenizer = task.input.load_processor(model, rows, "teacher")
     _check_vocabulary(model, tokenizer, prepared)
-    _check_reading(model, tokenizer, prepared)
-    expert = teacher.load(model, prepared)
-    longest = max(max(split["length"]) for split in prepared.splits.values())
-    if longest > (limit := getattr(expert.model.config, "max_position_embeddings", longest)):
+    if difference := task.input.difference(rows, prepared.processor, tokenizer):
         raise UserError(
-            f"teacher {expert.name}: it reads at most {limit} tokens, the longest row has "
+            f"teacher {model.path}: it reads the task's texts as other tokens ({difference}); let "
+            f"the student read as it does with model.tokenizer={model.tokenizer or model.path}"
+        )
+    frozen = teacher.load(model, prepared)
+    longest = max(max(split["length"]) for split in prepared.splits.values())
+    if longest > (limit := getattr(frozen.model.config, "max_position_embeddings", longest)):
+        raise UserError(
+            f"teacher {frozen.name}: it reads at most {limit} tokens, the longest row has "
             f"{longest}; set task.max_length={limit}"
         )
-    return expert
+    return frozen
 
 
 def _way_out(model: Model, prepared: Prepared) -> str:
@@ -289,96 +227,57 @@ def _way_out(model: Model, prepared: Prepared) -> str:
     return "choose a teacher of the student's family, or a student of the teacher's"
 
 
-def _check_vocabulary(model: Model, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
+def _check_vocabulary(model: Model, tokenizer: Processor, prepared: Prepared) -> None:
     """Raise `UserError` unless every token has the same number in both vocabularies.
 
     The number of rows of the models' embeddings does not matter: some are there for speed.
     """
-    ours, theirs = prepared.tokenizer.get_vocab(), tokenizer.get_vocab()
+    ours, theirs = prepared.processor.get_vocab(), tokenizer.get_vocab()
     apart = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if not apart:
         return
     numbers = {t: [n for n in (ours.get(t), theirs.get(t)) if n is not None] for t in apart}
     first = sorted(apart, key=lambda token: (min(numbers[token]), token))[:3]
-    told = "; ".join(
+    examples = "; ".join(
         f"{t!r} is {ours.get(t, 'absent')} here, {theirs.get(t, 'absent')} there" for t in first
     )
     raise UserError(
         f"teacher {model.path}: {len(apart):,} tokens of its vocabulary ({len(theirs):,}) and the "
-        f"student's ({len(ours):,}) differ ({told}); {_way_out(model, prepared)}"
+        f"student's ({len(ours):,}) differ ({examples}); {_way_out(model, prepared)}"
     )
 
 
-def _check_reading(model: Model, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
-    """Raise `UserError` where a few rows are other tokens to the teacher's tokenizer."""
-    task = prepared.task
-    rows = prepared.rows[task.train].select(range(min(16, len(prepared.rows[task.train]))))
-    texts = list(rows["prompt"]), list(rows["completion"])
-    chat = not isinstance(rows["prompt"][0], str)
-    if not chat or tokenizer.chat_template:
-        ours, theirs = (list(task.encode(*texts, t)) for t in (prepared.tokenizer, tokenizer))
-        if ours == theirs:
-            return
-    what = f"its end-of-text token is {tokenizer.eos_token!r}, the student's "
-    what += f"{prepared.tokenizer.eos_token!r}"
-    if tokenizer.eos_token == prepared.tokenizer.eos_token:
-        what = "its chat template is another" if chat else "its tokenizer splits them otherwise"
-    path = model.tokenizer or model.path
-    raise UserError(
-        f"teacher {model.path}: it reads the task's texts as other tokens ({what}); let the "
-        f"student read as it does with model.tokenizer={path}"
-    )
+def measure(frozen: FrozenTeacher, prepared: Prepared, gate: bool) -> Measured:
+    """Scores of the teacher on the evaluation splits, beside the trivial one.
 
-
-def measure(expert: Expert, prepared: Prepared, gate: bool) -> dict[str, Any]:
-    """Scores of the teacher on the evaluation splits, beside what is trivial.
-
-    That is giving always the commonest answer; for the perplexity, knowing how often each token
-    occurs and nothing else. With `gate` raises `UserError` for a teacher that is no better.
+    With `gate` raises `UserError` for a teacher that is no better on the first split.
     """
     task, first = prepared.task, prepared.task.evaluation[0]
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
+    predictions: dict[str, Predictions] = {}
     for split in task.evaluation:
-        scores[split], prepared.taught[split] = _examined(expert, prepared, split)
-    value, baseline = scores[first][task.headline], trivial(prepared, first)
-    told = f"teacher {expert.name}: {task.headline} {value:.4f} on {first}"
-    log.info("%s (trivial: %.4f)", told, baseline)
-    if gate and not (value > baseline if task.greater_is_better else value < baseline):
-        raise UserError(
-            f"{told} is no better than the trivial {baseline:.4f}; name a trained one with "
-            "teacher.path=, judge it by task.headline=perplexity, or go on with mode.gate=off"
-        )
-    return {"paths": [expert.name], "splits": scores, "baseline": baseline}
+        scores[split], predictions[split] = _evaluated(frozen, prepared, split)
+    baseline = task.baseline(prepared.rows[first], prepared.splits[first])
+    require_better(task, frozen.name, scores[first][task.headline], baseline, first, gate)
+    record = {"paths": [frozen.name], "splits": scores, "baseline": baseline}
+    return Measured(record, predictions)
 
 
-def trivial(prepared: Prepared, split: str) -> float:
-    """The headline of the commonest answer, or of the tokens' frequencies."""
-    rows = prepared.splits[split]
-    if prepared.task.headline != "perplexity":
-        return Counter(rows["label"]).most_common(1)[0][1] / len(rows)
-    counts = Counter(t for labels in rows["labels"] for t in labels if t != IGNORED).values()
-    total = sum(counts)
-    return math.exp(-sum(n / total * math.log(n / total) for n in counts))
-
-
-def _examined(
-    expert: Expert, prepared: Prepared, split: str
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What the task finds of the teacher on a split; generated once, and stored for other runs."""
-    args, config, facts = prepared.args, prepared.config, prepared.facts
-    texts = [facts["data"][split]["fingerprint"], facts["max_length"]]
-    how = [config.task, args.bf16, args.fp16, args.seed if prepared.task.pass_at else None]
-    key = fingerprints.fingerprint(expert.digest, text.identity(expert.tokenizer), texts, how)
+def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[Scores, Predictions]:
+    """Scores and answers of the teacher on a split; generated once, and stored for other runs."""
+    args, config, written = prepared.args, prepared.config, prepared.task.written
+    texts = [prepared.data[split].fingerprint, prepared.limit]
+    how = [config.task, args.bf16, args.fp16, args.seed if written.pass_at else None]
+    key = fingerprints.fingerprint(frozen.digest, identity(frozen.processor), texts, how)
     path = cache.cache_directory(config.cache_dir) / "teacher" / f"{key}.json"
     found = ranks.broadcast(lambda: _read(path))
     if not found:
         log.info("teacher: examined on %s, once", split)
-        expert.to(args.device)
-        asked = SimpleNamespace(model=expert.model, processing_class=prepared.tokenizer, args=args)
+        frozen.to(args.device)
         rows = prepared.splits[split]
-        scores, columns = prepared.task.examine(asked, rows)
-        scores = {name: value for name, value in scores.items() if name not in TIMINGS}
-        found = {"scores": scores, "columns": {"id": list(rows["id"]), **columns}}
+        evaluation = written.evaluation(Reader(frozen.model, prepared.processor, args), rows)
+        scores = {name: v for name, v in evaluation.scores.items() if name not in TIMINGS}
+        found = {"scores": scores, "columns": {"id": list(rows["id"]), **evaluation.predictions}}
         if not ranks.rank():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found)

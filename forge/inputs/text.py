@@ -1,20 +1,223 @@
-"""Texts: tokens, and padded batches of them."""
+"""One or two texts: tokens, and padded batches of them."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forge.data import cache
+from forge.data.fingerprints import fingerprint
+from forge.errors import UserError
+from forge.inputs.input import Batch, Columns, Input, Size, Usage
+from forge.models import loading, vocabularies
+
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
-from forge.data.cache import stored
-from forge.data.fingerprints import fingerprint
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-IGNORED = -100  # the label of a token that is not trained on
+    from forge.config.schema import Model
+
+
+@dataclass
+class Tokens(Input):
+    """What is tokenised, whatever the tokens are made of; `max_length` is in tokens, special ones
+    included."""
+
+    max_length: int | None = None
+    columns: list[str] = field(default_factory=list)
+    unit = "tokens"
+
+    def fitting(self, processor: PreTrainedTokenizerBase) -> dict[str, object]:
+        settings: dict[str, object] = {
+            "vocab_size": len(processor),
+            "pad_token_id": processor.pad_token_id,
+        }
+        if processor.eos_token_id is not None:
+            settings |= {"eos_token_id": processor.eos_token_id, "bos_token_id": None}
+        return settings
+
+    def check(
+        self,
+        model: Model,
+        processor: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        where: str,
+    ) -> None:
+        size = getattr(config.get_text_config(), "vocab_size", None)
+        if size is None:
+            raise UserError(
+                f"{where} {model.path or config.model_type}: a {config.model_type} does not read "
+                "text; choose e.g. model=tiny or model=distilbert"
+            )
+        if len(processor) > size:
+            raise UserError(
+                f"{where}.tokenizer={model.tokenizer}: it has {len(processor)} tokens, the model "
+                f"{size}; name the tokenizer that the model was trained with"
+            )
+
+    def limit(
+        self, processor: PreTrainedTokenizerBase, config: PretrainedConfig, cut: bool = False
+    ) -> int:
+        most, asked = _most(processor, config), self.max_length
+        if asked is None or cut:
+            own = reading_limit(processor, config)
+            return own if asked is None else min(asked, own)
+        if asked < 8:
+            raise UserError(f"task.max_length={asked}: at least 8 tokens, special ones included")
+        if asked > most:
+            raise UserError(
+                f"task.max_length={asked}: the model reads at most {most} tokens; "
+                f"set task.max_length={most} or less"
+            )
+        return asked
+
+    def model_columns(self, processor: PreTrainedTokenizerBase) -> list[str]:
+        return list(processor.model_input_names)
+
+    def same_positions(self, ours: Dataset, theirs: Dataset) -> bool:
+        pairs = zip(ours["input_ids"], theirs["input_ids"], strict=True)
+        return all(mine == yours for mine, yours in pairs)
+
+    def size(self, batch: Batch) -> Size:
+        if (mask := batch.get("attention_mask")) is not None:
+            return Size(len(mask), mask.numel(), mask.sum())
+        flattened = batch["input_ids"]  # rows one after the other, without padding
+        return Size(len(batch["id"]), flattened.numel(), flattened.numel())
+
+    def mask(self, batch: Batch) -> Tensor | None:
+        return batch["attention_mask"]
+
+    def example(
+        self, processor: PreTrainedTokenizerBase, count: int, length: int
+    ) -> dict[str, Tensor]:
+        import torch
+
+        torch.manual_seed(count * length)
+        special = set(processor.all_special_ids)
+        usual = [i for i in range(len(processor)) if i not in special]
+        rows = []
+        for row in range(count):  # the first has `length` tokens, the others are padded to it
+            size = max(1, length - row * length // count)
+            ids = [usual[i] for i in torch.randint(len(usual), (size,))]
+            rows.append({"input_ids": ids, "attention_mask": [1] * size})
+            if "token_type_ids" in processor.model_input_names:
+                rows[-1]["token_type_ids"] = [int(2 * i > size) for i in range(size)]
+        return dict(Collator(processor)(rows))
+
+    def open_axes(self, batch: Batch) -> dict[str, dict[int, str]]:
+        return {name: {0: "batch", 1: "sequence"} for name in batch}
+
+
+@dataclass
+class Text(Tokens):
+    """One or two columns of texts."""
+
+    def __post_init__(self) -> None:
+        if len(self.columns) not in (1, 2):
+            raise UserError(f"task.text={self.columns}: one or two text columns are needed")
+        self.kept = [f"text_{i}" for i in range(len(self.columns))]
+
+    def rows(self, columns: Columns, split: str) -> dict[str, list[str]]:
+        named = zip(self.kept, self.columns, strict=True)
+        return {name: texts(columns[column], split, column) for name, column in named}
+
+    def load_processor(
+        self, model: Model, rows: Dataset | None = None, where: str = "model"
+    ) -> PreTrainedTokenizerBase:
+        """Without a path a vocabulary of the rows: WordPiece, byte pairs for a decoder."""
+        if model.path or model.tokenizer:
+            return loading.load_tokenizer(model, where)
+        assert rows is not None
+        every = (text for column in self.kept for text in rows[column])
+        return vocabulary(model, every)
+
+    def features(
+        self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int
+    ) -> dict[str, list[Any]]:
+        return encode([rows[column] for column in self.kept], processor, limit)
+
+    def encode(
+        self, rows: Dataset, processor: PreTrainedTokenizerBase, limit: int, cache_dir: Path
+    ) -> Dataset:
+        def encoded(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+            return self.features(batch, processor, limit)
+
+        key = fingerprint(
+            rows._fingerprint, identity(processor), processor.model_input_names, self.kept, limit
+        )
+        return cache.stored(rows, encoded, self.kept, key, cache_dir)
+
+    def collator(
+        self, processor: PreTrainedTokenizerBase, multiple: int | None, *extra: str
+    ) -> Collator:
+        return Collator(processor, multiple, "id", *extra)
+
+    def shown(self, rows: Dataset | Columns) -> dict[str, list[str]]:
+        named = zip(self.columns, self.kept, strict=True)
+        return {column: list(rows[name]) for column, name in named}
+
+    def usage(self, limit: int) -> Usage:
+        texts = '"A text."' if len(self.columns) == 1 else '"A first text.", "A second one."'
+        pair = '{"text": "A first text.", "text_pair": "A second one."}'
+        return Usage(
+            processor="AutoTokenizer",
+            name="tokenizer",
+            settings=f'limit = {{"truncation": True, "max_length": {limit}}}  # as in training',
+            of_pipeline=f"{texts if len(self.columns) == 1 else pair}, **limit",
+            of_processor=f"{texts}, **limit",
+        )
+
+
+def vocabulary(model: Model, every: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer learnt from all texts, for an architecture from random weights."""
+    architecture = loading.architecture_class(model.config)()
+    if is_decoder(architecture):
+        return vocabularies.byte_pairs(model.config, every)
+    two_texts = getattr(architecture, "type_vocab_size", 0) > 1
+    return vocabularies.word_pieces(model.config, every, two_texts)
+
+
+def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """The tokens of a text that a model reads; 512 where neither it nor its tokenizer says."""
+    most = _most(tokenizer, config)
+    return most if most < 10**6 else 512
+
+
+def _most(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    positions = getattr(config, "max_position_embeddings", None) or 10**9
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the architecture is made to go on with a text; BERT could, when it is told to."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return bool(getattr(config, "is_decoder", False))
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def texts(values: list[Any], split: str, column: str) -> list[str]:
+    """A column as texts; raises `UserError` where a row has none."""
+    missing = [i for i, value in enumerate(values) if value is None or value != value]
+    odd = [i for i, value in enumerate(values) if not isinstance(value, str | int | float | None)]
+    if odd:
+        kind = type(values[odd[0]]).__name__
+        raise UserError(f"split {split}, column {column}: row {odd[0]} holds a {kind}, not a text")
+    if missing:
+        raise UserError(
+            f"split {split}, column {column}: {len(missing)} rows have no text (first: row "
+            f"{missing[0]}); fill or remove them"
+        )
+    return [str(value) for value in values]
 
 
 def encode(
@@ -30,28 +233,6 @@ def encode(
         cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
     encoded["truncated"] = [i in cut for i in range(len(encoded["length"]))]
     return dict(encoded)
-
-
-def tokenize(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    text: list[str],
-    max_length: int,
-    cache_dir: Path,
-) -> Dataset:
-    """Rows with `input_ids`, `attention_mask`, …, `length` and `truncated` in place of the text.
-
-    Cached under `cache_dir` by the content of rows and tokenizer; fast tokenizers use all cores.
-    """
-
-    def encoded(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
-        return encode([batch[column] for column in text], tokenizer, max_length)
-
-    key = fingerprint(
-        rows._fingerprint, identity(tokenizer), tokenizer.model_input_names, text, max_length
-    )
-    return stored(rows, encoded, text, key, cache_dir)
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
@@ -88,19 +269,3 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         return self.pad([{k: row[k] for k in self.columns if k in row} for row in rows])
-
-
-class Flattened:
-    """Batches of one sequence, the rows one after the other; positions restart with each row."""
-
-    def __init__(self) -> None:
-        from transformers import DataCollatorWithFlattening
-
-        self.flatten = DataCollatorWithFlattening()
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        batch: dict[str, Any] = self.flatten(rows)
-        ids = {"id": torch.tensor([row["id"] for row in rows])} if "id" in rows[0] else {}
-        return batch | ids

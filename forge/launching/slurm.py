@@ -252,19 +252,19 @@ def _teacher_key(config: DictConfig) -> str:
 
 def _untrained(config: DictConfig) -> bool:
     """Whether a run's teacher has to be trained before it."""
-    from forge.distillation import teacher
+    from forge.distillation import finding
 
     own = copy.deepcopy(config)
     with open_dict(own):
         del own["hydra"]
-    return bool(teacher.untrained(to_config(own)))
+    return bool(finding.untrained(to_config(own)))
 
 
 def train(cfg: DictConfig, submitted: Commit) -> float:
     """The task function of a job that trains a teacher."""
-    from forge.distillation import teacher
+    from forge.experiment import train_teachers
 
-    return teacher.train_first(cfg)
+    return train_teachers(cfg)
 
 
 def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run, key: str) -> jobs.Job:

@@ -1,10 +1,11 @@
-"""Heads: their labels, matched by name and put into the task's order."""
+"""Heads: what a task asks of one, its labels matched by name and put into the task's order."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,23 +14,49 @@ from torch import nn
 from forge.config.schema import Model
 from forge.errors import UserError
 from forge.models import lora
-from forge.tasks.task import Task, TextTask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Head:
+    """What a task asks of a model: its class, and the labels that its outputs stand for.
+
+    `labels` are in the order of their ids; None stands for a head that is the vocabulary.
+    """
+
+    auto: str  # transformers.AutoModelFor{auto}
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None  # as in transformers.PretrainedConfig
+    peft_type: str | None = None  # peft.TaskType
+
+    @property
+    def auto_class(self) -> Any:
+        """The transformers class that loads a model with such a head."""
+        import transformers
+
+        return getattr(transformers, f"AutoModelFor{self.auto}")
+
+    def is_trained(self, config: PretrainedConfig) -> bool:
+        """Whether a checkpoint with this config was saved with such a head."""
+        known = class_names(self.auto_class)
+        return any(
+            name in known or name.endswith(f"For{self.auto}") for name in config.architectures or ()
+        )
+
+
+def class_names(auto_class: Any) -> set[str]:
+    """Names of the model classes behind a transformers.AutoModelFor… class."""
+    classes = auto_class._model_mapping._model_mapping.values()
+    return {name for names in classes for name in ([names] if isinstance(names, str) else names)}
+
+
 def head_names(config: PretrainedConfig) -> list[str]:
-    """The labels of a head, in their order."""
+    """The labels of a model's head, in the order of their ids."""
     return [str(name) for _, name in sorted((config.id2label or {}).items())]
-
-
-def has_head(config: PretrainedConfig) -> bool:
-    """Whether the checkpoint was saved as a classifier."""
-    return any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
 def unnamed(labels: Iterable[str]) -> bool:
@@ -37,22 +64,21 @@ def unnamed(labels: Iterable[str]) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", name) for name in labels)
 
 
-def names(task: Task) -> list[str]:
-    found: list[str] = getattr(task, "names", ["score"])
-    return found
+def name_labels(config: PretrainedConfig, head: Head) -> None:
+    """Write the labels and the problem type of `head` into a model's config."""
+    assert head.labels is not None
+    config.num_labels = len(head.labels)
+    config.problem_type = head.problem_type  # type: ignore[assignment]  # one of its literals
+    config.id2label = dict(enumerate(head.labels))
+    config.label2id = {name: i for i, name in enumerate(head.labels)}
 
 
-def name_labels(config: PretrainedConfig, task: TextTask) -> None:
-    config.num_labels = task.num_labels
-    config.problem_type = task.problem_type  # type: ignore[assignment]  # one of its literals
-    config.id2label = dict(enumerate(names(task)))
-    config.label2id = {name: i for i, name in enumerate(names(task))}
+def head_order(model: Model, head: Head, config: PretrainedConfig, where: str) -> list[int]:
+    """For each label of the task its row in the trained head, matched by name, case-folded.
 
-
-def head_order(model: Model, task: TextTask, config: PretrainedConfig, where: str) -> list[int]:
-    """For each label of the task its row in the trained head, matched by name, case-folded."""
-    theirs = head_names(config)
-    ours = names(task)
+    Raises `UserError` for a head of other labels.
+    """
+    theirs, ours = head_names(config), list(head.labels or ())
     way_out = f"; start a fresh head with {where}.new_head=true, or set task.labels"
     if len(theirs) != len(ours):
         raise UserError(
@@ -68,7 +94,7 @@ def head_order(model: Model, task: TextTask, config: PretrainedConfig, where: st
                 ", ".join(ours),
             )
         return list(range(len(ours)))
-    if task.num_labels == 1:
+    if len(ours) == 1:
         return [0]
     order = match(theirs, ours)
     if order is None:
@@ -91,7 +117,7 @@ def match(theirs: list[str], ours: list[str]) -> list[int] | None:
     return [rows[name.casefold()] for name in ours]
 
 
-def head(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+def head_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """Modules outside the encoder."""
     prefix = f"{model.base_model_prefix}."
     return [(n, m) for n, m in model.named_modules() if n and not f"{n}.".startswith(prefix)]
@@ -99,7 +125,7 @@ def head(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
 
 def permute_head(model: PreTrainedModel, order: list[int]) -> None:
     """Reorder the output rows of the last linear layer, in place."""
-    linear = [m for _, m in head(model) if isinstance(m, nn.Linear)][-1]
+    linear = [m for _, m in head_modules(model) if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():
         linear.weight.copy_(linear.weight[order].clone())
         if linear.bias is not None:
@@ -113,4 +139,4 @@ def with_new_head(
     built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
     trained, missing = lora.from_pretrained(auto, path, **options)
     built.base_model.load_state_dict(trained.base_model.state_dict())
-    return built, [*missing, *(name for name, _ in head(built))]
+    return built, [*missing, *(name for name, _ in head_modules(built))]

@@ -20,24 +20,21 @@ log = logging.getLogger(__name__)
 def shallower(
     source: PreTrainedModel,
     layers: int | list[int] | None,
+    auto_class: Any,
     config: PretrainedConfig | None = None,
-    head: str = "SequenceClassification",
 ) -> PreTrainedModel:
     """A model that starts from the embeddings, the head and some (null: all) layers of `source`.
 
-    `config` is its architecture, by default that of `source` with fewer layers; raises `UserError`
-    when the weights do not fit it.
+    `auto_class` is a transformers.AutoModelFor…, `config` the architecture, by default that of
+    `source` with fewer layers; raises `UserError` when the weights do not fit it.
     """
-    import transformers
-
     owner = source.config
     chosen = _choose_layers(layers, owner.num_hidden_layers)
     config = copy.deepcopy(config or owner)
     config.num_hidden_layers = len(chosen)
     if types := getattr(owner, "layer_types", None):
         config.layer_types = [types[i] for i in chosen]
-    auto = getattr(transformers, f"AutoModelFor{head}")
-    student: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    student: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     weights, wanted = _with_layers(source, chosen), student.state_dict()
     for name in sorted(weights.keys() | wanted.keys()):
         mine, theirs = (list(w[name].shape) if name in w else "absent" for w in (wanted, weights))

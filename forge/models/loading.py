@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,12 @@ import torch
 from forge import hub
 from forge.config.schema import Model
 from forge.errors import UserError, did_you_mean, one_line
-from forge.models import lora, vocabularies
-from forge.tasks.task import Task, TextTask
+from forge.models import lora
+from forge.models.heads import Head, head_order, name_labels, permute_head, with_new_head
+from forge.models.layers import shallower
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from forge.models.heads import has_head, head_order, name_labels, names, permute_head, with_new_head
-from forge.models.layers import shallower
 
 log = logging.getLogger(__name__)
 
@@ -40,114 +39,37 @@ def resolve(path: str, where: str = "model.path", file: str = "config.json") -> 
     return path
 
 
-def load_tokenizer(
-    model: Model, texts: Iterable[str], where: str = "model"
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model`; without a path one trained on `texts`.
-
-    That is WordPiece for an encoder, byte pairs for a decoder.
-    """
+def load_tokenizer(model: Model, where: str = "model") -> PreTrainedTokenizerBase:
+    """The tokenizer at `model.tokenizer`, else at `model.path`."""
     from transformers import AutoTokenizer
 
-    if model.path is None and model.tokenizer is None:
-        architecture = _architecture(model.config)()
-        if _is_decoder(architecture):
-            return vocabularies.byte_pairs(model.config, texts)
-        two_texts = getattr(architecture, "type_vocab_size", 0) > 1
-        return vocabularies.word_pieces(model.config, texts, two_texts)
     if model.tokenizer:
         path = resolve(model.tokenizer, f"{where}.tokenizer", "tokenizer_config.json")
     else:
         path = resolve(str(model.path), f"{where}.path")
     with hub.access("tokenizer", path, f"{where}.path=DIR"):
-        return AutoTokenizer.from_pretrained(path, **_revision(model))
-
-
-def _is_decoder(config: PretrainedConfig) -> bool:
-    """Whether the architecture is made to go on with a text; BERT could, when it is told to."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return bool(getattr(config, "is_decoder", False))
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-
-def generates(name: str) -> bool:
-    """Whether a class of that name has a head that predicts the next token."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or name.endswith("ForCausalLM")
-
-
-def max_length(
-    asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
-) -> int:
-    """Tokens per example: what the task asks for, or the model's limit."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**9
-    limit = min(tokenizer.model_max_length, positions)
-    if asked is None:
-        return limit if limit < 10**6 else 512
-    if asked < 8:
-        raise UserError(f"task.max_length={asked}: at least 8 tokens, special ones included")
-    if asked > limit:
-        raise UserError(
-            f"task.max_length={asked}: the model reads at most {limit} tokens; "
-            f"set task.max_length={limit} or less"
-        )
-    return asked
+        return AutoTokenizer.from_pretrained(path, **revision(model))
 
 
 def load_config(
-    model: Model, task: Task, tokenizer: PreTrainedTokenizerBase, where: str = "model"
+    model: Model, fitting: Mapping[str, object], where: str = "model"
 ) -> PretrainedConfig:
-    """The architecture, with the task's labels; raises `UserError` when it is none."""
+    """The architecture at `model.path`, else that of `model.config` with the settings `fitting`.
+
+    Those follow from the processor, such as the size of the vocabulary. Raises `UserError`.
+    """
     from transformers import AutoConfig
 
     config: PretrainedConfig
     if model.path is None:
-        sizes = {k: v for k, v in model.config.items() if k not in ("model_type", "vocab_size")}
+        chosen = {k: v for k, v in model.config.items() if k not in ("model_type", *fitting)}
         with _sizes():
-            config = _architecture(model.config)(**sizes, vocab_size=len(tokenizer))
-        config.pad_token_id = tokenizer.pad_token_id
-        if tokenizer.eos_token_id is not None:
-            config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, None
-        _check_head(model, task, config, where)
+            config = architecture_class(model.config)(**chosen, **fitting)
         return config
     path = resolve(model.path, f"{where}.path")
     with hub.access("model", path, f"{where}.path=DIR"):
-        config = AutoConfig.from_pretrained(path, **_revision(model))
-    if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
-        raise UserError(
-            f"{where}.tokenizer={model.tokenizer}: it has {len(tokenizer)} tokens, the model "
-            f"{config.vocab_size}; name the tokenizer that the model was trained with"
-        )
-    _check_head(model, task, config, where)
+        config = AutoConfig.from_pretrained(path, **revision(model))
     return config
-
-
-def _check_head(model: Model, task: Task, config: PretrainedConfig, where: str) -> None:
-    """Raise `UserError` for a model that is to write and cannot."""
-    if isinstance(task, TextTask):
-        return
-    name = model.path or config.model_type
-    if model.new_head:
-        raise UserError(f"{where}.new_head=true: a language model's head is its vocabulary")
-    trained = model.path is not None and not model.from_scratch
-    if not (any(map(generates, config.architectures or ())) if trained else _is_decoder(config)):
-        raise UserError(
-            f"{where} {name}: {', '.join(config.architectures or [config.model_type])} has no head "
-            "that generates text; choose a causal language model, e.g. model=tiny_lm or "
-            "model=smollm"
-        )
-
-
-def check_architecture(model: Model, task: Task, where: str = "model") -> None:
-    """Raise `UserError` for a model without a path that is to write and cannot."""
-    if model.path is None:
-        _check_head(model, task, _architecture(model.config)(), where)
 
 
 @contextmanager
@@ -159,8 +81,8 @@ def _sizes() -> Iterator[None]:
         raise UserError(f"model.config: {one_line(str(error))[:300]}") from error
 
 
-def _architecture(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
-    """The configuration class of `config.model_type`."""
+def architecture_class(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
+    """The configuration class of `config.model_type`; raises `UserError` for none."""
     from transformers import CONFIG_MAPPING
 
     if not config:
@@ -173,80 +95,80 @@ def _architecture(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
             f"model.config.model_type={kind}: no such architecture"
             + did_you_mean(kind, CONFIG_MAPPING.keys())
         )
-    found: Callable[..., PretrainedConfig] = CONFIG_MAPPING[kind]
-    return found
+    config_class: Callable[..., PretrainedConfig] = CONFIG_MAPPING[kind]
+    return config_class
 
 
-def _revision(model: Model) -> dict[str, Any]:
+def revision(model: Model) -> dict[str, Any]:
+    """Which version of the files at `model.path` is meant."""
     keys = ("revision", "trust_remote_code", "subfolder")
     return {k: v for k, v in model.from_pretrained.items() if k in keys}
 
 
 def load(
-    model: Model, task: Task, config: PretrainedConfig, where: str = "model"
+    model: Model, head: Head, config: PretrainedConfig, where: str = "model"
 ) -> PreTrainedModel:
-    """Weights in fp32 with a head for `task`, its labels in the task's order; `model.lora` on top.
+    """Weights in fp32 with a head for the task, its labels in their order; `model.lora` on top.
 
     A head trained for the same label names in another order is permuted; one for other labels is
     refused unless `new_head` asks for a fresh one. What starts from random values is logged.
     """
-    import transformers
-
-    auto = getattr(transformers, f"AutoModelFor{task.head}")
-    trained, order = has_head(config), None
-    if isinstance(task, TextTask):
+    trained, order = head.is_trained(config), None
+    if head.labels is not None:
         keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
-        order = head_order(model, task, config, where) if keep else None
-        name_labels(config, task)
+        order = head_order(model, head, config, where) if keep else None
+        name_labels(config, head)
     if model.path is None or model.from_scratch:
-        if model.layers is not None and not model.init:
-            raise UserError(
-                f"{where}.layers={model.layers}: random weights have no layers to choose from; set "
-                f"{where}.config.num_hidden_layers"
-            )
-        with _sizes():
-            built: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-        log.info("weights: random (%s)", config.model_type)
-        return built
+        return _random_weights(model, head, config, where)
     path = resolve(model.path, f"{where}.path")
     options = {"dtype": torch.float32, **model.from_pretrained}
     with hub.access("model", path, f"{where}.path=DIR"):
-        if trained and model.new_head:
-            built, fresh = with_new_head(auto, path, config, options)
+        if head.labels is not None and trained and model.new_head:
+            built, fresh = with_new_head(head.auto_class, path, config, options)
         else:
-            built, fresh = lora.from_pretrained(auto, path, config=config, **options)
+            built, fresh = lora.from_pretrained(head.auto_class, path, config=config, **options)
     if fresh:
         log.info("new, from random values: %s", ", ".join(fresh))
     if order is not None and order != sorted(order):
         permute_head(built, order)
-        log.info("head of %s: labels put into the task's order: %s", path, ", ".join(names(task)))
+        labels = ", ".join(head.labels or ())
+        log.info("head of %s: labels put into the task's order: %s", path, labels)
     if model.lora:
-        adapted: PreTrainedModel = lora.adapt(built, model, path, task.head, fresh)
+        labelled = head.labels is not None
+        adapted: PreTrainedModel = lora.adapt(built, model, path, labelled, head.peft_type, fresh)
         return adapted
-    return built if model.layers is None else shallower(built, model.layers, head=task.head)
+    return built if model.layers is None else shallower(built, model.layers, head.auto_class)
+
+
+def _random_weights(
+    model: Model, head: Head, config: PretrainedConfig, where: str
+) -> PreTrainedModel:
+    """A model of the architecture `config`; raises `UserError` for sizes that do not fit."""
+    if model.layers is not None and not model.init:
+        raise UserError(
+            f"{where}.layers={model.layers}: random weights have no layers to choose from; set "
+            f"{where}.config.num_hidden_layers"
+        )
+    with _sizes():
+        built: PreTrainedModel = head.auto_class.from_config(config, dtype=torch.float32)
+    log.info("weights: random (%s)", config.model_type)
+    return built
 
 
 def read(path: str, **options: Any) -> PreTrainedModel:
-    """The model in a directory as it is, with its own head, ready to be asked."""
+    """The model in a directory as it is, with its own head, in evaluation mode."""
     import transformers
 
     config = options.get("config") or transformers.AutoConfig.from_pretrained(path)
-    writes = any(map(generates, config.architectures or ()))
-    head = "CausalLM" if writes else "SequenceClassification"
-    auto = getattr(transformers, f"AutoModelFor{head}")
-    model, _ = lora.from_pretrained(auto, path, **options)
+    name = (config.architectures or [""])[0]
+    model_class = getattr(transformers, name, None) or _remote_class(name)
+    model, _ = lora.from_pretrained(model_class, path, **options)
     model.eval()
     return model
 
 
-def student(
-    model: Model, task: TextTask, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int | list[int] | None, PretrainedConfig | None]:
-    """What `shallower` makes of a teacher for `model.init=teacher`: layers and architecture."""
-    if model.init != "teacher":
-        raise UserError(f"model.init={model.init}: teacher, or null for the weights at model.path")
-    if model.path is None and not model.config:
-        return model.layers, None
-    config = load_config(model, task, tokenizer)
-    name_labels(config, task)
-    return (config.num_hidden_layers if model.layers is None else model.layers), config
+def _remote_class(name: str) -> Any:
+    """The Auto class for a model whose code is not in transformers, by the end of its name."""
+    import transformers
+
+    return getattr(transformers, f"AutoModelFor{name.rpartition('For')[2]}")

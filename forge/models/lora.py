@@ -70,13 +70,20 @@ def _made_anew(model: Model) -> str | None:
     return next((what for what, so in found.items() if so), None)
 
 
-def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iterable[str]) -> Any:
+def adapt(
+    base: PreTrainedModel,
+    model: Model,
+    path: str,
+    labelled: bool,
+    peft_type: str | None,
+    fresh: Iterable[str],
+) -> Any:
     """A `PeftModel`: `base`, which is at `path`, frozen under an adapter that changes nothing yet.
 
-    A classifier's head trains in full, and so does what is `fresh`, from random values. Raises
-    `UserError` for settings that do not fit the model.
+    A head of labels (`labelled`) trains in full, and so does what is `fresh`, from random values.
+    Raises `UserError` for settings that do not fit the model.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     if model.new_head and is_adapter(path):
@@ -88,13 +95,11 @@ def adapt(base: PreTrainedModel, model: Model, path: str, head: str, fresh: Iter
     if settings["target_modules"] is None and base.config.model_type not in KNOWN:
         settings["target_modules"] = "all-linear"
     _check_names(base, settings)
-    classifies = head == "SequenceClassification"
-    whole = [*(settings.get("modules_to_save") or ()), *_whole(base, fresh, classifies)]
+    whole = [*(settings.get("modules_to_save") or ()), *_whole(base, fresh, labelled)]
     settings["modules_to_save"] = list(dict.fromkeys(whole)) or None
-    kind = TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM
     try:
         with replaced_names():
-            adapted = get_peft_model(base, LoraConfig(task_type=kind, **settings))
+            adapted = get_peft_model(base, LoraConfig(task_type=peft_type, **settings))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"model.lora: {one_line(str(error))[:300]}") from error
     own = adapted.peft_config["default"]
@@ -120,12 +125,12 @@ def _check_names(base: PreTrainedModel, settings: dict[str, Any]) -> None:
                 )
 
 
-def _whole(base: PreTrainedModel, fresh: Iterable[str], classifies: bool) -> list[str]:
-    """Modules to train in full: those around a classifier's encoder, and owners of new weights."""
+def _whole(base: PreTrainedModel, fresh: Iterable[str], labelled: bool) -> list[str]:
+    """Modules to train in full: a head of labels, and the owners of new weights."""
     heads = [
         name
         for name, module in base.named_children()
-        if classifies and name != base.base_model_prefix and any(True for _ in module.parameters())
+        if labelled and name != base.base_model_prefix and any(True for _ in module.parameters())
     ]
     owners = {name.rpartition(".")[0] for name in fresh if name.split(".")[0] not in heads}
     return [*heads, *sorted(owners - {""})]

@@ -1,1 +1,24 @@
-"""Each mode is a function that returns a `transformers.Trainer`."""
+"""Modes: each is a module whose `trainer(*, prepared, …)` makes a complete trainer (`Ready`).
+
+One whose settings can be wrong has `check(task, args, …)` too, called with the same settings
+before anything slow: before rows are read and teachers trained.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from forge.tasks.task import Task
+    from forge.training.trainer import Ready
+
+
+def check(mode: partial[Ready], task: Task, args: TrainingArguments) -> None:
+    """Raise `UserError` for settings of a mode that do not fit each other or the task."""
+    module: Any = sys.modules[mode.func.__module__]
+    if hasattr(module, "check"):
+        module.check(task, args, **mode.keywords)

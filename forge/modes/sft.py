@@ -1,58 +1,43 @@
-"""Supervised fine-tuning: the model's own loss on the task's labels."""
+"""Supervised fine-tuning: the task's loss on its labels."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from transformers.utils.generic import is_flash_attention_requested
 
 from forge.errors import UserError
-from forge.inputs import text
 from forge.tasks import decoding
+from forge.tasks.task import Task
 from forge.training.preparation import Prepared
-from forge.training.trainer import Trainer
+from forge.training.trainer import Ready, Trainer
 
 log = logging.getLogger(__name__)
 
 
-def trainer(*, prepared: Prepared, **common: Any) -> Trainer:
-    """A trainer with the model's own loss; `common` are `transformers.Trainer`'s arguments."""
+def trainer(*, prepared: Prepared) -> Ready:
+    """A trainer of the task's loss."""
     leave_out(prepared)
-    return plain(prepared, common)
+    return Ready(plain(prepared))
 
 
-def plain(prepared: Prepared, common: dict[str, Any]) -> Trainer:
-    """A trainer with the model's own loss, in batches without padding where the task says so."""
-    flat = getattr(prepared.task, "padding_free", False)
-    if flat is None:
-        flat = is_flash_attention_requested(prepared.model.config)
-    if not flat:
-        return Trainer(**common)
-    trainer = Trainer(**common | {"data_collator": text.Flattened()})
-    check_flattened(trainer)
+def plain(prepared: Prepared) -> Trainer:
+    """A trainer of the task's loss, in batches without padding where the task says so."""
+    arguments, without_padding = prepared.trainer_arguments(), prepared.task.input.padding_free
+    if without_padding is None:
+        without_padding = is_flash_attention_requested(prepared.model.config)
+    if not without_padding:
+        return Trainer(**arguments)
+    made = Trainer(**arguments)  # moves the model to its device
+    train = prepared.splits[prepared.task.train]
+    made.data_collator = decoding.flattened(made.model, train, prepared.args.device)
     log.info("batches one sequence each, of rows that do not see each other; no padding")
-    return trainer
+    return made
 
 
-def check_flattened(trainer: Trainer) -> None:
-    """Raise `UserError` unless the model says of a row what it says of that row alone."""
-    model: Any = trainer.model
-    train: Any = trainer.train_dataset
-    rows = [{k: train[i][k][:16] for k in ("input_ids", "labels")} for i in (0, len(train) - 1)]
-    flat = {k: v.to(trainer.args.device) for k, v in text.Flattened()(rows).items()}
-    flat.pop("labels")
-    if apart := decoding.moved(model, flat, flat["input_ids"][:, -len(rows[1]["input_ids"]) :]):
-        raise UserError(
-            f"task.padding_free: in a batch without padding {model.config.model_type} with "
-            f"{model.config._attn_implementation} attention does not keep rows apart (logits move "
-            f"by {apart:.1%}); set task.padding_free=false"
-        )
-
-
-def padded(prepared: Prepared) -> None:
+def check_padded(task: Task) -> None:
     """Raise `UserError` when batches without padding are asked for where there are none."""
-    if getattr(prepared.task, "padding_free", None):
+    if task.input.padding_free:
         raise UserError(
             "task.padding_free=true: it is for mode=sft, batches here are padded; leave it null"
         )

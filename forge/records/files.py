@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 
 METADATA, STATE, RESULTS = "run_metadata.json", "training_state.json", "results.json"
+TIMINGS = ("seconds", "examples_per_second")  # of an evaluation in it, beside the metrics
 
 
 EVALUATION = "evaluation.json"  # what a run's model was judged on afterwards, beside its results

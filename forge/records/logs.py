@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
+from forge import ranks
 from forge.errors import FULL
 
 
@@ -48,6 +51,19 @@ def _log_warning(
 ) -> None:
     text = warnings.formatwarning(message, category, filename, lineno, line)
     logging.getLogger("py.warnings").warning("%s", text)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """What is logged goes there too, that of the first rank."""
+    lines = logging.FileHandler(os.devnull if ranks.rank() else path, encoding="utf-8")
+    lines.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    logging.getLogger().addHandler(lines)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(lines)
+        lines.close()
 
 
 class LogFile(logging.FileHandler):

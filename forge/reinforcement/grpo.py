@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler, Sampler
 
 from forge import ranks
-from forge.distillation.losses import kl
 from forge.errors import UserError
 from forge.models import lora
 from forge.reinforcement.rewards import Rewards
+from forge.tasks.decisions import kl
 from forge.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -130,8 +130,8 @@ def objective(
     return loss, {name: fact.detach() for name, fact in facts.items()}
 
 
-def told(values: NDArray[Any], rewards: Rewards, group: int) -> dict[str, float]:
-    """What to log of values [B * G, rewards], under TRL's names; NaN where none applied."""
+def statistics(values: NDArray[Any], rewards: Rewards, group: int) -> dict[str, float]:
+    """Of rewards [B * G, rewards], under TRL's names; NaN where none applied."""
     total = rewards.total(values)
     facts = dict(zip(("reward", "reward_std"), _mean_and_std(total), strict=True))
     for name, column in zip(rewards.functions, values.T, strict=True):
@@ -197,13 +197,12 @@ class GRPO(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         model.eval()  # no dropout, with which two readings of one policy differ
-        inputs = {name: column for name, column in inputs.items() if name != "labels"}
         start = self._start_policy(model, inputs) if self.settings.beta else None
-        outputs = model(**inputs)
-        policy = self._log_policy(outputs)
+        decisions, outputs = self.decide(model, inputs)
+        policy = self._log_policy(decisions.logits)
         rollout = self._rollout(policy.detach())
         loss, facts = objective(policy, rollout, start, self.settings)
-        self._follow({name: fact.item() for name, fact in facts.items()})
+        self._add({name: fact.item() for name, fact in facts.items()})
         return (loss, outputs) if return_outputs else loss
 
     def _start_policy(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -211,13 +210,12 @@ class GRPO(Trainer):
         own: Any = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.accelerator.autocast():
             if self.start is not None:
-                return self._log_policy(self.start(**inputs))
+                return self._log_policy(self.decide(self.start, inputs)[0].logits)
             with own.disable_adapter():
-                return self._log_policy(own(**inputs))
+                return self._log_policy(self.decide(own, inputs)[0].logits)
 
-    def _log_policy(self, outputs: Any) -> Tensor:
-        logits: Tensor = outputs.logits.float()
-        return (logits / self.settings.temperature).log_softmax(-1)
+    def _log_policy(self, logits: Tensor) -> Tensor:
+        return (logits.float() / self.settings.temperature).log_softmax(-1)
 
     def _rollout(self, policy: Tensor) -> Rollout:
         """The batch's labels and advantages: drawn now, or those of the updates before."""
@@ -230,7 +228,7 @@ class GRPO(Trainer):
             policy.exp().cpu().numpy(), ids, step, self.args.seed, self.settings.num_generations
         )
         values = self.judge(labels, ids)
-        self._follow(told(values, self.rewards, self.settings.num_generations))
+        self._add(statistics(values, self.rewards, self.settings.num_generations))
         total = self.rewards.total(values).reshape(labels.shape)
         advantages = centred(total, self.settings.scale_rewards)
         found = self._rolled_out(step, labels, policy, advantages)
@@ -273,7 +271,8 @@ class GRPO(Trainer):
         rollouts = progress["rollouts"].items()
         self.rollouts = {key: self._rolled_out(*stored) for key, stored in rollouts}
 
-    def _follow(self, facts: dict[str, float]) -> None:
+    def _add(self, facts: dict[str, float]) -> None:
+        """Add facts of a batch to what the next log averages; NaN counts nowhere."""
         for name, fact in facts.items():
             sums = self.sums.setdefault(name, [0.0, 0])
             if not math.isnan(fact):

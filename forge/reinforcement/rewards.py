@@ -167,6 +167,7 @@ class Classifier:
         from transformers import AutoTokenizer
 
         from forge import hub
+        from forge.inputs.text import reading_limit
         from forge.models import heads, loading
 
         where = "mode.reward.classifier"
@@ -176,7 +177,7 @@ class Classifier:
             self.model = loading.read(path)
         self.model.requires_grad_(False)
         torch.nn.Module.to(self.model, torch.accelerator.current_accelerator() or "cpu")
-        self.limit = loading.max_length(None, self.tokenizer, self.model.config)
+        self.limit = reading_limit(self.tokenizer, self.model.config)
         self.known = {name: i for i, name in enumerate(heads.head_names(self.model.config))}
         for name in _labels("classifier", labels) if self.label is None else [self.label]:
             if name not in self.known:
@@ -283,7 +284,7 @@ def _matthews(counts: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-# As in forge.tasks.metrics, but of counts [..., right, said], which need not be whole, for many at once
+# As in forge.tasks.metrics, of counts [..., right, said], which need not be whole, for many at once
 SCORES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "accuracy": _accuracy,
     "f1": _f1,

@@ -1,108 +1,94 @@
-"""GRPO for language models: TRL's GRPOTrainer in the house trainer's clothes (`forge.training.trl`).
-
-Theirs are advantages and objective; ours the rewards. Needs the extra `rl`.
-"""
+"""The policy of a language model: texts, drawn token by token; trained through TRL."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
-from forge.errors import UserError
-from forge.models import lora
-from forge.reinforcement.grpo import constant
+from forge.errors import needs
+from forge.reinforcement import rewards
+from forge.reinforcement.grpo import Settings
+from forge.reinforcement.policy import Policy
 from forge.reinforcement.rewards import Rewards
 from forge.tasks import decoding
-from forge.training import trl
+from forge.tasks.answer import Scores
+from forge.tasks.decoding import Reader
+from forge.tasks.text import Written
+from forge.training.trainer import Ready
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import TrainingArguments
-
-    from forge.tasks.text import Generation
-
-Judge: TypeAlias = Callable[[list[str], list[int], Rewards], NDArray[Any]]  # modes.rl.TextJudge
+SAMPLED = 32  # training prompts whose answers are drawn beforehand
 
 
-def arguments(args: TrainingArguments, task: Generation, **settings: Any) -> GRPOConfig:
-    """The run's arguments with TRL's; raises `UserError` for batches that hold no whole groups."""
-    steps = settings.get("steps_per_generation") or args.gradient_accumulation_steps
-    batch, group = args.per_device_train_batch_size, settings["num_generations"]
-    drawn = batch * steps * args.world_size
-    if drawn % group:
-        raise UserError(
-            f"mode.num_generations={group}: the {drawn} answers drawn at once are no whole groups "
-            f"(trainer.per_device_train_batch_size={batch} counts answers, times {steps} "
-            f"steps, times {args.world_size} processes); make them divide"
-        )
-    if args.auto_find_batch_size:
-        raise UserError(
-            "trainer.auto_find_batch_size: mode=rl needs whole groups; set a batch size"
-        )
-    settings["num_generations_eval"] = 1  # never used: a task evaluates by itself
-    return GRPOConfig(**trl.arguments(args, task), **settings)
+class Texts(Policy):
+    """Draws texts; `exact` is the task's own verdict."""
+
+    def bind(self) -> None:
+        prepared, written = self.prepared, self.task.written
+        split = prepared.splits[self.task.train]
+        decoding.check_room(split, written.max_new_tokens, prepared.model.config)
+        functions = self.rewards.functions
+        for name, function in functions.items():
+            if getattr(function, "func", function) is rewards.exact:
+                functions[name] = partial(verdict, written)
+        self.rewards.bind(None, ["id", "label", "prompt"])
+
+    def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: rows[name] for name in ("prompt", "label", "id")}
+
+    def judge(self, completions: list[str], ids: list[int], some: Rewards) -> NDArray[Any]:
+        """Some rewards [N, rewards] of completions to the rows with these ids, NaN for none."""
+        return some(completions, self.columns_of(ids))
+
+    def _reader(self) -> Reader:
+        prepared = self.prepared
+        model: Any = prepared.model
+        return Reader(model.to(prepared.args.device), prepared.processor, prepared.args)
+
+    def sample(self, temperature: float, count: int) -> NDArray[Any]:
+        rows, seed = self.prepared.splits[self.task.train], self.prepared.args.seed
+        few = rows.select(np.random.default_rng(seed).permutation(len(rows))[:SAMPLED])
+        longest = np.argsort(np.negative(few["prompt_length"]), kind="stable")
+        groups = few.select(np.repeat(longest, count))
+        settings = self.task.written.sampled() | {"temperature": temperature}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            drawn = decoding.generate(self._reader(), groups, settings)
+        return self.judge(drawn, list(groups["id"]), self.rewards)
+
+    def evaluate(self) -> dict[str, Scores]:
+        reader, splits = self._reader(), self.prepared.splits
+        return {
+            split: self.task.written.evaluation(reader, splits[split]).scores
+            for split in self.task.evaluation
+        }
+
+    def baseline(self, split: str) -> None:
+        return None
+
+    def ready(self, settings: Settings, texts: Mapping[str, Any], gate: bool) -> Ready:
+        with needs("rl", "mode=rl on a language model"):
+            from forge.reinforcement import trl_grpo
+            from forge.training import trl
+        prepared, given = self.prepared, {k: v for k, v in texts.items() if v is not None}
+        split = prepared.splits[self.task.train]
+        tokens = self.task.written.max_new_tokens
+        args = trl_grpo.arguments(prepared.args, tokens, **vars(settings), **given)
+        trl.check_rows(split, (args.generation_batch_size or 0) // settings.num_generations)
+        trl.check_padding(split, prepared.model, args.device)
+        start = self.start(settings, gate)
+        arguments = prepared.trainer_arguments() | {"args": args}
+        made = trl_grpo.LanguageGRPO(rewards=self.rewards, judge=self.judge, **arguments)
+        return Ready(made, {"start": start}, {"start": start})
 
 
-class LanguageGRPO(trl.OnPolicy, GRPOTrainer):
-    """Trains a language model on rewards of the completions that it draws.
-
-    Steps count updates, and an epoch every prompt once.
-    """
-
-    args: GRPOConfig
-
-    def __init__(
-        self, *, rewards: Rewards, judge: Judge, model: Any, args: GRPOConfig,
-        train_dataset: Dataset, processing_class: Any, data_collator: Any = None,
-        compute_metrics: Any = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """The collator and the metrics are not for rows that are prompts."""
-        self.rewards = rewards
-        trl.without_dropout(model)
-        beta, args.beta = args.beta, 0.0  # TRL would load the start by its name: ours may have none
-        start = copy.deepcopy(model) if beta and not lora.is_adapted(model) else None
-        args.reward_weights = rewards.weights.tolist()
-        self.ends = decoding.ends(model.generation_config, processing_class)
-        self.read: Any = processing_class
-        super().__init__(
-            model=model,
-            reward_funcs=[self._reward(name, rewards, judge) for name in rewards.functions],
-            args=args,
-            train_dataset=trl.prompts(train_dataset),
-            processing_class=processing_class,
-            **kwargs,
-        )
-        self.passes_per_draw = args.steps_per_generation * self.num_iterations  # type: ignore[operator]
-        self.beta = args.beta = beta
-        if start is not None:
-            add_fused_lm_head(start, temperature=self.temperature)
-            start.requires_grad_(False)
-            self.ref_model = self.accelerator.prepare_model(start, evaluation_mode=True)
-
-    def _reward(self, name: str, rewards: Rewards, judge: Judge) -> Callable[..., Any]:
-        alone = Rewards({name: rewards.functions[name]}, {})
-
-        def reward(*, completion_ids: list[list[int]], id: list[int], **columns: Any) -> Any:
-            texts = [decoding.text(ids, self.ends, self.read) for ids in completion_ids]
-            values = judge(texts, id, alone)[:, 0].tolist()
-            return [None if math.isnan(value) else value for value in values]
-
-        reward.__name__ = name  # as TRL logs it
-        return reward
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        found = super()._generate_and_score_completions(inputs)
-        logs: Any = self._logs["rewards"]
-        values = np.array([logs[name] for name in self.rewards.functions]).T
-        groups = self.rewards.total(values).reshape(-1, self.num_generations or 1)
-        # with scale_rewards=batch TRL's is of the batch
-        self._metrics["train"]["frac_reward_zero_std"][-1] = float(constant(groups).mean())
-        return found
+def verdict(
+    written: Written, completions: list[str], *, label: list[str], **columns: object
+) -> list[float]:
+    """1 where the task takes the completion's answer for the right one, else 0."""
+    pairs = zip(completions, label, strict=True)
+    return [float(written.is_right(written.extract(text), right)) for text, right in pairs]

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from forge import hub
 from forge.models import lora
-from forge.records.files import read_json
-from forge.results.runs import TIMINGS, Run, read_run
+from forge.records.files import TIMINGS, read_json
+from forge.results.runs import Run, read_run
 from forge.results.tables import markdown_table, metrics_cells
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TASK = "text-classification"  # the Hub's word for a number per text, too
+    from forge.tasks.task import Task
+
 HUB_NAMES = {"f1_macro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # of metrics
 
 
 MERGE = "It is an adapter; `python -m forge export RUN --merged` writes whole weights instead."
 
 
-def write(run_dir: Path) -> None:
+def write(run_dir: Path, task: Task) -> None:
     """Write the card of a run that has results and a model; the same for identical runs."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -31,11 +32,11 @@ def write(run_dir: Path) -> None:
     tags = ["lora"] if adapter else []
     tags += ["knowledge-distillation"] if "teacher" in run.metadata else []
     config, mode = run.metadata["config"], _chosen(run, "mode")
-    classifies = str(model.get("architectures", "")).endswith("ForSequenceClassification']")
-    scored = _eval_results(run) if classifies else []
+    classifies = task.answer.alignment == "row"
+    scored = _eval_results(run, task.pipeline) if classifies else []
     front = ModelCardData(
         library_name="peft" if adapter else "transformers",
-        pipeline_tag=TASK if classifies else None,
+        pipeline_tag=task.pipeline,
         base_model=_on_hub(config["model"]["path"]),
         base_model_relation="adapter" if adapter and _on_hub(config["model"]["path"]) else None,
         datasets=_on_hub((config["task"].get("dataset") or {}).get("path")),
@@ -44,7 +45,7 @@ def write(run_dir: Path) -> None:
         model_name=title(run) if scored else None,
         eval_results=scored or None,
     )
-    body = "\n\n".join([f"\n# {title(run)}", *_sections(run, model, adapter, classifies)])
+    body = "\n\n".join([f"\n# {title(run)}", *_sections(run, task, model, adapter)])
     ModelCard(f"---\n{front.to_yaml()}\n---\n{body}\n").save(run_dir / "model" / "README.md")
 
 
@@ -67,14 +68,14 @@ def _on_hub(path: str | None) -> str | None:
     return path if path and hub.looks_like_name(path) and not Path(path).exists() else None
 
 
-def _eval_results(run: Run) -> list[EvalResult]:
+def _eval_results(run: Run, pipeline: str) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     dataset = run.metadata["config"]["task"].get("dataset") or {}
     name = _chosen(run, "task")
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=pipeline,
             dataset_type=_on_hub(dataset.get("path")) or name,
             dataset_name=name,
             dataset_config=dataset.get("name"),
@@ -90,14 +91,13 @@ def _eval_results(run: Run) -> list[EvalResult]:
     ]
 
 
-def _sections(
-    run: Run, model: dict[str, Any], adapter: dict[str, Any], classifies: bool
-) -> list[str]:
+def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, Any]) -> list[str]:
     labels = {int(i): name for i, name in (model.get("id2label") or {}).items()}
     numbers = model.get("problem_type") == "regression"
     parts = ["## Results", markdown_table(*metrics_cells(run)), *chosen_on(run)]
-    told = _training(run) + ([_adapted(run, adapter)] if adapter else [])
-    parts += ["## Training", "\n".join(f"- {line}" for line in told)]
+    training = _training(run, task) + ([_adapted(run, adapter)] if adapter else [])
+    parts += ["## Training", "\n".join(f"- {line}" for line in training)]
+    classifies = task.answer.alignment == "row"
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
         parts += ["## Labels", "It gives one number." if numbers else named]
@@ -106,14 +106,8 @@ def _sections(
     base: str = adapter.get("base_model_name_or_path", "")
     if classifies and not (adapter and lora.is_adapter(base)):
         source = (_on_hub(base) or "path/to/its/base") if adapter else None
-        columns, length = len(_text_columns(run)), run.metadata["max_length"]
-        parts += ["## Use", _snippet(columns, length, numbers, source)]
+        parts += ["## Use", _snippet(task, run.metadata["max_length"], numbers, source)]
     return [*parts, "## Made by", _made_by(run)]
-
-
-def _text_columns(run: Run) -> list[str]:
-    given = run.metadata["config"]["task"].get("text") or []
-    return [given] if isinstance(given, str) else list(given)
 
 
 def chosen_on(run: Run) -> list[str]:
@@ -123,19 +117,19 @@ def chosen_on(run: Run) -> list[str]:
     return [f"The checkpoint was chosen on {run.results['headline']['split']}: optimistic there."]
 
 
-def _training(run: Run) -> list[str]:
+def _training(run: Run, task: Task) -> list[str]:
     config, data = run.metadata["config"], run.metadata["data"]
-    task, trained = config["task"], config["trainer"]
-    source = task.get("files") or task.get("dataset") or {}
-    told = ", ".join(f"{k}={v}" for k, v in source.items() if v is not None and k[0] != "_")
-    split = task.get("train", "train")
+    node, trained = config["task"], config["trainer"]
+    source = node.get("files") or node.get("dataset") or {}
+    given = ", ".join(f"{k}={v}" for k, v in source.items() if v is not None and k[0] != "_")
+    split, read = task.train, " and ".join(task.input.columns)
     rows = f"{data[split]['n']:,} rows of {split}" if split in data else split
     start = config["model"]["path"] or "random weights"
     if config["model"].get("from_scratch"):
         start = f"random weights, the architecture of {start}"
     lines = [
-        f"data: {_chosen(run, 'task')}{f' ({told})' if told else ''}, {rows}",
-        f"input: {' and '.join(_text_columns(run))}, at most {run.metadata['max_length']} tokens",
+        f"data: {_chosen(run, 'task')}{f' ({given})' if given else ''}, {rows}",
+        f"input: {read}, at most {run.metadata['max_length']} {task.input.unit}",
         f"start: {start if not config['model'].get('init') else 'layers of the teacher'}",
         f"mode: {_chosen(run, 'mode')}, {run.results['train'].get('steps', 0):,} optimizer steps, "
         f"learning rate {trained.get('learning_rate')}, seed {config['seed']}, "
@@ -163,33 +157,32 @@ def _adapted(run: Run, adapter: dict[str, Any]) -> str:
     )
 
 
-def _snippet(columns: int, tokens: int, numbers: bool, base: str | None) -> str:
+def _snippet(task: Task, limit: int, numbers: bool, base: str | None) -> str:
     """How to use it with transformers alone, or with PEFT over a base."""
-    texts = '"A first text.", "A second one."' if columns == 2 else '"A text."'
-    said = '{"text": "A first text.", "text_pair": "A second one."}' if columns == 2 else texts
+    usage, auto = task.input.usage(limit), f"AutoModelFor{task.head.auto}"
     how = ', function_to_apply="none"' if numbers else ""
     what = "logits.item()" if numbers else "model.config.id2label[logits.argmax(-1).item()]"
-    names = "AutoModelForSequenceClassification, AutoTokenizer, pipeline"
-    imported = f"from transformers import {names}"
-    load = "model = AutoModelForSequenceClassification.from_pretrained(path)"
+    imported = f"from transformers import {auto}, {usage.processor}, pipeline"
+    load = f"model = {auto}.from_pretrained(path)"
     if base:
-        imported = f"from peft import PeftModel\nfrom transformers import AutoConfig, {names}"
+        names = f"AutoConfig, {auto}, {usage.processor}, pipeline"
+        imported = f"from peft import PeftModel\nfrom transformers import {names}"
         load = f"""config = AutoConfig.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(
+model = {auto}.from_pretrained(
     "{base}", config=config, ignore_mismatched_sizes=True
 )
 model = PeftModel.from_pretrained(model, path).merge_and_unload()"""
+    settings = f"{usage.settings}\n" if usage.settings else ""
     return f"""```python
 {imported}
 
 path = "path/to/this/directory"  # or its name on the Hub
-limit = {{"truncation": True, "max_length": {tokens}}}  # as in training
-tokenizer = AutoTokenizer.from_pretrained(path)
+{settings}{usage.name} = {usage.processor}.from_pretrained(path)
 {load}
-classify = pipeline("text-classification", model=model, tokenizer=tokenizer{how})
-print(classify({said}, **limit))
+classify = pipeline("{task.pipeline}", model=model, {usage.name}={usage.name}{how})
+print(classify({usage.of_pipeline}))
 
-logits = model(**tokenizer({texts}, **limit, return_tensors="pt")).logits
+logits = model(**{usage.name}({usage.of_processor}, return_tensors="pt")).logits
 print({what})
 ```"""
 
@@ -198,9 +191,9 @@ def _made_by(run: Run) -> str:
     last = (run.metadata.get("attempts") or [{}])[-1]
     commit = last.get("commit", "unknown")[:10] + (" with changes" if last.get("dirty") else "")
     versions = run.metadata.get("versions", {})
-    told = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
     if run.path.name.startswith("teacher-") and not run.metadata.get("overrides"):
         command = "It was trained as the teacher of another run; run_metadata.json has its config."
     else:
         command = f"```bash\n{run.command}\n```"
-    return f"{command}\n\nForge at commit {commit}, {told}."
+    return f"{command}\n\nForge at commit {commit}, {used}."

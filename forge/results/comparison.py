@@ -10,9 +10,10 @@ from typing import Any
 
 from forge.config.compose import dotted_values
 from forge.errors import UserError
+from forge.records.files import TIMINGS
 from forge.records.record import NOT_COMPARED
 from forge.results import statistics as results_statistics
-from forge.results.runs import TIMINGS, Run, read_run
+from forge.results.runs import Run, read_run
 from forge.results.tables import cell, drawn
 
 

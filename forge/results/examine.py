@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from forge.records.files import read_json
 from forge.results import card
 from forge.results.runs import Run, read_run
 from forge.results.show import shown
+
+if TYPE_CHECKING:
+    from forge.tasks.task import Task
 
 BINS = 15  # of the expected calibration error
 SHOWN = {"errors": 10, "disagreements": 3}
@@ -185,17 +188,16 @@ def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
     known = run.metadata.get("data", {})
     logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
     try:
-        task = build(check(run.metadata["config"]["task"], "task"), "task")
-        if not hasattr(task, "text_columns"):
-            return {}  # a language model's prompts are beside its answers
+        task: Task = build(check(run.metadata["config"]["task"], "task"), "task")
         rows = task.load(training=False)
         found = {}
         for split in run.results["splits"]:
             if rows[split]._fingerprint != known[split]["fingerprint"]:
                 raise ValueError(f"the rows of {split} are not those of the run")
-            columns = [rows[split][name] for name in task.text_columns]
-            texts = [list(row) for row in zip(*columns, strict=True)]
-            found[split] = dict(zip(rows[split]["id"], texts, strict=True))
+            columns = task.input.shown(rows[split]).values()  # none are beside the answers
+            texts = [list(map(str, row)) for row in zip(*columns, strict=True)]
+            if texts:
+                found[split] = dict(zip(rows[split]["id"], texts, strict=True))
         return found
     except Exception as error:  # whatever a data source raises, the rest can be told
         notes.append(f"Texts are not available here ({one_line(str(error))[:200]}); ids only.")

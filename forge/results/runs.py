@@ -15,9 +15,6 @@ from forge.records.files import EVALUATION, METADATA, RESULTS, STATE, read_json
 WHAT = ("task", "model", "mode", "experiment")
 
 
-TIMINGS = ("seconds", "examples_per_second")  # of an evaluation, beside its metrics
-
-
 APART = ("seed", "resume")  # overrides that do not make rows of their own
 
 

@@ -127,7 +127,7 @@ def _columns(metric: str) -> tuple[str, str]:
         return "label", "prediction"
     from forge.tasks import metrics
 
-    return getattr(metrics.load([metric])[0], "columns", ("label", "prediction"))
+    return metrics.facts(metrics.load([metric])[0]).columns
 
 
 def _scorer(metric: str) -> Callable[..., float]:
@@ -144,7 +144,7 @@ def _scorer(metric: str) -> Callable[..., float]:
     def score(run: Answers, rows: Any = slice(None)) -> float:
         true, predicted = run.label[rows], run.prediction[rows]
         if isinstance(module, metrics.Metric):
-            return module.score(true, predicted)
+            return float(module.function.score(true, predicted))
         return float(module.compute(predictions=predicted, references=true)[metric])
 
     return score

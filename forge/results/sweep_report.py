@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import statistics
-import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,35 +19,33 @@ from forge.results.tables import drawn, markdown_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPEATS = 15  # of a timed forward pass; the median counts
-
 
 def measure_models(sweep: Sweep) -> None:
     """Weights, size and latency here of each architecture in the sweep, and of its teachers.
 
-    Latency is the median of `REPEATS` forward passes in milliseconds, batches of 1 and 32 texts of
+    Latency is the median of several forward passes in milliseconds, batches of 1 and 32 rows of
     the split's mean length; the models take turns, since machines drift.
     """
-    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
+    models: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
     for row in sweep.rows:
         path = row.runs[0].path / "model"
         if not path.is_dir():  # not copied along
             continue
         facts, model = _load(str(path))
-        timed.setdefault((facts["name"], facts["weights"]), (facts, model))
+        models.setdefault((facts["name"], facts["weights"]), (facts, model))
     for name in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
         try:
             facts, model = _load(name)
         except (OSError, ValueError):  # of another machine
             continue
         facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
-        timed[name,] = (facts, model)
-    data = sweep.rows[0].runs[0].metadata.get("data", {}).get(sweep.split, {})
-    sweep.length = round(data.get("mean_length", 32))
+        models[name,] = (facts, model)
+    metadata = sweep.rows[0].runs[0].metadata
+    sweep.length = round(metadata.get("data", {}).get(sweep.split, {}).get("mean_length", 32))
     for batch in (1, 32):
-        for key, milliseconds in _latency(timed, batch, sweep.length).items():
-            timed[key][0][f"ms_{batch}"] = milliseconds
-    sweep.models = [facts for facts, _ in timed.values()]
+        for key, time in _latency(models, metadata, batch, sweep.length).items():
+            models[key][0][f"ms_{batch}"] = time
+    sweep.models = [facts for facts, _ in models.values()]
     teachers = [facts["ms_32"] for facts in sweep.models if "teacher" in facts]
     for facts in sweep.models:
         alone = (
@@ -73,21 +71,29 @@ def _load(path: str) -> tuple[dict[str, Any], Any]:
 
 
 def _latency(
-    timed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]], batch: int, length: int
+    models: dict[tuple[Any, ...], tuple[dict[str, Any], Any]],
+    metadata: dict[str, Any],
+    rows: int,
+    length: int,
 ) -> dict[tuple[Any, ...], float]:
+    """Milliseconds of each model for a batch of rows as its task has them."""
     import torch
 
+    from forge.config.schema import Model
+    from forge.models.forward import milliseconds
+    from forge.tasks.recorded import recorded_task
+
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    seconds: dict[tuple[Any, ...], list[float]] = {name: [] for name in timed}
-    with torch.no_grad():
-        for _ in range(REPEATS + 2):
-            for name, (_, model) in timed.items():
-                ids = torch.full((batch, length), 5, device=device)
-                model.to(device)
-                start = time.perf_counter()
-                model(ids, attention_mask=torch.ones_like(ids)).logits.cpu()
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(times[2:]) for name, times in seconds.items()}
+
+    def timed(model: Any) -> Callable[[], object]:
+        task = recorded_task(metadata, model.config)
+        processor = task.input.load_processor(Model(path=model.config.name_or_path))
+        example = task.input.example(processor, rows, length)
+        batch = {name: part.to(device) for name, part in example.items()}
+        model.to(device)
+        return lambda: model(**batch).logits.cpu()
+
+    return milliseconds({name: timed(model) for name, (_, model) in models.items()})
 
 
 def _percent(metric: str) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forge.errors import one_line
-from forge.results.runs import TIMINGS, Run
+from forge.records.files import TIMINGS
+from forge.results.runs import Run
 
 if TYPE_CHECKING:
     from forge.tasks.task import Task

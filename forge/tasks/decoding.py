@@ -1,58 +1,71 @@
-"""What a language model makes of rows of a tokenised `Generation` split: losses, and texts.
-
-Any `transformers.Trainer` will do: of it come the model, the tokenizer, the device and the size of
-a batch. With several ranks each takes its share of the rows.
-"""
+"""What a language model makes of encoded prompts and completions: losses, and texts."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from forge import ranks as forge_ranks
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from forge.errors import UserError
-from forge.inputs.text import IGNORED
+from forge.inputs.prompt import IGNORED, Flattened
+from forge.models.forward import Pass, in_batches
 
 if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
-    from torch import Tensor
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-    from forge.tasks.text import Generation
+    from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
 
 LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smaller
 
 
-def losses(trainer: transformers.Trainer, split: Dataset) -> tuple[list[float], list[int]]:
+@dataclass(frozen=True)
+class Reader:
+    """A language model with its tokenizer, and how it is run. With several ranks each takes its
+    share of the rows."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    args: TrainingArguments
+
+    @classmethod
+    def of(cls, trainer: transformers.Trainer) -> Reader:
+        """The model that a trainer trains."""
+        tokenizer: Any = trainer.processing_class
+        return cls(trainer.model, tokenizer, trainer.args)
+
+
+def losses(reader: Reader, split: Dataset) -> tuple[list[float], list[int]]:
     """Per row the negative log-likelihood of its completion, and that one's tokens."""
-    from torch.nn.functional import cross_entropy
 
     def nll(logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits.float(), labels, reduction="none").double()
+        return functional.cross_entropy(logits.float(), labels, reduction="none").double()
 
-    found = of_completions(trainer, split, nll, lambda row: (float(row.sum()), len(row)))
-    return [nll for nll, _ in found], [tokens for _, tokens in found]
+    pairs = of_completions(reader, split, nll, lambda row: (float(row.sum()), len(row)))
+    return [nll for nll, _ in pairs], [tokens for _, tokens in pairs]
 
 
 def of_completions(
-    trainer: transformers.Trainer,
+    reader: Reader,
     split: Dataset,
     of: Callable[[Tensor, Tensor], Tensor],
     keep: Callable[[Tensor], Any],
 ) -> list[Any]:
     """For each row `keep` of what `of` makes of its completion's tokens: logits and labels."""
-    import torch
 
-    def one(batch: dict[str, Tensor]) -> list[Any]:
+    def answer(batch: dict[str, Tensor]) -> list[Any]:
         labels = batch.pop("labels")[:, 1:]  # the logits at a token are about the next one
-        logits = trainer.model(**batch).logits[:, :-1]  # type: ignore[misc]
-        taught = labels != IGNORED
-        found = of(logits[taught], labels[taught])
-        return [keep(row) for row in torch.split(found, taught.sum(1).tolist())]
+        logits = reader.model(**batch).logits[:, :-1]
+        asked = labels != IGNORED
+        return [
+            keep(row)
+            for row in torch.split(of(logits[asked], labels[asked]), asked.sum(1).tolist())
+        ]
 
-    tokenizer: Any = trainer.processing_class
+    tokenizer: Any = reader.tokenizer
 
     def collate(rows: list[dict[str, Any]]) -> Any:
         ids = {"input_ids": [row["input_ids"] for row in rows]}
@@ -62,24 +75,28 @@ def of_completions(
             labels[: row["length"]] = torch.tensor(row["labels"])
         return batch
 
-    most = LOGITS // (max(split["length"]) * len(tokenizer))
-    return _in_batches(trainer, split, "Reading", collate, one, max(1, most))
+    how, lengths = Pass.of(reader.args), list(split["length"])
+    most = max(1, LOGITS // (max(lengths) * len(tokenizer)))
+    how = replace(how, batch_size=min(how.batch_size, most))
+    return in_batches(
+        reader.model, split, collate, answer, how, lengths=lengths, title="Reading", over_ranks=True
+    )
 
 
-def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, Any]) -> list[str]:
-    """What the model writes after each prompt; rows with long prompts should come first."""
+def generate(reader: Reader, split: Dataset, settings: dict[str, Any]) -> list[str]:
+    """What the model writes after each prompt; `settings` are those of a GenerationConfig."""
     from transformers import GenerationConfig
 
-    tokenizer: Any = trainer.processing_class
-    model: Any = trainer.model
+    tokenizer: Any = reader.tokenizer
+    model = reader.model
     stops = ends(model.generation_config, tokenizer)
-    room = getattr(model.config, "max_position_embeddings", None) or 10**9
+    room = context(model.config)
 
     def collate(rows: list[dict[str, Any]]) -> Any:
         prompts = {"input_ids": [row["input_ids"][: row["prompt_length"]] for row in rows]}
         return tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
 
-    def one(batch: dict[str, Tensor]) -> list[str]:
+    def answer(batch: dict[str, Tensor]) -> list[str]:
         longest = batch["input_ids"].shape[1]
         limit = min(settings["max_new_tokens"], room - longest)  # a prompt leaves at least 1
         written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
@@ -89,22 +106,31 @@ def generate(trainer: transformers.Trainer, split: Dataset, settings: dict[str, 
     model.generation_config = GenerationConfig(
         **settings, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, use_cache=True
     )
+    lengths = list(split["prompt_length"])
     try:
-        return _in_batches(trainer, split, "Generating", collate, one)
+        return in_batches(
+            model, split, collate, answer, Pass.of(reader.args),
+            lengths=lengths, title="Generating", over_ranks=True,
+        )  # fmt: skip
     finally:
         model.generation_config = own
 
 
-def check_room(split: Dataset, task: Generation, config: Any, model: str = "the model") -> None:
+def context(config: Any) -> int:
+    """How many tokens a model reads and writes at most."""
+    return getattr(config, "max_position_embeddings", None) or 10**9
+
+
+def check_room(split: Dataset, new_tokens: int, config: Any, model: str = "the model") -> None:
     """Raise `UserError` for a prompt after which the context has no room for an answer."""
-    room = getattr(config, "max_position_embeddings", None) or 10**9
+    room = context(config)
     lengths = list(split["prompt_length"])
     longest = max(lengths)
-    if longest + task.max_new_tokens > room:
+    if longest + new_tokens > room:
         row = split["id"][lengths.index(longest)]
         raise UserError(
             f"row {row}: its prompt has {longest} tokens, which with task.max_new_tokens="
-            f"{task.max_new_tokens} is more than {model}'s context of {room}; lower "
+            f"{new_tokens} is more than {model}'s context of {room}; lower "
             "task.max_new_tokens, or remove such rows"
         )
 
@@ -122,12 +148,29 @@ def ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> li
     return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
+def flattened(model: Any, split: Dataset, device: torch.device) -> Flattened:
+    """What makes batches of one sequence each, without padding.
+
+    Raises `UserError` unless the model says of a row what it says of that row alone.
+    """
+    collate = Flattened()
+    rows = [{k: split[i][k][:16] for k in ("input_ids", "labels")} for i in (0, len(split) - 1)]
+    flat = {k: v.to(device) for k, v in collate(rows).items()}
+    flat.pop("labels")
+    if apart := moved(model, flat, flat["input_ids"][:, -len(rows[1]["input_ids"]) :]):
+        raise UserError(
+            f"task.padding_free: in a batch without padding {model.config.model_type} with "
+            f"{model.config._attn_implementation} attention does not keep rows apart (logits move "
+            f"by {apart:.1%}); set task.padding_free=false"
+        )
+    return collate
+
+
 def moved(model: Any, batch: dict[str, Tensor], alone: Tensor) -> float:
     """How far the logits of a row [1, tokens], the last in a batch, are from those of it alone.
 
     As a share of the largest one; 0 within rounding. A model that does not take the batch gives 1.
     """
-    import torch
     from transformers.utils.generic import is_flash_attention_requested
 
     model.eval()
@@ -140,37 +183,3 @@ def moved(model: Any, batch: dict[str, Tensor], alone: Tensor) -> float:
             return 1.0
     share = float((found - wanted).abs().max() / wanted.abs().max())
     return 0.0 if share < (1e-4 if wanted.dtype == torch.float32 else 0.05) else share
-
-
-def _in_batches(
-    trainer: transformers.Trainer,
-    split: Dataset,
-    title: str,
-    collate: Callable[[list[dict[str, Any]]], Any],
-    one: Callable[[Any], list[Any]],
-    most: int | None = None,
-) -> list[Any]:
-    """`one` of every batch, all ranks' together, in the order of the rows."""
-    import torch
-    from tqdm import tqdm
-
-    assert trainer.model is not None
-    ranks, size = forge_ranks.ranks(), trainer.args.per_device_eval_batch_size
-    size = min(size, most or size)
-    mine: Any = split.select(range(forge_ranks.rank(), len(split), ranks))
-    starts = range(0, len(mine), size)
-    hidden = not sys.stderr.isatty() or forge_ranks.rank() > 0
-    training, found = trainer.model.training, []
-    trainer.model.eval()
-    half, device = trainer.args.bf16 or trainer.args.fp16, trainer.args.device
-    dtype = torch.float16 if trainer.args.fp16 else torch.bfloat16
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=half):
-        for start in tqdm(starts, title, leave=False, disable=hidden):
-            batch = collate(list(mine.select(range(start, min(start + size, len(mine))))))
-            found += one({name: tensor.to(device) for name, tensor in batch.items()})
-    trainer.model.train(training)
-    shares = forge_ranks.all_gather(found)
-    rows = [None] * len(split)
-    for rank, share in enumerate(shares):
-        rows[rank::ranks] = share
-    return rows

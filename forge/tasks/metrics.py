@@ -1,14 +1,16 @@
-"""Metrics: `evaluate` modules defined here on scikit-learn and scipy, nothing is downloaded.
+"""Metrics: functions of scikit-learn and scipy as `evaluate` metrics; nothing is downloaded.
 
-A task's yaml names them in snake_case (`f1_macro` is `F1Macro`); any other `evaluate` metric can
-be given by its path. Predictions are label ids, or values for regression.
+A task's yaml names them; any other `evaluate` metric can be given by its path. Predictions are
+label ids, numbers, or what a language model wrote.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import evaluate
 import numpy as np
@@ -16,126 +18,111 @@ from datasets import Features, Value
 
 from forge.errors import UserError, did_you_mean, one_line
 
+Score: TypeAlias = Callable[[Any, Any], float]  # of references and predictions of one length
+
+
+@dataclass(frozen=True)
+class Function:
+    """A metric's function and what it is for."""
+
+    score: Score
+    dtype: str = "int64"  # of references and predictions: ids of labels, float64 numbers, strings
+    greater_is_better: bool = True
+    of_texts: bool = False  # for what a language model writes
+    columns: tuple[str, str] = ("label", "prediction")  # of the predictions' file
+
 
 class Metric(evaluate.Metric):  # type: ignore[misc]
-    """One number from predictions and references, both of `dtype`."""
+    """A `Function` as an `evaluate` metric."""
 
-    dtype: ClassVar[str] = "int64"
-    greater_is_better: ClassVar[bool] = True
-    of_texts: ClassVar[bool] = False  # for what a language model writes
-    columns: ClassVar[tuple[str, str]] = ("label", "prediction")  # of the predictions' file
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
+    def __init__(self, name: str, function: Function) -> None:
+        self.function = function
+        super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        value = Value(self.dtype)
+        value = Value(self.function.dtype)
         return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
+            description=self.function.score.__doc__ or "",
             citation="",
             features=Features({"predictions": value, "references": value}),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {snake(type(self).__name__): float(self.score(references, predictions))}
-
-    def score(self, true: Any, predicted: Any) -> float:
-        """The number; `true` and `predicted` are arrays of one length."""
-        raise NotImplementedError
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {str(self.config_name): float(self.function.score(references, predictions))}
 
 
-class Accuracy(Metric):
+def accuracy(true: Any, predicted: Any) -> float:
     """Share of right answers."""
+    from sklearn.metrics import accuracy_score
 
-    def score(self, true: Any, predicted: Any) -> float:
-        from sklearn.metrics import accuracy_score
-
-        return float(accuracy_score(true, predicted))
+    return float(accuracy_score(true, predicted))
 
 
-class F1(Metric):
+def f1(true: Any, predicted: Any) -> float:
     """F1 of the second label, for two labels (as GLUE scores MRPC and QQP)."""
+    from sklearn.metrics import f1_score
 
-    def score(self, true: Any, predicted: Any) -> float:
-        from sklearn.metrics import f1_score
-
-        return float(f1_score(true, predicted, pos_label=1, average="binary", zero_division=0))
+    return float(f1_score(true, predicted, pos_label=1, average="binary", zero_division=0))
 
 
-class F1Macro(Metric):
+def f1_macro(true: Any, predicted: Any) -> float:
     """Mean over labels of each label's F1."""
+    from sklearn.metrics import f1_score
 
-    def score(self, true: Any, predicted: Any) -> float:
-        from sklearn.metrics import f1_score
-
-        return float(f1_score(true, predicted, average="macro", zero_division=0))
+    return float(f1_score(true, predicted, average="macro", zero_division=0))
 
 
-class MatthewsCorrelation(Metric):
+def matthews_correlation(true: Any, predicted: Any) -> float:
     """Matthews correlation coefficient, 0 for a constant answer (as GLUE scores CoLA)."""
+    from sklearn.metrics import matthews_corrcoef
 
-    def score(self, true: Any, predicted: Any) -> float:
-        from sklearn.metrics import matthews_corrcoef
-
-        return float(matthews_corrcoef(true, predicted))
+    return float(matthews_corrcoef(true, predicted))
 
 
-class Pearson(Metric):
+def pearson(true: Any, predicted: Any) -> float:
     """Pearson correlation; 0 when either side is constant, where it is undefined."""
+    from scipy.stats import pearsonr
 
-    dtype = "float64"
-
-    def score(self, true: Any, predicted: Any) -> float:
-        from scipy.stats import pearsonr
-
-        return 0.0 if constant(true) or constant(predicted) else float(pearsonr(true, predicted)[0])
+    return 0.0 if constant(true) or constant(predicted) else float(pearsonr(true, predicted)[0])
 
 
-class Spearman(Metric):
+def spearman(true: Any, predicted: Any) -> float:
     """Spearman rank correlation; 0 when either side is constant, where it is undefined."""
+    from scipy.stats import spearmanr
 
-    dtype = "float64"
-
-    def score(self, true: Any, predicted: Any) -> float:
-        from scipy.stats import spearmanr
-
-        return (
-            0.0 if constant(true) or constant(predicted) else float(spearmanr(true, predicted)[0])
-        )
+    return 0.0 if constant(true) or constant(predicted) else float(spearmanr(true, predicted)[0])
 
 
-class Mse(Metric):
+def mse(true: Any, predicted: Any) -> float:
     """Mean squared error; lower is better."""
+    from sklearn.metrics import mean_squared_error
 
-    dtype = "float64"
-    greater_is_better = False
-
-    def score(self, true: Any, predicted: Any) -> float:
-        from sklearn.metrics import mean_squared_error
-
-        return float(mean_squared_error(true, predicted))
+    return float(mean_squared_error(true, predicted))
 
 
-class ExactMatch(Metric):
+def exact_match(true: Any, predicted: Any) -> float:
     """Share of right answers among generated ones: pass@1."""
-
-    dtype = "string"
-    of_texts = True
-
-    def score(self, true: Any, predicted: Any) -> float:
-        return float(sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true))
+    return float(sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true))
 
 
-class Perplexity(Metric):
+def perplexity(tokens: Any, nll: Any) -> float:
     """exp of the mean negative log-likelihood of a token, from each row's tokens and their sum."""
+    return math.exp(min(sum(nll) / sum(tokens), 700))
 
-    dtype = "float64"
-    greater_is_better = False
-    of_texts = True
-    columns = ("tokens", "nll")
 
-    def score(self, true: Any, predicted: Any) -> float:
-        return math.exp(min(sum(predicted) / sum(true), 700))
+FUNCTIONS = {
+    "accuracy": Function(accuracy),
+    "f1": Function(f1),
+    "f1_macro": Function(f1_macro),
+    "matthews_correlation": Function(matthews_correlation),
+    "pearson": Function(pearson, "float64"),
+    "spearman": Function(spearman, "float64"),
+    "mse": Function(mse, "float64", greater_is_better=False),
+    "exact_match": Function(exact_match, "string", of_texts=True),
+    "perplexity": Function(
+        perplexity, "float64", greater_is_better=False, of_texts=True, columns=("tokens", "nll")
+    ),
+}
 
 
 def constant(values: Any) -> bool:
@@ -147,8 +134,8 @@ def wilson(right: int, n: int) -> list[float]:
     """The 95 % interval of a share (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, n).proportion_ci(method="wilson")
-    return [round(float(found.low), 6), round(float(found.high), 6)]
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return [round(float(interval.low), 6), round(float(interval.high), 6)]
 
 
 def pass_at(k: int, samples: int, right: list[int]) -> float:
@@ -160,26 +147,29 @@ def pass_at(k: int, samples: int, right: list[int]) -> float:
     return float(1 - np.mean(missed))
 
 
-def snake(name: str) -> str:
-    """`F1Macro` -> `f1_macro`."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-
-
 def load(names: list[str]) -> list[evaluate.EvaluationModule]:
     """The named metrics; a name with a path separator is loaded by `evaluate.load`.
 
     Raises `UserError` for an unknown name.
     """
-    known = {snake(c.__name__): c for c in Metric.__subclasses__() if c.__module__ == __name__}
     modules = []
     for name in names:
-        if name in known:
-            modules.append(known[name]())
+        if name in FUNCTIONS:
+            modules.append(Metric(name, FUNCTIONS[name]))
         elif os.sep in name:
             try:
                 modules.append(evaluate.load(name))
             except (OSError, ImportError, ValueError) as error:
                 raise UserError(f"metric {name}: {one_line(str(error))[:300]}") from error
         else:
-            raise UserError(f"metric {name}: no such metric{did_you_mean(name, known)}")
+            raise UserError(f"metric {name}: no such metric{did_you_mean(name, FUNCTIONS)}")
     return modules
+
+
+def facts(module: evaluate.EvaluationModule) -> Function:
+    """What a metric is for; of somebody else's nothing is known but that more is better."""
+    if isinstance(module, Metric):
+        return module.function
+    greater = bool(getattr(module, "greater_is_better", True))
+    dtype = getattr(module, "dtype", "")
+    return Function(lambda true, predicted: float("nan"), dtype, greater)

@@ -408,17 +408,16 @@ def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list
     import pyarrow.parquet as pq
     from scipy.special import softmax
 
-    task = prepared.task
-    own = [*zip(getattr(task, "text_columns", ()), getattr(task, "text", ()), strict=True)]
-    source = prepared.rows[split].select_columns(["id", *(column for column, _ in own)])
-    texts = {row["id"]: row for row in source}
-    names = getattr(task, "names", None)
+    labels = prepared.task.head.labels or ()
+    names = labels if len(labels) > 1 else None  # a number is its own name
+    rows = prepared.rows[split]
+    columns = prepared.task.input.shown(rows)
+    place = {row: i for i, row in enumerate(rows["id"])}
     found = []
     table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
     for row in table.to_pylist():
         shown: dict[str, Any] = {"id": row["id"]}
-        for column, name in own:
-            shown[name] = texts[row["id"]][column][:TEXT]
+        shown |= {name: str(column[place[row["id"]]])[:TEXT] for name, column in columns.items()}
         shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
         for key in ("label", "prediction"):
             shown[key] = names[row[key]] if names else row[key]

@@ -1,19 +1,69 @@
-"""The trainer group as `transformers.TrainingArguments`."""
+"""The config, checked, and its trainer group as `transformers.TrainingArguments`."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge.config.check import build
+from forge.config.check import build, check
 from forge.config.schema import Config, Precision
 from forge.errors import UserError, did_you_mean
+from forge.models import lora
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from forge.tasks.task import Task
+
+
+SET_BY_FORGE = {
+    "output_dir": "hydra.run.dir=DIR",
+    "bf16": "precision=bf16",
+    "fp16": "precision=fp16",
+    "metric_for_best_model": "task.headline=METRIC",
+    "greater_is_better": "task.headline=METRIC",
+    "report_to": "tracking=wandb",
+    "disable_tqdm": "callbacks.console=null",
+    "remove_unused_columns": "task.text=[…]",
+    "resume_from_checkpoint": "resume=DIR",
+    "save_only_model": "trainer.save_strategy=no",
+    "prediction_loss_only": "task.metrics=[…]",
+    "batch_eval_metrics": "task.metrics=[…]",
+    "eval_do_concat_batches": "task.metrics=[…]",
+    "push_to_hub": "model/ of the run directory",
+}
+
+
+def check_all(config: Config) -> Config:
+    """A copy whose nodes are ready for `build`: each fits the signature that it calls.
+
+    Reads and loads nothing. Raises `UserError` for what does not fit.
+    """
+    for key in SET_BY_FORGE.keys() & config.trainer.keys():
+        raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
+    task, mode, trainer = (check(getattr(config, w), w) for w in ("task", "mode", "trainer"))
+    lora.check(config.model, "model")
+    lora.check(config.teacher, "teacher")
+    teacher, tracking, callbacks = config.teacher, config.tracking, {}
+    if teacher.trainer:
+        teacher = replace(teacher, trainer=check(teacher.trainer, "teacher.trainer"))
+    for name, node in config.callbacks.items():
+        if node is not None:
+            if not isinstance(node, dict):
+                raise UserError(f"callbacks.{name}={node}: a node with a _target_, or null")
+            callbacks[name] = check(node, f"callbacks.{name}")
+    if tracking is not None:
+        tracking = check(tracking, "tracking")
+    return replace(
+        config,
+        task=task,
+        mode=mode,
+        trainer=trainer,
+        teacher=teacher,
+        callbacks=callbacks,
+        tracking=tracking,
+    )
 
 
 def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArguments:
@@ -59,7 +109,7 @@ def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
             raise UserError(
                 f"trainer.{known.name}={value}: no such choice{did_you_mean(value, choices)}"
             )
-    if task.problem_type == "regression" and trainer.get("label_smoothing_factor"):
+    if trainer.get("label_smoothing_factor") and not task.answer.distribution:
         raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
     saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
     if saved == "best":

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forge import ranks
+from forge.inputs.input import Collator
+from forge.models.forward import Pass, in_batches
+from forge.tasks.answer import Predictions, Scores
+from forge.training.trainer import Trainer, memory
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from forge.tasks.task import Task
-    from forge.training.trainer import Trainer
+    from torch import Tensor
 
 
-def judge(trainer: Trainer, task: Task, splits: dict[str, Dataset], folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Headline:
+    """The number that a run is judged by."""
+
+    metric: str
+    split: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run's model scores."""
+
+    splits: dict[str, Scores]
+    headline: Headline
+
+    def plain(self) -> dict[str, object]:
+        """As in results.json."""
+        return asdict(self)
+
+
+def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results:
     """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
-    from forge.training.trainer import memory
-
-    results: dict[str, Any] = {"splits": {}}
+    task, scores = trainer.task, {}
     for name in task.evaluation:
         with memory(trainer.args, "per_device_eval_batch_size"):
-            results["splits"][name], columns = task.examine(trainer, splits[name])
+            evaluation = task.evaluate(trainer, splits[name])
+        scores[name] = evaluation.scores
         if not ranks.rank():
-            write_predictions(folder / "predictions" / f"{name}.parquet", splits[name], columns)
+            file = folder / "predictions" / f"{name}.parquet"
+            write_predictions(file, splits[name], evaluation.predictions)
     split = task.evaluation[0]
-    value = results["splits"][split][task.headline]
-    results["headline"] = {"metric": task.headline, "split": split, "value": value}
-    return results
+    return Results(scores, Headline(task.headline, split, scores[split][task.headline]))
 
 
-def write_predictions(path: Path, split: Dataset, columns: dict[str, list[Any]]) -> None:
+def logits_of(model: Any, encoded: Dataset, collate: Collator, how: Pass) -> NDArray[Any]:
+    """A model's logits [rows, C] in the order of the encoded rows, whatever their labels."""
+
+    def answer(batch: dict[str, Tensor]) -> list[Tensor]:
+        inputs = {name: part for name, part in batch.items() if name not in ("id", "labels")}
+        return list(model(**inputs).logits.float().cpu())
+
+    lengths = list(encoded["length"])
+    rows = in_batches(
+        model, encoded, collate, answer, how, lengths=lengths, title="Asking the model"
+    )
+    return np.stack([row.numpy() for row in rows]).reshape(len(rows), -1)
+
+
+def write_predictions(path: Path, split: Dataset, columns: Predictions) -> None:
     """Per example, in the order of ids: id, label, prediction, and what else the task says."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,99 +1,149 @@
-"""Rows, processor and model of a run: what a mode trains on."""
+"""Rows, processor and model of a run: what a mode trains on, and what an evaluation judges."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forge import ranks
-from forge.config.schema import Config
-from forge.data import cache as data_cache
+from forge.config.schema import Config, Model
+from forge.data import cache
 from forge.errors import UserError
+from forge.inputs.input import Processor
+from forge.inputs.text import pad_multiple
+from forge.models import heads, layers, loading
+from forge.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-
-    from forge.tasks.task import Task
+    from transformers import PreTrainedModel, TrainingArguments
 
 
-@dataclass
+@dataclass(frozen=True)
+class SplitFacts:
+    """What is recorded of a split."""
+
+    n: int  # rows
+    truncated: int  # of these, rows of which the model is not given all
+    mean_length: float  # tokens
+    fingerprint: str  # of the rows
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """What a mode trains on; `facts` are for the record, `recorded` those of earlier attempts."""
+    """What a mode trains on. Nobody writes into it: what a mode finds out, it returns."""
 
     config: Config
-    task: Any  # a Task; each mode knows which kinds it takes
+    task: Task
     args: TrainingArguments
-    rows: dict[str, Dataset]  # per split: id, texts, labels
-    splits: dict[str, Dataset]  # the same, tokenised; evaluation splits longest first
-    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, Dataset]  # per split: id, inputs, labels
+    splits: dict[str, Dataset]  # the same, encoded; evaluation splits longest first
+    processor: Processor
     model: PreTrainedModel
-    facts: dict[str, Any]
-    recorded: dict[str, Any]
-    taught: dict[str, dict[str, list[Any]]] = field(
-        default_factory=dict
-    )  # per evaluation split the teachers' answers, as columns
+    limit: int  # tokens (pixels) of a row that the model is given
+    data: dict[str, SplitFacts]
+    teachers: Sequence[Model]  # trained ones, by path
+    recorded: Mapping[str, Any]  # run_metadata.json of earlier attempts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the run's record holds of it."""
+        facts = {"data": {n: vars(s) for n, s in self.data.items()}, "max_length": self.limit}
+        start = getattr(self.model.config, "initialized_from", None)
+        return facts | ({"initialized_from": start} if start else {})
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Those of the house trainer; a mode replaces some."""
+        task = self.task
+        return {
+            "task": task,
+            "model": self.model,
+            "args": self.args,
+            "train_dataset": self.splits.get(task.train),
+            "eval_dataset": self.splits[task.evaluation[0]],
+            "processing_class": self.processor,
+            "data_collator": task.collator(self.processor, pad_multiple(self.args)),
+            "compute_metrics": task.compute_metrics,
+        }
 
 
 def prepare(
-    config: Config, task: Task, args: TrainingArguments, recorded: dict[str, Any]
+    config: Config,
+    task: Task,
+    args: TrainingArguments,
+    rows: dict[str, Dataset],
+    *,
+    teachers: Sequence[Model] = (),
+    recorded: Mapping[str, Any] | None = None,
+    training: bool = True,
 ) -> Prepared:
-    """Rows, tokenizer and model, cheapest first, so that a mistake shows in seconds."""
+    """Processor and model, and the rows of `task.load` as it reads them; cheapest first.
+
+    Without `training` every split is evaluated only. Raises `UserError` for what does not fit.
+    """
     from transformers import set_seed
 
-    from forge.distillation import teacher
-    from forge.models import layers, loading
-    from forge.tasks.task import TextTask
-
-    rows = ranks.in_turn(task.load)
-    source = config.model
-    if config.model.init:
-        assert isinstance(task, TextTask)  # see `run`
-        source = teacher.source(config, task, rows, recorded)
-    texts = task.texts(rows[task.train])
-    tokenizer = ranks.in_turn(lambda: loading.load_tokenizer(source, texts))
-    architecture = loading.load_config(source, task, tokenizer)
-    task.make_ready(tokenizer)
-    max_length = loading.max_length(task.max_length, tokenizer, architecture)
+    source = teachers[0] if config.model.init else config.model
+    some = rows.get(task.train, rows[task.evaluation[0]])
+    processor = ranks.in_turn(lambda: task.input.load_processor(source, some))
+    architecture = loading.load_config(source, task.input.fitting(processor))
+    task.check(source, processor, architecture, "model")
+    task.input.make_ready(processor)
+    limit = task.input.limit(processor, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
-    model = ranks.in_turn(lambda: loading.load(source, task, architecture))
-    if config.model.init and isinstance(task, TextTask):
-        model = layers.shallower(model, *loading.student(config.model, task, tokenizer))
-    splits, facts = ranks.in_turn(
-        lambda: tokenize(rows, tokenizer, max_length, task, config.cache_dir)
+    model = ranks.in_turn(lambda: loading.load(source, task.head, architecture))
+    if config.model.init:
+        model = _student(model, config.model, task, processor)
+    recorded = recorded or {}
+    splits, data = ranks.in_turn(lambda: encode(rows, processor, limit, task, config.cache_dir))
+    _refuse_changed(data, recorded)
+    if training:
+        evaluated = [name for name in task.evaluation if name != task.train]
+    else:
+        evaluated = list(splits)
+    splits |= {name: cache.longest_first(splits[name]) for name in evaluated}
+    return Prepared(
+        config, task, args, rows, splits, processor, model, limit, data, teachers, recorded
     )
+
+
+def encode(
+    rows: dict[str, Dataset], processor: Processor, limit: int, task: Task, cache_dir: str | None
+) -> tuple[dict[str, Dataset], dict[str, SplitFacts]]:
+    """Every split as the model reads it, and facts of each."""
+    splits, facts = {}, {}
+    for name, split in rows.items():
+        try:
+            encoded = task.encode(split, processor, limit, cache_dir)
+        except UserError as error:
+            raise UserError(f"split {name}: {error}") from error
+        mean = round(sum(encoded["length"]) / len(split), 1)
+        facts[name] = SplitFacts(len(split), sum(encoded["truncated"]), mean, split._fingerprint)
+        splits[name] = encoded
+    return splits, facts
+
+
+def _refuse_changed(data: dict[str, SplitFacts], recorded: Mapping[str, Any]) -> None:
+    """Raise `UserError` where rows are not those that the run's earlier attempts read."""
     for name, before in recorded.get("data", {}).items():
-        if before["fingerprint"] != facts.get(name, before)["fingerprint"]:
+        if name in data and before["fingerprint"] != data[name].fingerprint:
             raise UserError(
                 f"split {name}: its rows have changed since this run began; "
                 "leave hydra.run.dir out for a new directory"
             )
-    noted = {"data": facts, "max_length": max_length}
-    if start := getattr(model.config, "initialized_from", None):
-        noted["initialized_from"] = start
-    return Prepared(config, task, args, rows, splits, tokenizer, model, noted, dict(recorded))
 
 
-def tokenize(
-    rows: dict[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    task: Task,
-    cache_dir: str | None,
-) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Every split tokenised, those that are only evaluated longest first, and facts of each."""
-    cache, splits, facts = data_cache.cache_directory(cache_dir), {}, {}
-    for name, split in rows.items():
-        try:
-            read = task.tokenize(split, tokenizer, max_length, cache)
-        except UserError as error:
-            raise UserError(f"split {name}: {error}") from error
-        facts[name] = {
-            "n": len(split),
-            "truncated": sum(read["truncated"]),
-            "mean_length": round(sum(read["length"]) / len(split), 1),  # tokens
-            "fingerprint": split._fingerprint,
-        }
-        evaluated = name in task.evaluation and name != task.train
-        splits[name] = data_cache.longest_first(read) if evaluated else read
-    return splits, facts
+def _student(
+    teacher: PreTrainedModel, model: Model, task: Task, processor: Processor
+) -> PreTrainedModel:
+    """The student that `model.init=teacher` makes of the teacher's layers."""
+    if model.init != "teacher":
+        raise UserError(f"model.init={model.init}: teacher, or null for the weights at model.path")
+    auto_class = task.head.auto_class
+    if model.path is None and not model.config:
+        return layers.shallower(teacher, model.layers, auto_class)
+    config = loading.load_config(model, task.input.fitting(processor))
+    heads.name_labels(config, task.head)
+    chosen = config.num_hidden_layers if model.layers is None else model.layers
+    return layers.shallower(teacher, chosen, auto_class, config)

@@ -8,14 +8,15 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
@@ -24,9 +25,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from forge import ranks
 from forge.errors import Failure
-from forge.models import loading, lora
+from forge.inputs.input import Size
+from forge.models import lora
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
+from forge.tasks.answer import Predictions
+from forge.tasks.decisions import Decisions
+from forge.tasks.task import Task, first
 from forge.training.signals import InWorker
 
 log = logging.getLogger(__name__)
@@ -130,6 +135,16 @@ class Restore(TrainerCallback):
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What a mode returns: a complete trainer, and what it found out on the way."""
+
+    trainer: Trainer
+    metadata: Mapping[str, object] = field(default_factory=dict)  # for run_metadata.json
+    results: Mapping[str, object] = field(default_factory=dict)  # for results.json
+    teachers: Mapping[str, Predictions] = field(default_factory=dict)  # answers by split, with ids
+
+
 class Trainer(transformers.Trainer):
     """Counts tokens and padding, shuffles length-grouped batches, keeps evaluation in order.
 
@@ -138,18 +153,15 @@ class Trainer(transformers.Trainer):
     """
 
     run_id = ""  # whose checkpoints these are
-    off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # is the save to come so?
-    in_training: Callable[..., dict[str, float]] | None = None  # a task's evaluation of its own
+    off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # was a save asked by a signal?
     limit: int | None = None  # of checkpoints; ours to keep, since transformers' ends with the last
+    loss_is_scaled_for_ga: bool | None = (
+        True  # `compute_loss` divides by the items of the whole optimizer step
+    )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # A classifier's loss is the mean over its batch, whatever keywords its forward swallows.
-        # Left alone, transformers 5.23 takes it to be scaled already: with 4 accumulation steps
-        # loss and gradient come out 4 times too large, with 2 processes twice. A language model's
-        # is the sum over tokens, divided by those of all accumulation steps and processes.
-        self.model_accepts_loss_kwargs &= loading.generates(type(self.model).__name__)
-        self.found: dict[str, Any] = {}  # what a mode adds to results.json
+    def __init__(self, *, task: Task, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.task = task
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
         self.last_ids: torch.Tensor | None = None
@@ -217,36 +229,36 @@ class Trainer(transformers.Trainer):
         With several ranks its last batch repeats rows, which it takes out of all but the loss. A
         task may look at its rows in its own way.
         """
-        if self.in_training:
-            return self._in_training(*args, **kwargs)
-        output: Any = super().evaluation_loop(*args, **kwargs)
+        if (output := self._task_evaluation(*args, **kwargs)) is not None:
+            return output
+        output = super().evaluation_loop(*args, **kwargs)
         if ranks.ranks() > 1:
-            for key in [key for key in output.metrics if key.endswith("_loss")]:
-                output.metrics[key] = self._mean_loss(output.predictions, output.label_ids)
+            metrics: Any = output.metrics
+            for key in [key for key in metrics if key.endswith("_loss")]:
+                metrics[key] = self._mean_loss(output.predictions, output.label_ids)
         return output
 
-    def _in_training(
+    def _task_evaluation(
         self,
         dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        assert self.in_training
+    ) -> EvalLoopOutput | None:
+        """What a task that evaluates by itself says of the rows; None for any other task."""
         rows: Any = dataloader.dataset
-        scores = self.in_training(self, rows).items()
-        named = {f"{metric_key_prefix}_{name}": value for name, value in scores}
+        scores = self.task.quick_evaluation(self, rows)
+        if scores is None:
+            return None
+        named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return EvalLoopOutput(None, None, named, len(rows))  # type: ignore[arg-type]
 
     def _mean_loss(self, predictions: Any, labels: Any) -> float:
-        """Of a classifier or regression, over rows."""
-        logits = predictions[0] if isinstance(predictions, tuple) else predictions
-        scores, wanted = torch.as_tensor(logits).float(), torch.as_tensor(labels)
-        if self.model.config.problem_type == "regression":  # type: ignore[union-attr]
-            return float(functional.mse_loss(scores.squeeze(-1), wanted))
-        smoothing = self.args.label_smoothing_factor
-        return float(functional.cross_entropy(scores, wanted, label_smoothing=smoothing))
+        """The task's loss over all rows."""
+        logits = torch.as_tensor(first(predictions)).float()
+        decisions = Decisions(logits, torch.as_tensor(labels))
+        return float(self.task.loss(decisions, len(logits), self.args.label_smoothing_factor))
 
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""
@@ -336,19 +348,55 @@ class Trainer(transformers.Trainer):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's loss of a batch: the one place where outputs become a loss."""
+        decisions, outputs = self.decide(model, inputs)
+        loss = self.task_loss(decisions, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def decide(self, model: Any, inputs: Any, **asked: bool) -> tuple[Decisions, Any]:
+        """The decisions of a batch, and the model's outputs; it is not shown the labels."""
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **asked)
+        return self.task.decisions(outputs, inputs), outputs
+
+    def task_loss(self, decisions: Decisions, inputs: Any, items: Tensor | None) -> Tensor:
+        """Divided by `items`, those of the optimizer step on all ranks (None: the batch's own)."""
+        smoothing = self.args.label_smoothing_factor
+        if items is None:
+            return self.task.loss(decisions, self.task.answer.items(inputs), smoothing)
+        return self.task.loss(decisions, items, smoothing) * self.rank_share
+
+    @property
+    def rank_share(self) -> int:
+        """What undoes the mean over the ranks that DDP takes of gradients."""
+        shared = self.args.average_tokens_across_devices  # then items are those of all ranks
+        return int(self.accelerator.num_processes) if shared else 1
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Any], device: torch.device
+    ) -> Tensor | None:
+        """Items of an optimizer step: of all its batches, on all ranks."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        counts = [self.task.answer.items(batch) for batch in batch_samples]
+        items = torch.stack(counts).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return items
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # a list is of prompts, whose answers are counted when they are drawn
-        read = {} if isinstance(inputs, list) else inputs
-        if (mask := read.get("attention_mask")) is not None:
-            self.examples += len(mask)
-            self.cells += mask.numel()
-            self.tokens = self.tokens + mask.sum()
-        elif "position_ids" in read:  # of rows one after the other
-            self.examples += len(read["id"])
-            self.cells += read["input_ids"].numel()
-            self.tokens = self.tokens + read["input_ids"].numel()
+        if not isinstance(inputs, list):  # of prompts, whose answers are counted when drawn
+            self.count(self.task.input.size(inputs))
         self.last_loss = super().training_step(model, inputs, *args, **kwargs)
         return self.last_loss
+
+    def count(self, size: Size) -> None:
+        """Add a training batch to what this rank has trained on."""
+        self.examples += size.examples
+        self.cells += size.cells
+        self.tokens = self.tokens + size.filled
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device, without the rows' ids, which no model reads."""

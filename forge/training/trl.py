@@ -18,6 +18,7 @@ from torch import nn
 from trl.trainer.utils import RepeatSampler
 
 from forge.errors import UserError
+from forge.inputs.input import Size
 from forge.models import lora
 from forge.tasks import decoding
 from forge.training.trainer import Trainer
@@ -26,13 +27,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainingArguments
 
-    from forge.tasks.text import Generation
 
-
-def arguments(args: TrainingArguments, task: Generation) -> dict[str, Any]:
+def arguments(args: TrainingArguments, max_new_tokens: int) -> dict[str, Any]:
     """The run's arguments, and those of TRL's that follow from the task."""
     return {field.name: getattr(args, field.name) for field in fields(args) if field.init} | {
-        "max_completion_length": task.max_new_tokens,
+        "max_completion_length": max_new_tokens,
         "disable_dropout": True,  # with it, two readings of one policy differ
     }
 
@@ -97,6 +96,10 @@ class OnPolicy(Trainer):
         with lora.replaced_names():
             return super().train(*args, **kwargs)
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's."""
+        return super(Trainer, self).compute_loss(*args, **kwargs)
+
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         return prompts, None, {}  # they are tokens, those of training and evaluation
 
@@ -108,9 +111,8 @@ class OnPolicy(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         prepared = super(Trainer, self)._prepare_inputs(inputs)  # not the house's: it is of columns
         masks = prepared["prompt_mask"], prepared["completion_mask"]
-        self.examples += len(masks[0])
-        self.cells += sum(mask.numel() for mask in masks)
-        self.tokens = self.tokens + sum(mask.sum() for mask in masks)
+        filled = sum(mask.sum() for mask in masks)
+        self.count(Size(len(masks[0]), sum(mask.numel() for mask in masks), filled))
         self.last_ids = prepared["id"]
         return prepared
 

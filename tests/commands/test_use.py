@@ -194,7 +194,7 @@ def test_a_regression_gives_its_number(launch, jsonl):
 
 def test_what_cannot_be_asked_is_one_line(run, jsonl, tmp_path):
     for given, message in (
-        ({"texts": [["a"]]}, r"it reads pairs \(premise, hypothesis\); add --pair TEXT"),
+        ({"given": [["a"]]}, r"it reads pairs \(premise, hypothesis\); add --pair TEXT"),
         ({"file": jsonl("x.jsonl", [{"premise": "a"}])}, "column hypothesis: not in .*x.jsonl"),
         ({"file": jsonl("y.jsonl", [{"premise": "a", "hypothesis": None}])}, "1 rows have no text"),
         ({"file": tmp_path / "none.csv"}, "none.csv: no such file"),

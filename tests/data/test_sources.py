@@ -7,7 +7,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from forge.data import sources
 from forge.errors import UserError
-from forge.inputs import text as inputs_text
 
 ROWS = [{"text": "naïve, “quoted”", "label": "a"}, {"text": 'tab\\t "x"', "label": "NA"}]
 
@@ -124,46 +123,3 @@ def test_an_empty_directory_and_a_missing_one_are_refused(tmp_path):
 def test_without_the_hub_the_way_out_is_named_at_once():
     with pytest.raises(UserError, match=r"Hub is unreachable .* task\.dataset\.path=DIR"):
         sources.load(path="nyu-mll/glue", name="mnli")
-
-
-@pytest.fixture
-def tokenizer():
-    from forge.config.schema import Model
-    from forge.models.loading import load_tokenizer
-
-    model = Model(config={"model_type": "bert", "vocab_size": 60, "max_position_embeddings": 16})
-    return load_tokenizer(model, ["the cat sat on a mat", "a dog ran"] * 3)
-
-
-def rows(*texts):
-    return Dataset.from_dict(
-        {"id": list(range(len(texts))), "text": list(texts), "labels": [0] * len(texts)}
-    )
-
-
-def test_tokenising_counts_what_was_cut_and_is_done_once(tmp_path, tokenizer, monkeypatch):
-    settings = {"text": ["text"], "max_length": 6, "cache_dir": tmp_path}
-    split = inputs_text.tokenize(rows("the cat", "the cat sat on a mat"), tokenizer, **settings)
-    assert list(split["truncated"]) == [False, True]
-    assert list(split["length"]) == [4, 6]
-    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "tokenised").iterdir()}
-    again = inputs_text.tokenize(rows("the cat", "the cat sat on a mat"), tokenizer, **settings)
-    assert again.to_dict() == split.to_dict()
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "tokenised").iterdir()} == written
-    other = inputs_text.tokenize(rows("the dog", "the cat sat on a mat"), tokenizer, **settings)
-    assert other["input_ids"] != split["input_ids"]
-
-
-def test_batches_are_padded_to_the_longest_row_and_a_multiple_of_eight(tmp_path, tokenizer):
-    split = inputs_text.tokenize(
-        rows("the cat", "a dog ran"),
-        tokenizer,
-        text=["text"],
-        max_length=16,
-        cache_dir=tmp_path,
-    )
-    assert inputs_text.Collator(tokenizer)(list(split))["input_ids"].shape == (2, 5)
-    batch = inputs_text.Collator(tokenizer, 8)(list(split))
-    assert batch["input_ids"].shape == (2, 8)
-    assert batch["attention_mask"].sum(1).tolist() == list(split["length"])
-    assert set(batch) <= {"input_ids", "attention_mask", "token_type_ids", "labels"}

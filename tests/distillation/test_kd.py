@@ -1,4 +1,4 @@
-"""TODO"""
+"""Distillation of classifiers: what a run of mode=kd learns, finds and refuses."""
 
 import json
 import logging
@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from forge.config.schema import to_config
 from forge.data import fingerprints
-from forge.distillation import teacher as distillation_teacher
+from forge.distillation import finding, stored
 from forge.errors import UserError
+from forge.experiment import train_teachers
 from forge.records.files import read_json
 from tests.support.runs import SMALL, TOY, history, launch_in, results, weights, write_rows
 
@@ -311,10 +312,10 @@ def test_a_job_before_the_students_trains_their_teacher(composed, caplog):
     words = (*TOY, *SMALL, *TEACHER, "teacher.trainer.num_train_epochs=1")
     caplog.set_level(logging.INFO)
     cfg, control = composed(*words), composed(*words, "mode.alpha=0")
-    assert [len(distillation_teacher.untrained(to_config(c))) for c in (cfg, control)] == [1, 0]
-    distillation_teacher.train_first(cfg)
+    assert [len(finding.untrained(to_config(c))) for c in (cfg, control)] == [1, 0]
+    train_teachers(cfg)
     assert "it is trained first" in caplog.text
-    assert distillation_teacher.untrained(to_config(cfg)) == []
+    assert finding.untrained(to_config(cfg)) == []
 
 
 @pytest.mark.slow
@@ -343,15 +344,13 @@ def test_stored_answers_teach_what_live_ones_do(kd):
 
 @pytest.mark.slow
 def test_the_teacher_hears_the_training_rows_once_in_a_sweep_over_alpha(kd, monkeypatch, tmp_path):
-    from forge.distillation import stored as distillation_stored
+    heard, compute = [], stored.compute
 
-    heard, ask = [], distillation_stored.ask
-
-    def counted(expert, rows, *settings):
+    def counted(teacher, rows, *settings):
         heard.append(len(rows))
-        return ask(expert, rows, *settings)
+        return compute(teacher, rows, *settings)
 
-    monkeypatch.setattr(distillation_stored, "ask", counted)
+    monkeypatch.setattr(stored, "compute", counted)
     for alpha in (0, 0.25, 0.5, 0.75, 1):
         kd(f"mode.alpha={alpha}", f"cache_dir={tmp_path / 'cache'}", at=f"alpha_{alpha}")
     assert heard.count(256) == 1 and heard.count(120) == 1  # training, evaluation
@@ -472,8 +471,6 @@ def test_two_who_want_the_same_answers_ask_once(monkeypatch, tmp_path):
 
     from datasets import Dataset
 
-    from forge.distillation import stored as distillation_stored
-
     rows = Dataset.from_dict({"id": range(9), "text_0": ["a"] * 9, "labels": [0] * 9})
     prepared = SimpleNamespace(
         rows={"train": rows},
@@ -482,20 +479,15 @@ def test_two_who_want_the_same_answers_ask_once(monkeypatch, tmp_path):
     )
     asked = []
 
-    def ask(*_):
+    def compute(*_):
         asked.append(1)
         return np.arange(27.0, dtype=np.float32).reshape(9, 3)
 
-    monkeypatch.setattr(distillation_stored, "ask", ask)
-    monkeypatch.setattr(distillation_stored, "tokenize", lambda *_: rows)
-    monkeypatch.setattr(distillation_stored, "_spot_check", lambda *_: None)
-    expert = SimpleNamespace(digest="same")
+    monkeypatch.setattr(stored, "compute", compute)
+    monkeypatch.setattr(stored, "_spot_check", lambda *_: None)
+    teacher = SimpleNamespace(digest="same", encode=lambda *_: rows)
     with ThreadPoolExecutor(4) as pool:
-        found = list(
-            pool.map(
-                lambda _: distillation_stored.stored_logits(expert, prepared, "train"), range(4)
-            )
-        )
+        found = list(pool.map(lambda _: stored.stored_logits(teacher, prepared, "train"), range(4)))
     assert len(asked) == 1
     assert all(np.array_equal(found[0], other) for other in found)
 
@@ -608,16 +600,16 @@ def test_the_command_for_a_teacher_by_hand(monkeypatch):
         "choices": {"task": "mnli", "model@teacher": "bert"},
         "overrides": ["experiment=x", "task.max_length=64", "teacher.trainer.num_train_epochs=2"],
     }
-    monkeypatch.setattr(distillation_teacher, "composition", lambda: composed)
-    assert distillation_teacher._command(Model(path="a b")) == (
+    monkeypatch.setattr(finding, "composition", lambda: composed)
+    assert finding._command(Model(path="a b")) == (
         "python launch.py mode=sft task=mnli task.max_length=64 'model.path=a b' "
         "trainer.num_train_epochs=2"
     )
-    assert "model=bert" in distillation_teacher._command(Model())
+    assert "model=bert" in finding._command(Model())
 
 
 def test_a_model_with_a_path_is_the_same_whatever_sizes_stand_beside_it(tmp_path):
-    from forge.distillation.teacher import _identity
+    from forge.distillation.finding import _identity
 
     one = {"path": str(tmp_path), "config": {"hidden_size": 1}, "layers": None}
     assert _identity(one) == _identity({"path": f"{tmp_path}/.", "config": {}, "new_head": True})

@@ -18,7 +18,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from forge.distillation.on_policy import LanguageDistillation, arguments, check_fit
+from forge.distillation.on_policy import check_fit
+from forge.distillation.trl_distillation import LanguageDistillation, arguments
 from forge.errors import UserError
 from forge.records.files import read_json
 from tests.support.drawing import check_stopped, history
@@ -42,7 +43,7 @@ def distillation_of(task_of, tmp_path):
                                   per_device_train_batch_size=2)  # fmt: skip
         args = arguments(SimpleNamespace(args=plain, task=task), **settings)
         found = LanguageDistillation(
-            teacher=expert, model=student, args=args, train_dataset=split,
+            task=task, teacher=expert, model=student, args=args, train_dataset=split,
             processing_class=tokenizer,
         )  # fmt: skip
         rows = [split[i]["input_ids"] for i in (0, 1)]
@@ -184,7 +185,7 @@ def test_rows_that_are_no_tokens_must_be_as_many(task_of, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=2)
     run = SimpleNamespace(task=task, splits={"train": split}, model=student, args=args)
     with pytest.raises(UserError, match=r"teacher big: its embeddings have \d+ rows, the student"):
-        task.max_new_tokens = 8
+        task.answer.max_new_tokens = 8
         check_fit(SimpleNamespace(model=expert, name="big"), run)
 
 
@@ -192,8 +193,8 @@ def test_without_trl_the_way_out_is_said(kd, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("trl.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "trl", None)
-    for name in ("distill_lm", "on_policy"):
-        monkeypatch.delitem(sys.modules, f"forge.{name}", raising=False)
-        monkeypatch.delattr(f"forge.{name}", raising=False)
+    for name in ("forge.distillation.trl_distillation", "forge.training.trl"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     with pytest.raises(UserError, match=r"trl is not installed; pip install 'forge\[rl\]'"):
         kd(*ON_POLICY)

@@ -336,15 +336,15 @@ def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
 
 
 def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):
-    from forge.data import sources
+    from forge.training import preparation
 
-    def tokenize(*args, **kwargs):
+    def encode(*args, **kwargs):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except BaseException as error:  # as an import does to what comes in its midst
             raise ImportError("initialization failed") from error
 
-    monkeypatch.setattr(sources, "tokenize", tokenize)
+    monkeypatch.setattr(preparation, "encode", encode)
     with pytest.raises(Preempted):
         toy_run(*RUN)
     assert read_json(tmp_path / "run" / "training_state.json")["status"] == "preempted"

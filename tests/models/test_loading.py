@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PretrainedConfig
 
 from forge.config.schema import Model
 from forge.errors import UserError
+from forge.inputs.text import Text, vocabulary
 from forge.models import layers, loading
-from forge.tasks import task as tasks_task
+from forge.tasks import kinds
+from forge.tasks.text import HEAD
 
 SIZES = {
     "model_type": "bert",
@@ -24,7 +26,7 @@ TEXTS = ["the cat sat", "a dog ran away", "the cat ran", "a dog sat"] * 2
 
 
 def task(*labels):
-    return tasks_task.Classification(
+    return kinds.text_label(
         dataset=dict,
         text="text",
         label="label",
@@ -35,8 +37,11 @@ def task(*labels):
 
 
 def load(model, for_task):
-    tokenizer = loading.load_tokenizer(model, TEXTS)
-    return loading.load(model, for_task, loading.load_config(model, for_task, tokenizer)), tokenizer
+    rows = Dataset.from_dict({"text_0": TEXTS, "prompt": TEXTS, "completion": TEXTS})
+    tokenizer = for_task.input.load_processor(model, rows)
+    config = loading.load_config(model, for_task.input.fitting(tokenizer))
+    for_task.check(model, tokenizer, config, "model")
+    return loading.load(model, for_task.head, config), tokenizer
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def logits(model, tokenizer):
 
 
 def test_from_nothing_the_vocabulary_is_the_tasks_own_and_deterministic():
-    first, second = (loading.load_tokenizer(Model(config=SIZES), TEXTS) for _ in range(2))
+    first, second = (vocabulary(Model(config=SIZES), TEXTS) for _ in range(2))
     assert first.get_vocab() == second.get_vocab()
     assert first.tokenize("The CAT ran") == ["the", "cat", "ran"]
     pair = first("the cat", "a dog")
@@ -189,14 +194,15 @@ def test_a_broken_model_directory_is_one_line(saved):
 
 def test_max_length_is_held_against_the_models_limit():
     model, tokenizer = load(Model(config=SIZES), task("a", "b"))
-    assert loading.max_length(None, tokenizer, model.config) == 32
-    assert loading.max_length(20, tokenizer, model.config) == 20
+    assert Text(None, ["text"]).limit(tokenizer, model.config) == 32
+    assert Text(20, ["text"]).limit(tokenizer, model.config) == 20
     with pytest.raises(UserError, match=r"max_length=33: the model reads at most 32"):
-        loading.max_length(33, tokenizer, model.config)
+        Text(33, ["text"]).limit(tokenizer, model.config)
+    assert Text(33, ["text"]).limit(tokenizer, model.config, cut=True) == 32
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(saved, tmp_path):
-    words = loading.load_tokenizer(Model(config=SIZES), [*TEXTS, "zebra xylophone quartz"] * 3)
+    words = vocabulary(Model(config=SIZES), [*TEXTS, "zebra xylophone quartz"] * 3)
     words.save_pretrained(tmp_path / "words")
     model = Model(path=str(saved), tokenizer=str(tmp_path / "words"))
     with pytest.raises(UserError, match="name the tokenizer that the model was trained with"):
@@ -205,12 +211,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused(saved, tmp_path):
 
 def test_regression_has_a_head_of_one():
     source = {"train": Dataset.from_list([{"text": "a", "label": 0.5}])}
-    regression = tasks_task.Regression(
+    regression = kinds.text_number(
         dataset=lambda: source, text="text", label="label", metrics=["mse"], headline="mse"
     )
     model, _ = load(Model(config=SIZES), regression)
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
-    assert regression.predict(np.zeros((2, 1))).shape == (2,)
+    assert regression.answer.predict(np.zeros((2, 1))).shape == (2,)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +231,7 @@ def test_a_shallower_model_has_the_chosen_layers_and_survives_saving(kind, tmp_p
     sizes = dict(zip(names, (16, 4, 2, 32), strict=True))
     config = CONFIG_MAPPING[kind](vocab_size=40, num_labels=3, **sizes)
     source = AutoModelForSequenceClassification.from_config(config)
-    student = shallower(source, [0, 3]).eval()
+    student = shallower(source, [0, 3], AutoModelForSequenceClassification).eval()
     kept = {name: tensor for name, tensor in student.state_dict().items() if "layer.1." in name}
     assert kept
     for name, tensor in kept.items():
@@ -251,7 +257,7 @@ DECODER = {
 
 def test_a_decoders_vocabulary_gives_any_text_back_and_spells_numbers():
     texts = ["Ann has 12 cups.", "Ben has 12 cups."] * 3
-    first, second = (loading.load_tokenizer(Model(config=DECODER), texts) for _ in range(2))
+    first, second = (vocabulary(Model(config=DECODER), texts) for _ in range(2))
     assert first.get_vocab() == second.get_vocab()
     assert first.tokenize("12 cups.")[:2] == ["1", "2"]
     for text in (*texts, "  naïve 12,5\n\tπ 😀"):
@@ -261,24 +267,18 @@ def test_a_decoders_vocabulary_gives_any_text_back_and_spells_numbers():
 
 
 def test_a_language_model_knows_its_ends_and_is_made_shallower():
-    from forge.tasks.text import Generation
-
-    task, model = Generation(), Model(config=DECODER)
+    task, model = kinds.prompt_text(), Model(config=DECODER)
     built, tokenizer = load(model, task)
     assert built.config.eos_token_id == tokenizer.eos_token_id
     assert type(built).__name__ == "LlamaForCausalLM"
-    fewer = layers.shallower(built, [0, 2], head=task.head)
+    fewer = layers.shallower(built, [0, 2], task.head.auto_class)
     assert torch.equal(fewer.model.layers[1].mlp.up_proj.weight,
                        built.model.layers[2].mlp.up_proj.weight)  # fmt: skip
 
 
 def test_a_classifier_is_no_language_model(saved):
-    from forge.tasks.text import Generation
-
-    model = Model(path=str(saved))
-    tokenizer = loading.load_tokenizer(model, ())
     with pytest.raises(UserError, match="BertForSequenceClassification has no head that generates"):
-        loading.load_config(model, Generation(), tokenizer)
+        load(Model(path=str(saved)), kinds.prompt_text())
 
 
 @pytest.mark.parametrize(
@@ -293,4 +293,4 @@ def test_a_classifier_is_no_language_model(saved):
     ],
 )
 def test_which_saved_models_write(name, writes):
-    assert loading.generates(name) is writes
+    assert HEAD.is_trained(PretrainedConfig(architectures=[name])) is writes

@@ -7,7 +7,7 @@ import torch
 
 from forge.config.schema import Model
 from forge.errors import UserError
-from forge.inputs import text
+from forge.inputs.prompt import Flattened
 from forge.models import loading
 from forge.training.trainer import Trainer
 from tests.support.drawing import check_stopped, history
@@ -27,11 +27,12 @@ def read(task_of, tmp_path):
     def make(attention):
         torch.manual_seed(0)
         model = Model(config=SIZES | {"hidden_size": 32, "num_hidden_layers": 2})
-        built = loading.load(model, task, loading.load_config(model, task, tokenizer))
+        fitting = task.input.fitting(tokenizer)
+        built = loading.load(model, task.head, loading.load_config(model, fitting))
         built.set_attn_implementation(attention)
         torch.nn.init.normal_(built.lm_head.weight, std=0.5)
         built.config.use_cache = False  # as the trainer sets it
-        return built, dict(task.collator(tokenizer, 8)(rows)), text.Flattened()(rows), rows
+        return built, dict(task.collator(tokenizer, 8)(rows)), Flattened()(rows), rows
 
     return make
 

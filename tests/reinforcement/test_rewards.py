@@ -100,7 +100,7 @@ def test_metrics_of_counts_are_those_of_predictions(name, labels):
             right, said = rng.integers(0, labels, (2, size))
             counts = np.zeros((labels, labels))
             np.add.at(counts, (right, said), 1)
-            assert rewards.SCORES[name](counts) == pytest.approx(module.score(right, said))
+            assert rewards.SCORES[name](counts) == pytest.approx(module.function.score(right, said))
 
 
 def drawn(metric, right, said):

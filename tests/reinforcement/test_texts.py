@@ -43,7 +43,7 @@ def test_results_hold_the_start_and_the_console_shows_the_reward(launch, caplog)
 
 @pytest.mark.slow
 def test_the_first_ratio_is_one_and_the_first_kl_is_zero(launch, monkeypatch):
-    from forge.reinforcement.texts import LanguageGRPO
+    from forge.reinforcement.trl_grpo import LanguageGRPO
 
     seen, real = [], LanguageGRPO._compute_loss
 
@@ -138,10 +138,10 @@ def test_two_ranks_hold_whole_groups_and_go_on_with_the_same_bits(tmp_path):
 
 
 def test_the_verdict_is_the_tasks():
-    from forge.modes.rl import verdict
-    from forge.tasks.text import Generation
+    from forge.reinforcement.texts import verdict
+    from forge.tasks.text import Written
 
-    task = Generation(answer=r"####\s*(\S+)", numeric=True)
+    task = Written(r"####\s*(\S+)", numeric=True)
     texts = ["1+1=2 #### 2.0", "#### 3", "2", ""]
     assert verdict(task, texts, label=["2"] * 4, id=[0] * 4) == [1, 0, 0, 0]
 
@@ -187,7 +187,8 @@ def test_without_trl_the_way_out_is_said(launch, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("trl.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "forge.reinforcement.texts", raising=False)
-    monkeypatch.delattr("forge.reinforcement.texts", raising=False)
+    for name in ("forge.reinforcement.trl_grpo", "forge.training.trl"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     with pytest.raises(UserError, match=r"trl is not installed; pip install 'forge\[rl\]'"):
         launch(*ONCE)

@@ -1,12 +1,14 @@
-"""TODO"""
+"""The card beside a run's model says what it is, and how to use it."""
 
 import json
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoConfig
 
 from forge.records.files import read_json
 from forge.results import card
+from forge.tasks.recorded import recorded_task
 from tests.support.runs import SMALL, results, snippet
 
 HUB_KEYS = {"library_name", "pipeline_tag", "metrics", "tags"}
@@ -52,7 +54,8 @@ def changed(toy_run):
         metadata = read_json(run_dir / "run_metadata.json")
         metadata["config"]["model"] |= facts.pop("model", {})
         (run_dir / "run_metadata.json").write_text(json.dumps(metadata | facts))
-        card.write(run_dir)
+        config = AutoConfig.from_pretrained(run_dir / "model")
+        card.write(run_dir, recorded_task(metadata, config))
         return ModelCard.load(run_dir / "model" / "README.md")
 
     return write

@@ -166,9 +166,9 @@ def test_only_what_changed_is_read_again(write, tmp_path, monkeypatch, own_cache
     folder = tmp_path / "runs"
     write("a"), write("b", status="running"), write("c")
     index.listing(folder)
-    read, reads = index.results.read_run, []
+    read, reads = index.results_runs.read_run, []
     monkeypatch.setattr(
-        index.results, "read_run", lambda path: reads.append(path.name) or read(path)
+        index.results_runs, "read_run", lambda path: reads.append(path.name) or read(path)
     )
     index.listing(folder, "seed=1")
     assert reads == []

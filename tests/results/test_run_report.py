@@ -56,7 +56,7 @@ def run_dir(tmp_path, jsonl):
     """A finished distillation on three kinds of rows: eight examples, answered by hand."""
     rows = [{"text": f"text {i} | with a bar", "label": NAMES[i % 2]} for i in range(8)]
     files = {split: str(jsonl(f"{split}.jsonl", rows)) for split in ("train", "validation")}
-    task = {"_target_": "forge.tasks.task.from_files", "files": files, "text": "text"}
+    task = {"_target_": "forge.tasks.kinds.text_files", "files": files, "text": "text"}
     found = build(task, "task").load()["validation"]
     folder = tmp_path / "run"
     (folder / "model").mkdir(parents=True)

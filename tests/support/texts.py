@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from forge.config.schema import Model
+from forge.inputs.text import vocabulary
 from forge.models import loading
-from forge.tasks.text import Generation
+from forge.tasks.kinds import prompt_text
 from tests.support.runs import launch_in, write_rows
 
 SIZES = {
@@ -57,13 +58,13 @@ def task_of(tmp_path):
 
     def make(rows=ROWS, **settings):
         path = str(write_rows(tmp_path / "rows.jsonl", rows))
-        return Generation(files={"train": path, "validation": path}, **settings)
+        return prompt_text(files={"train": path, "validation": path}, **settings)
 
     return make
 
 
 def tokenizer_of(begins=False, template=None):
-    tokenizer = loading.load_tokenizer(Model(config=SIZES), [t for r in ROWS for t in r.values()])
+    tokenizer = vocabulary(Model(config=SIZES), [t for r in ROWS for t in r.values()])
     if begins:
         from tokenizers.processors import TemplateProcessing
 
@@ -76,8 +77,8 @@ def tokenizer_of(begins=False, template=None):
 
 
 def tokenized(task, tokenizer, tmp_path, max_length=64):
-    task.make_ready(tokenizer)
-    return task.tokenize(task.load()["train"], tokenizer, max_length, tmp_path)
+    task.input.make_ready(tokenizer)
+    return task.encode(task.load()["train"], tokenizer, max_length, str(tmp_path))
 
 
 FEW = ("trainer.max_steps=4", "trainer.logging_steps=1", "task.headline=perplexity")
@@ -102,7 +103,9 @@ def kd(launch, teacher_run, tmp_path, monkeypatch):
 def model_of(tokenizer, task, seed, rows=0, **sizes):
     torch.manual_seed(seed)
     model = Model(config=SIZES | sizes)
-    built = loading.load(model, task, loading.load_config(model, task, tokenizer))
+    built = loading.load(
+        model, task.head, loading.load_config(model, task.input.fitting(tokenizer))
+    )
     torch.nn.init.normal_(built.lm_head.weight, std=0.5)
     if rows:
         built.resize_token_embeddings(len(tokenizer) + rows)

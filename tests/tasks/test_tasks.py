@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from forge.errors import UserError
-from forge.tasks import task as tasks_task
+from forge.tasks import kinds
 
 F1 = {"metrics": ["f1"], "headline": "f1"}
 
@@ -16,8 +16,9 @@ def classification(rows, **settings):
     if len({type(v) for v in values}) > 1:  # a file may mix types, an Arrow column may not
         columns["label"] = [None if v is None else str(v) for v in values]
     source = {split: Dataset.from_dict(columns) for split in ("train", "validation")}
-    settings = {"labels": ["no", "yes"], "metrics": ["accuracy"], "headline": "accuracy"} | settings
-    return tasks_task.Classification(dataset=lambda: source, text="text", label="label", **settings)
+    usual = {"labels": ["no", "yes"], "metrics": ["accuracy"], "headline": "accuracy"}
+    usual |= {"dataset": lambda: source, "text": "text", "label": "label"}
+    return kinds.text_label(**usual | settings)
 
 
 def labelled(*values):
@@ -40,8 +41,8 @@ def test_numbers_that_are_names_are_names():
 def test_labels_are_read_off_the_train_split_in_order():
     task = classification(labelled(10, 2, 2, 10), labels=None)
     assert ids(task) == [1, 0, 0, 1]
-    assert task.names == ["2", "10"]
-    assert (task.num_labels, task.problem_type) == (2, "single_label_classification")
+    assert task.head.labels == ("2", "10")
+    assert task.head.problem_type == "single_label_classification"
 
 
 def test_minus_one_is_a_label_when_it_is_named():
@@ -58,9 +59,7 @@ def test_the_train_split_decides_whether_numbers_are_names():
         "train": Dataset.from_list(labelled("1", "2")),
         "validation": Dataset.from_list(labelled("0", "1")),
     }
-    task = classification([])
-    task.dataset = lambda: source
-    task.names, task.labels = [], None
+    task = classification([], dataset=lambda: source, labels=None)
     with pytest.raises(UserError, match=r"split validation, column label: 0 \(first in row 0\)"):
         task.load()
 
@@ -68,8 +67,7 @@ def test_the_train_split_decides_whether_numbers_are_names():
 @pytest.mark.parametrize("name", ["id", "labels", "length", "input_ids"])
 def test_a_text_column_may_have_any_name(name):
     source = {s: Dataset.from_list([{name: "a", "label": 1}]) for s in ("train", "validation")}
-    task = classification([])
-    task.dataset, task.text = (lambda: source), [name]
+    task = classification([], dataset=lambda: source, text=[name])
     assert list(task.load()["train"]["text_0"]) == ["a"]
 
 
@@ -125,25 +123,26 @@ def test_an_empty_split_is_refused(jsonl):
 
 
 def from_files(path, **settings):
-    return tasks_task.from_files(files={"train": path, "validation": path}, text="text", **settings)
+    return kinds.text_files(files={"train": path, "validation": path}, text="text", **settings)
 
 
 def test_fractions_mean_regression(jsonl):
     task = from_files(jsonl("a.jsonl", labelled(0.5, 1, 2)))
-    assert (task.problem_type, task.num_labels, task.headline) == ("regression", 1, "pearson")
+    assert (task.head.problem_type, task.headline) == ("regression", "pearson")
+    assert len(task.head.labels) == 1
     assert list(task.load()["train"]["labels"]) == [0.5, 1.0, 2.0]
 
 
 def test_words_and_whole_numbers_mean_classification(jsonl):
     task = from_files(jsonl("a.jsonl", labelled(0, 1, 0)))
-    assert (task.problem_type, task.headline) == ("single_label_classification", "accuracy")
+    assert (task.head.problem_type, task.headline) == ("single_label_classification", "accuracy")
     task.load()
-    assert task.names == ["0", "1"]
+    assert task.head.labels == ("0", "1")
 
 
 def test_the_kind_of_problem_can_be_given(jsonl):
     path = jsonl("a.jsonl", labelled(1, 2, 3))
-    assert from_files(path, problem_type="regression").problem_type == "regression"
+    assert from_files(path, problem_type="regression").head.problem_type == "regression"
     with pytest.raises(UserError, match="did you mean regression"):
         from_files(path, problem_type="regresion")
 
@@ -157,7 +156,7 @@ def test_a_target_that_is_no_number_is_refused(jsonl, value):
 
 def test_the_mark_of_an_unlabelled_target_is_skipped(caplog):
     source = {s: Dataset.from_list(labelled(0.5, -1.0, 2.0)) for s in ("train", "validation")}
-    task = tasks_task.Regression(
+    task = kinds.text_number(
         dataset=lambda: source,
         text="text",
         label="label",
@@ -172,16 +171,16 @@ def test_the_mark_of_an_unlabelled_target_is_skipped(caplog):
 def test_answers_and_metrics_come_from_logits():
     task = classification(labelled(0, 1), metrics=["accuracy", "f1"])
     logits = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    assert task.predict(logits).tolist() == [0, 1, 0]
+    assert task.answer.predict(logits).tolist() == [0, 1, 0]
     assert task.judge(logits, np.array([0, 1, 1])) == pytest.approx(
         {"accuracy": 2 / 3, "f1": 2 / 3}
     )
 
 
 def test_regression_answers_are_the_logits():
-    task = tasks_task.Regression(
+    task = kinds.text_number(
         dataset=dict, text="text", label="label", metrics=["mse"], headline="mse"
     )
-    assert task.predict(np.array([[0.5], [1.5]])).tolist() == [0.5, 1.5]
+    assert task.answer.predict(np.array([[0.5], [1.5]])).tolist() == [0.5, 1.5]
     assert task.judge(np.array([[0.5], [1.5]]), np.array([0.5, 0.5])) == {"mse": 0.5}
     assert not task.greater_is_better

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Language tasks: what is learnt of a row, what is generated, and when it is right."""
 
 import itertools
 import json
@@ -13,14 +13,14 @@ from transformers import Trainer, TrainingArguments
 from forge.commands.predict import predict
 from forge.config.schema import Model
 from forge.errors import UserError
-from forge.inputs.text import IGNORED
+from forge.inputs.prompt import IGNORED
 from forge.models import loading
 from forge.results.examine import examine
 from forge.results.show import shown
 from forge.results.statistics import RESAMPLES, difference, read_answers
-from forge.tasks.decoding import generate, losses
+from forge.tasks.decoding import Reader, generate, losses
 from forge.tasks.metrics import pass_at, wilson
-from forge.tasks.text import Generation
+from forge.tasks.text import Written
 from tests.support.runs import losses as curve
 from tests.support.runs import results, write_rows
 from tests.support.texts import (
@@ -41,12 +41,14 @@ def fitted(task_of, tmp_path):
     split = tokenized(task, tokenizer, tmp_path)
     torch.manual_seed(0)
     model = Model(config=SIZES | {"hidden_size": 32})
-    built = loading.load(model, task, loading.load_config(model, task, tokenizer))
+    built = loading.load(
+        model, task.head, loading.load_config(model, task.input.fitting(tokenizer))
+    )
     torch.nn.init.normal_(built.lm_head.weight)  # answers that differ from row to row
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     args.per_device_eval_batch_size = 2
     collate = task.collator(tokenizer, None)
-    return task, split, Trainer(built, args, collate, processing_class=tokenizer)
+    return task.written, split, Trainer(built, args, collate, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +70,9 @@ def fitted(task_of, tmp_path):
     ],
 )
 def test_answers_are_extracted_in_the_one_form_that_equal_ones_share(settings, completion, answer):
-    task = Generation(**settings)
-    assert task.extract(completion) == answer
-    assert task.judge(answer, answer) == bool(answer)
+    written = Written(settings.get("answer", "whole"), settings.get("numeric", False))
+    assert written.extract(completion) == answer
+    assert written.is_right(answer, answer) == bool(answer)
 
 
 def test_rows_have_a_prompt_a_completion_and_the_reference_answer(task_of):
@@ -111,10 +113,10 @@ def test_what_cannot_be_learnt_from_is_refused(task_of, rows, settings, message)
 
 
 def test_a_classifiers_metric_is_for_no_text_and_the_other_way_round():
-    from forge.tasks.task import Classification
+    from forge.tasks.kinds import text_label
 
     with pytest.raises(UserError, match="metric exact_match: it does not judge a single_label"):
-        Classification(
+        text_label(
             dataset=dict, text="a", label="b", metrics=["exact_match"], headline="exact_match"
         )
 
@@ -138,7 +140,7 @@ def test_the_loss_is_that_of_the_next_token_of_each_completion(fitted):
             logits = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         first, ids = row["prompt_length"], row["input_ids"]
         by_hand.append([-float(logits[i - 1, ids[i]]) for i in range(first, len(ids))])
-    nll, tokens = losses(trainer, split)
+    nll, tokens = losses(Reader.of(trainer), split)
     assert nll == pytest.approx([sum(row) for row in by_hand], rel=1e-5)
     assert tokens == [len(row) for row in by_hand]
     batch = trainer.data_collator(list(split))
@@ -159,8 +161,10 @@ def test_batches_are_padded_on_the_right_and_padding_is_never_learnt(fitted):
 
 def test_answers_do_not_depend_on_the_batch(fitted):
     task, split, trainer = fitted
-    together = generate(trainer, split, task.greedy())
-    alone = [generate(trainer, split.select([i]), task.greedy())[0] for i in range(len(split))]
+    together = generate(Reader.of(trainer), split, task.greedy())
+    alone = [
+        generate(Reader.of(trainer), split.select([i]), task.greedy())[0] for i in range(len(split))
+    ]
     assert together == alone
     assert len(set(together)) == len(ROWS)
 
@@ -174,7 +178,7 @@ def test_generation_goes_on_from_the_prompt_token_by_token(fitted):
             ids = [*ids, int(trainer.model.eval()(torch.tensor([ids])).logits[0, -1].argmax())]
     written = ids[row["prompt_length"] :]
     assert tokenizer.eos_token_id not in written
-    (found,) = generate(trainer, split.select([0]), task.greedy())
+    (found,) = generate(Reader.of(trainer), split.select([0]), task.greedy())
     assert found == tokenizer.decode(written, skip_special_tokens=True)
 
 
@@ -189,21 +193,21 @@ def test_a_completion_ends_with_its_end_of_text_token(fitted):
     bias[trainer.processing_class.eos_token_id] = 1
     head = trainer.model.lm_head
     hook = head.register_forward_hook(lambda module, args, output: output + bias)
-    assert generate(trainer, split, task.greedy()) == ["", "", ""]
+    assert generate(Reader.of(trainer), split, task.greedy()) == ["", "", ""]
     hook.remove()
     assert trainer.model.generation_config is own  # put back, and not used
 
 
 def test_samples_leave_the_random_numbers_of_training_alone(fitted):
     task, split, trainer = fitted
-    task.pass_at, task.samples, task.answer = [1, 2], 2, "whole"
+    task.pass_at, task.samples = [1, 2], 2
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    scores, columns = task.examine(trainer, split)
-    again, _ = task.examine(trainer, split)
+    found, again = (task.evaluation(Reader.of(trainer), split) for _ in range(2))
+    scores, columns = found.scores, found.predictions
     assert torch.equal(torch.get_rng_state(), before)
     assert {"pass@1", "pass@2"} <= scores.keys()
-    assert scores["pass@1"] == again["pass@1"]
+    assert scores["pass@1"] == again.scores["pass@1"]
     assert columns["label"] == ["4", "exactly 6", "1"]
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
 

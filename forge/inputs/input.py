@@ -1,0 +1,130 @@
+"""What a model reads of a row: the question that every kind of input answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from forge.config.schema import Model
+
+Processor: TypeAlias = Any  # tokenizer or image processor: transformers has no common type
+Columns: TypeAlias = Mapping[str, list[Any]]  # of a split, by name
+Batch: TypeAlias = "Mapping[str, Tensor]"
+Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a batch holds."""
+
+    examples: int
+    cells: int  # positions that go through the model, padding included; 0 where there are none
+    filled: Tensor | int  # of these, what is not padding; on the device
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a model with this input is used with transformers alone: pieces of Python."""
+
+    processor: str  # transformers.Auto…
+    name: str  # of the processor as `pipeline` takes it
+    settings: str  # a line that comes first; "" for none
+    of_pipeline: str  # what a pipeline is called with
+    of_processor: str  # what the processor is called with
+
+
+class Input(ABC):
+    """What a model reads of a row. Student and teachers each have a processor of their own."""
+
+    unit: ClassVar[str]  # of lengths
+    columns: list[str]  # of the data, in the order in which a user gives their values
+    kept: list[str]  # of a split's rows, what these become
+    padding_free: bool | None = False  # rows one after the other; None: where attention is flash
+
+    @abstractmethod
+    def rows(self, columns: Columns, split: str) -> dict[str, list[Any]]:
+        """The columns `kept` of all rows; raises `UserError` for rows that cannot be read."""
+
+    @abstractmethod
+    def load_processor(
+        self, model: Model, rows: Dataset | None = None, where: str = "model"
+    ) -> Processor:
+        """The processor of `model`; where the model has no path, perhaps made for `rows`."""
+
+    @abstractmethod
+    def fitting(self, processor: Processor) -> dict[str, object]:
+        """Settings of an architecture from random weights that follow from the processor."""
+
+    @abstractmethod
+    def check(
+        self, model: Model, processor: Processor, config: PretrainedConfig, where: str
+    ) -> None:
+        """Raise `UserError` for a model that does not read this kind of input as processed."""
+
+    @abstractmethod
+    def limit(self, processor: Processor, config: PretrainedConfig, cut: bool = False) -> int:
+        """How much the model is given of a row (tokens, pixels).
+
+        Raises `UserError` where the task asks for more than the model reads; with `cut` it gets
+        what it can read.
+        """
+
+    def make_ready(self, processor: Processor) -> None:  # noqa: B027  # most need nothing
+        """Set a processor up; raises `UserError` for one that will not do."""
+
+    @abstractmethod
+    def features(self, rows: Columns, processor: Processor, limit: int) -> dict[str, list[Any]]:
+        """Columns `kept` as the model reads them, with `length` (for batches of like length) and
+        `truncated` (whether some of a row was cut)."""
+
+    @abstractmethod
+    def encode(self, rows: Dataset, processor: Processor, limit: int, cache_dir: Path) -> Dataset:
+        """The rows with their features, cached by content."""
+
+    @abstractmethod
+    def collator(self, processor: Processor, multiple: int | None, *extra: str) -> Collator:
+        """What makes batches of encoded rows; columns named in `extra` are in them too."""
+
+    @abstractmethod
+    def model_columns(self, processor: Processor) -> list[str]:
+        """Of encoded rows, what a batch for the model alone is made of."""
+
+    @abstractmethod
+    def same_positions(self, ours: Dataset, theirs: Dataset) -> bool:
+        """Whether two models get the same positions for encoded rows, in the same order."""
+
+    def difference(self, rows: Dataset, ours: Processor, theirs: Processor) -> str | None:
+        """What makes two processors read some rows differently; None where they read the same."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def size(self, batch: Batch) -> Size:
+        """What a training batch holds."""
+
+    @abstractmethod
+    def mask(self, batch: Batch) -> Tensor | None:
+        """Of the positions [B, L] 1 for what is not padding; None where there is no padding."""
+
+    @abstractmethod
+    def shown(self, rows: Dataset | Columns) -> dict[str, list[Any]]:
+        """What a reader is shown of each row, by the data's column names."""
+
+    @abstractmethod
+    def usage(self, limit: int) -> Usage:
+        """For the model's card."""
+
+    @abstractmethod
+    def example(self, processor: Processor, count: int, length: int) -> dict[str, Tensor]:
+        """A batch of `count` made-up rows of `length` (where rows have one), to time a model."""
+
+    def open_axes(self, batch: Batch) -> dict[str, dict[int, str]]:
+        """Of the tensors of a batch, the axes whose size changes from batch to batch, named."""
+        return {name: {0: "batch"} for name in batch}

@@ -1,0 +1,105 @@
+"""The policy of a classifier: one label for each row, drawn from its softmax over the labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from transformers import set_seed
+
+from forge.errors import UserError
+from forge.inputs.text import pad_multiple
+from forge.models.forward import Pass
+from forge.reinforcement.grpo import GRPO, Settings, draw
+from forge.reinforcement.policy import Policy
+from forge.tasks.answer import Scores
+from forge.training.evaluation import logits_of
+from forge.training.trainer import Ready
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+SAMPLED = 256  # training rows whose answers are drawn beforehand
+BEFORE = 2**31  # as the step of these draws: that of no step
+SCALED = (  # by any other reward than exact alone
+    "mode.scale_rewards=group: of two labels one is better, and by how much is scaled away; "
+    "mode.scale_rewards=batch keeps it"
+)
+
+
+class Labels(Policy):
+    """Draws labels."""
+
+    def bind(self) -> None:
+        names, own = list(self.task.head.labels or ()), self.task.input.columns
+        if taken := {"completions", "id", "label"} & set(own):
+            raise UserError(
+                f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
+            )
+        self.names = names
+        self.rewards.bind(names, ["id", "label", *own])
+
+    def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        labels = [self.names[label] for label in rows["labels"]]
+        return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
+
+    def judge(self, labels: NDArray[Any], ids: list[int]) -> NDArray[Any]:
+        """Rewards [B * G, rewards] of labels [B, G] for the rows with these ids, NaN for none."""
+        once, count = self.columns_of(ids), range(labels.shape[1])
+        given = {name: [value for value in column for _ in count] for name, column in once.items()}
+        return self.rewards([self.names[label] for label in labels.reshape(-1)], given)
+
+    def sample(self, temperature: float, count: int) -> NDArray[Any]:
+        args, seed = self.prepared.args, self.prepared.args.seed
+        few = np.random.default_rng(seed).permutation(len(self.rows))[:SAMPLED]
+        rows, size = self.rows.select(few), args.train_batch_size
+        likely, ids = softmax(self._logits(rows) / temperature, -1), list(rows["id"])
+        values = []
+        for i in range(0, len(ids), size):  # rewards may be of a whole batch
+            batch = ids[i : i + size]
+            drawn = draw(likely[i : i + size], batch, BEFORE, seed, count)
+            values.append(self.judge(drawn, batch))
+        return np.concatenate(values)
+
+    def evaluate(self) -> dict[str, Scores]:
+        scores: dict[str, Scores] = {}
+        for split in self.task.evaluation:
+            rows = self.prepared.rows[split]
+            labels = np.asarray(rows["labels"])
+            scores[split] = self.task.judge(self._logits(rows), labels) | {"n": len(rows)}
+        return scores
+
+    def _logits(self, rows: Dataset) -> NDArray[Any]:
+        """The model's logits [rows, labels] before training."""
+        prepared, how = self.prepared, Pass.of(self.prepared.args)
+        processor, model = prepared.processor, prepared.model.to(how.device)  # type: ignore[arg-type]
+        encoded = self.task.encode(rows, processor, prepared.limit, prepared.config.cache_dir)
+        collate = self.task.collator(processor, pad_multiple(prepared.args))
+        return logits_of(model, encoded, collate, how)
+
+    def baseline(self, split: str) -> float:
+        return self.task.baseline(self.prepared.rows[split], self.prepared.splits[split])
+
+    def ready(self, settings: Settings, texts: Mapping[str, Any], gate: bool) -> Ready:
+        for name, value in texts.items():
+            if value is not None:
+                raise UserError(
+                    f"mode.{name}={value}: it is for language models; a label is no text"
+                )
+        start = self.start(settings, gate)
+        two, group = len(self.names) == 2, settings.scale_rewards == "group"
+        if two and group and [*self.rewards.functions] != ["exact"]:
+            log.warning(SCALED)
+        set_seed(self.prepared.args.seed)  # whatever came before
+        made = GRPO(
+            settings=settings,
+            rewards=self.rewards,
+            judge=self.judge,
+            **self.prepared.trainer_arguments(),
+        )
+        return Ready(made, {"start": start}, {"start": start})

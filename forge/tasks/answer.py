@@ -1,0 +1,100 @@
+"""What is asked of a row: the question that every kind of answer answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.tasks.decisions import Decisions, cross_entropy
+from forge.tasks.metrics import Function
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from forge.config.schema import Model
+    from forge.inputs.input import Batch, Columns
+
+Scores: TypeAlias = dict[str, Any]  # by metric: a number, an interval, a count
+Predictions: TypeAlias = dict[str, list[Any]]  # the columns of a predictions' file
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on a split, and what it answered to each row."""
+
+    scores: Scores
+    predictions: Predictions
+
+
+class Answer(ABC):
+    """What is asked of a row."""
+
+    columns: list[str]  # of the data, beside the input's
+    alignment: ClassVar[Literal["row", "word", "token"]]  # what a decision belongs to
+    distribution: ClassVar[bool] = True  # logits are one over answers; else each is a value
+    problem_type: ClassVar[str]  # as in transformers.PretrainedConfig, or generation
+    every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
+    missing: ClassVar[float | int] = -1  # the label of a row without one
+    trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the model's outputs in their order; None: the vocabulary."""
+
+    @abstractmethod
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
+        """Columns of right answers, the first with None for a row without one.
+
+        `columns` are the data's, `inputs` what the input kept. Raises `UserError`.
+        """
+
+    @abstractmethod
+    def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
+        """What the model's outputs decide; the only place that knows shapes."""
+
+    @abstractmethod
+    def items(self, batch: Batch) -> Tensor:
+        """How many decisions of a batch the loss is averaged over."""
+
+    def loss(self, decisions: Decisions, smoothing: float = 0.0) -> Tensor:
+        """The task's loss, summed over the decisions."""
+        return cross_entropy(decisions, smoothing)
+
+    @abstractmethod
+    def judged_by(self, metric: Function) -> bool:
+        """Whether a metric is for answers of this kind."""
+
+    @abstractmethod
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Answers from logits [rows, C]."""
+
+    def baseline(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Logits [rows, C] of always giving the commonest answer: what a teacher must beat."""
+        assert self.labels is not None
+        one_hot: NDArray[Any] = np.zeros((len(labels), len(self.labels)))
+        one_hot[:, Counter(labels.tolist()).most_common(1)[0][0]] = 1
+        return one_hot
+
+    def predictions(self, rows: Dataset, logits: NDArray[Any]) -> Predictions:
+        """The columns of a predictions' file."""
+        return {
+            "label": list(rows["labels"]),
+            "prediction": self.predict(logits).tolist(),
+            "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of how the data's answers were read."""
+        return []
+
+    def check(self, model: Model, config: PretrainedConfig, where: str) -> None:  # noqa: B027
+        """Raise `UserError` for a model that cannot answer so."""

@@ -1,0 +1,216 @@
+"""The kinds of task, each an input and an answer put together; a task's yaml names one of these."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from forge.data import sources
+from forge.errors import UserError, did_you_mean
+from forge.inputs.prompt import Prompt
+from forge.inputs.text import Text
+from forge.tasks.answer import Answer
+from forge.tasks.label import Label
+from forge.tasks.number import Number, numbers
+from forge.tasks.task import Task
+from forge.tasks.text import Written
+
+log = logging.getLogger(__name__)
+UNLABELLED = "unlabelled"
+Data: TypeAlias = Callable[[], sources.Source]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+def text_label(
+    *,
+    dataset: Data,
+    text: list[str] | str,
+    label: str,
+    metrics: list[str],
+    headline: str,
+    labels: list[str | int] | None = None,
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+    unlabelled_split: str | None = None,
+) -> Task:
+    """One or two texts in, one of several labels out; without `labels` they are read off train."""
+    return _of_text(
+        Label(label, labels),
+        text,
+        max_length,
+        dataset=dataset,
+        metrics=metrics,
+        headline=headline,
+        train=train,
+        evaluation=evaluation,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
+    )
+
+
+def text_number(
+    *,
+    dataset: Data,
+    text: list[str] | str,
+    label: str,
+    metrics: list[str],
+    headline: str,
+    unlabelled: float | None = None,
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+    unlabelled_split: str | None = None,
+) -> Task:
+    """One or two texts in, a number out; `unlabelled` is the value that marks a row without one."""
+    return _of_text(
+        Number(label, unlabelled),
+        text,
+        max_length,
+        dataset=dataset,
+        metrics=metrics,
+        headline=headline,
+        train=train,
+        evaluation=evaluation,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
+    )
+
+
+def _of_text(
+    answer: Answer,
+    text: list[str] | str,
+    max_length: int | None,
+    *,
+    dataset: Data,
+    metrics: list[str],
+    headline: str,
+    train: str = "train",
+    evaluation: list[str] | None,
+    max_rows: int | None,
+    unlabelled_split: str | None,
+) -> Task:
+    return Task(
+        input=Text(max_length, [text] if isinstance(text, str) else list(text)),
+        answer=answer,
+        auto="SequenceClassification",
+        pipeline="text-classification",
+        peft_type="SEQ_CLS",
+        dataset=dataset,
+        metrics=metrics,
+        headline=headline,
+        train=train,
+        evaluation=["validation"] if evaluation is None else evaluation,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
+    )
+
+
+def text_files(
+    *,
+    files: dict[str, str | None],
+    text: list[str] | str,
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    problem_type: str | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+) -> Task:
+    """A task over the user's own files, one per split.
+
+    `problem_type` is classification or regression; when it is not given, a train column with a
+    number that is not whole means regression. Metrics default to those usual for the problem.
+    """
+    source = _given(files)
+    if problem_type is None:
+        values = sources.read(source, "train", [label])[label]
+        fractions = labels is None and any(not v.is_integer() for v in numbers(values))
+        problem_type = "regression" if fractions else "classification"
+        log.info("problem type, read off %s: %s", label, problem_type)
+    usual = {
+        "classification": ["accuracy", "f1_macro"],
+        "regression": ["pearson", "spearman", "mse"],
+    }
+    if problem_type not in usual:
+        raise UserError(
+            f"task.problem_type={problem_type}: no such kind{did_you_mean(problem_type, usual)}"
+        )
+    chosen = [headline] if headline else []
+    metrics = metrics or list(dict.fromkeys([*chosen, *usual[problem_type]]))
+    return _of_text(
+        Number(label) if problem_type == "regression" else Label(label, labels),
+        text,
+        max_length,
+        dataset=lambda: source,
+        metrics=metrics,
+        headline=headline or metrics[0],
+        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        max_rows=max_rows,
+        unlabelled_split=UNLABELLED if UNLABELLED in source else None,
+    )
+
+
+def _given(files: dict[str, str | None]) -> dict[str, list[Path]]:
+    """The files of each split that has one."""
+    return {split: [Path(file).expanduser()] for split, file in files.items() if file is not None}
+
+
+def prompt_text(
+    *,
+    dataset: Data | None = None,
+    files: dict[str, str | None] | None = None,
+    prompt: str = "prompt",
+    completion: str = "completion",
+    messages: str | None = None,
+    template: str = "{prompt}",
+    chat: bool = False,
+    answer: str = "whole",
+    numeric: bool = False,
+    metrics: list[str] | None = None,
+    headline: str = "exact_match",
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+    padding_free: bool | None = None,
+    max_new_tokens: Count = 128,
+    generate_rows: Count | None = 200,
+    pass_at: list[Count] | None = None,
+    samples: Count = 8,
+    temperature: Annotated[float, Field(gt=0)] = 1.0,
+) -> Task:
+    """A prompt in, a text out (`Prompt`, `Written`); `files` stand for a dataset, one per split."""
+    source: sources.Source = _given(files or {})
+    if source:
+        evaluation = [split for split in source if split != train]
+    return Task(
+        input=Prompt(
+            max_length=max_length,
+            prompt=prompt,
+            completion=completion,
+            messages=messages,
+            template=template,
+            chat=chat,
+            padding_free=padding_free,
+        ),
+        answer=Written(
+            answer, numeric, max_new_tokens, generate_rows, pass_at or [], samples, temperature
+        ),
+        auto="CausalLM",
+        pipeline="text-generation",
+        peft_type="CAUSAL_LM",
+        dataset=(lambda: source) if source or dataset is None else dataset,
+        metrics=["exact_match", "perplexity"] if metrics is None else metrics,
+        headline=headline,
+        train=train,
+        evaluation=["validation"] if evaluation is None else evaluation,
+        max_rows=max_rows,
+    )

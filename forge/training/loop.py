@@ -1,0 +1,97 @@
+"""The training of one run: callbacks, the checkpoint to go on from, and what it took."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+from forge import ranks
+from forge.errors import UserError
+from forge.models import lora
+from forge.records import checkpoints
+from forge.training.callbacks import NanGuard, Padding, State
+from forge.training.trainer import Trainer, memory
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from forge.records.record import Record
+    from forge.training.signals import Stop
+
+log = logging.getLogger(__name__)
+
+
+def follow(trainer: Trainer, callbacks: Sequence[TrainerCallback], rec: Record) -> None:
+    """Add the run's callbacks; raises `UserError` for one that cannot do its work."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback) and not trainer.args.load_best_model_at_end:
+            raise UserError(
+                "callbacks=early_stopping: it needs trainer.load_best_model_at_end=true and "
+                "trainer.eval_strategy=epoch or steps"
+            )
+    trainer.remove_callback(PrinterCallback)
+    for callback in (State(rec), Padding(trainer), *callbacks):
+        if isinstance(callback, NanGuard):
+            callback.trainer = trainer
+        trainer.add_callback(callback)
+
+
+def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
+    """Train, from the newest good checkpoint when there is one; timings and throughput."""
+    args = trainer.args
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        return {}
+    _require_batch(trainer)
+    trainer.run_id = rec.metadata["id"]
+    checkpoint = _newest(trainer, rec)
+    if args.save_strategy != "no":
+        checkpoints.require_space(rec.run_dir, checkpoints.size_of(trainer.model))
+    stop.training = True
+    trainer.off_schedule = lambda: stop.extra
+    steps = 2 * args.gradient_accumulation_steps
+    same = f" trainer.gradient_accumulation_steps={steps}, the same optimizer step"
+    try:
+        with memory(args, "per_device_train_batch_size", same):
+            step = trainer.go(checkpoint)
+    finally:
+        stop.training = False
+    stop.leave(args.device)  # a signal after the last step: the evaluation is for the next attempt
+    seconds, (examples, tokens, cells) = trainer.seconds, trainer.totals()
+    return {
+        "steps": step,
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "seconds": round(seconds, 3),  # of all attempts, up to the checkpoints gone on from
+        "examples_per_second": round(examples / seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "padding_share": round(1 - tokens / cells if cells else 0.0, 4),
+        "peak_memory_gb": round(trainer.peak_memory / 1e9, 2),  # of rank 0
+    }
+
+
+def _require_batch(trainer: Trainer) -> None:
+    """Raise `UserError` where rows are fewer than a batch and an incomplete one is dropped."""
+    args: TrainingArguments = trainer.args
+    rows = len(trainer.train_dataset)  # type: ignore[arg-type]  # a datasets.Dataset
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"trainer.dataloader_drop_last: not one whole batch of {batch} in {rows} rows; "
+            "lower trainer.per_device_train_batch_size"
+        )
+
+
+def _newest(trainer: Trainer, rec: Record) -> Path | None:
+    """The newest good checkpoint of the run; where there should be one and is none, says so."""
+    checkpoint = ranks.broadcast(lambda: checkpoints.newest(rec.run_dir, trainer.run_id))
+    if checkpoint:
+        lora.require_same_base(trainer.model, checkpoint)
+        log.info("resume  %s", checkpoint.name)
+    elif len(rec.metadata["attempts"]) > 1 or any(rec.run_dir.glob(f"{checkpoints.ASIDE}*")):
+        there_was = f" ({name} is gone)" if (name := rec.state.get("latest_checkpoint")) else ""
+        log.warning("resume  no good checkpoint%s: training starts from the beginning", there_was)
+    return checkpoint
