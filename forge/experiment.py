@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,20 +23,22 @@ from forge.records import checkpoints
 from forge.records.environment import Commit
 from forge.records.files import RESULTS, STATE, read_json, write_json
 from forge.records.logs import logged_to
-from forge.records.record import Record, record
+from forge.records.record import record
 from forge.results import card
 from forge.results.tables import table
+from forge.tracking.tracker import tracker
 from forge.training import signals
 from forge.training.announcement import announce
 from forge.training.arguments import check_all, training_arguments
 from forge.training.evaluation import judge, write_predictions
 from forge.training.loop import follow, train
+from forge.training.memory import memory
 from forge.training.preparation import Prepared, prepare
-from forge.training.trainer import Ready, memory
+from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
     from forge.tasks.task import Task
 
@@ -67,7 +68,7 @@ def run(
         args = training_arguments(config, task, run_dir)
         mode: partial[Ready] = build(config.mode, "mode")
         modes.check(mode, task, args)
-        track = _tracking(config)
+        track = tracker(config)
         callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items()]
         rows = ranks.in_turn(task.load)
         teachers = _trained_teachers(config, task, args, rows, rec.metadata)
@@ -76,8 +77,8 @@ def run(
         with memory(args, "per_device_eval_batch_size"):  # teachers and starts are measured
             ready = mode(prepared=prepared)
         rec.note(**ready.metadata)
-        with track(rec, prepared) as tracker:
-            follow(ready.trainer, [*tracker, signals.AtStepEnd(stop), *callbacks], rec)
+        with track(rec, prepared) as tracked:
+            follow(ready.trainer, [*tracked, signals.AtStepEnd(stop), *callbacks], rec)
             trained = train(ready.trainer, rec, stop)
             with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
                 results = judge(ready.trainer, prepared.splits, run_dir)
@@ -135,25 +136,8 @@ def _train_teacher(teacher: TeacherRun) -> Model:
     return Model(path=str(run_dir))
 
 
-def _tracking(
-    config: Config,
-) -> Callable[[Record, Prepared], AbstractContextManager[list[TrainerCallback]]]:
-    """Called with what is tracked: a context that yields the callbacks, none for null."""
-    start = None if config.tracking is None else build(config.tracking, "tracking")
-    if start is None or ranks.rank():
-        return lambda rec, prepared: nullcontext([])
-
-    @contextmanager
-    def track(rec: Record, prepared: Prepared) -> Iterator[list[TrainerCallback]]:
-        with start(rec=rec, prepared=prepared) as callback:
-            yield [callback]
-
-    return track
-
-
 def _write(ready: Ready, prepared: Prepared, run_dir: Path, results: dict[str, object]) -> None:
-    """The model, results.json, and what is read a month later: the whole curve, the teachers'
-    answers, the model's card."""
+    """The model, results.json, the whole curve, the teachers' answers, the model's card."""
     trainer = ready.trainer
     trainer.save_model(str(run_dir / "model"))
     if ranks.rank():

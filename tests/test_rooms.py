@@ -1,4 +1,5 @@
-"""The rooms of forge/: imports go downward only, and no modules import each other in a circle.
+"""The rooms of forge/: imports go downward only, and no modules import each other in a circle;
+kinds of task are named in their rooms alone, and a function fits a screen.
 
 Imports inside functions and under TYPE_CHECKING count; rooms on one floor do not import each other.
 """
@@ -25,6 +26,12 @@ FLOORS = (  # the lowest first; what is in no folder is named with the room it b
 FILES = [*ROOT.glob("forge/**/*.py"), *ROOT.glob("hydra_plugins/*.py"), ROOT / "launch.py"]
 NAMES = [file.relative_to(ROOT).with_suffix("").as_posix().split("/") for file in FILES]
 MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)}
+
+KINDS = {  # what a new kind of task adds to; every other room asks the task
+    *(f"forge.tasks.{name}" for name in ("kinds", "label", "number", "text")),
+    *(f"forge.inputs.{name}" for name in ("text", "prompt")),
+}
+LINES = 60  # of a function, at most
 
 
 def place(module: str) -> tuple[int, int]:
@@ -68,3 +75,20 @@ def test_imports_go_downward_and_in_no_circle():
         for a, name in sorted(wrong)
     ]
     assert not lines, "\n".join(lines)
+
+
+def test_kinds_are_named_in_their_rooms_alone():
+    others = [m for m in MODULES if not m.startswith(("forge.tasks", "forge.inputs"))]
+    for module in others:
+        assert not imports(module) & KINDS, f"{module}: ask the task instead"
+        code = MODULES[module].read_text()
+        for auto in ("SequenceClassification", "CausalLM"):
+            assert auto not in code, f"{module} names a kind of head; ask task.head"
+
+
+def test_a_function_fits_a_screen():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= LINES, f"{file.relative_to(ROOT)}: {node.name} has {lines} lines"

@@ -17,7 +17,7 @@ from forge.distillation.losses import DKD, KL, MSE, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
 from forge.errors import UserError
-from forge.inputs.text import pad_multiple
+from forge.inputs.input import pad_multiple
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:

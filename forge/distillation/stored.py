@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from forge.data import cache, fingerprints
 from forge.distillation.teacher import FrozenTeacher
 from forge.errors import UserError
-from forge.inputs.text import pad_multiple
+from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
 from forge.training.evaluation import logits_of
 from forge.training.preparation import Prepared

@@ -27,8 +27,7 @@ from forge.distillation.objective import announce
 from forge.distillation.rows import outputs
 from forge.distillation.teacher import Measured
 from forge.errors import UserError
-from forge.inputs.prompt import IGNORED
-from forge.inputs.text import identity
+from forge.inputs.input import IGNORED
 from forge.records.files import TIMINGS, read_json, write_json
 from forge.tasks.decoding import Reader, of_completions
 from forge.training.gate import require_better
@@ -268,7 +267,9 @@ def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[S
     args, config, written = prepared.args, prepared.config, prepared.task.written
     texts = [prepared.data[split].fingerprint, prepared.limit]
     how = [config.task, args.bf16, args.fp16, args.seed if written.pass_at else None]
-    key = fingerprints.fingerprint(frozen.digest, identity(frozen.processor), texts, how)
+    key = fingerprints.fingerprint(
+        frozen.digest, prepared.task.input.identity(frozen.processor), texts, how
+    )
     path = cache.cache_directory(config.cache_dir) / "teacher" / f"{key}.json"
     found = ranks.broadcast(lambda: _read(path))
     if not found:

@@ -12,18 +12,15 @@ import numpy as np
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
 from forge.errors import UserError
-from forge.inputs.input import Collator, Columns, Usage
+from forge.inputs.input import IGNORED, Collator, Columns
 from forge.inputs.text import Collator as Padded
-from forge.inputs.text import Tokens, identity, vocabulary
-from forge.models import loading
+from forge.inputs.text import Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from forge.config.schema import Model
 
-IGNORED = -100  # the label of a token that is not trained on
 Ids: TypeAlias = list[int]
 Message: TypeAlias = dict[str, str]  # role and content
 
@@ -66,13 +63,10 @@ class Prompt(Tokens):
         text = self.template.replace("{prompt}", prompt)
         return ([{"role": "user", "content": text}] if self.chat else text), completion
 
-    def load_processor(
-        self, model: Model, rows: Dataset | None = None, where: str = "model"
-    ) -> PreTrainedTokenizerBase:
-        if model.path or model.tokenizer:
-            return loading.load_tokenizer(model, where)
-        assert rows is not None
-        return vocabulary(model, _texts(rows))
+    def texts(self, rows: Dataset) -> Iterator[str]:
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
+            yield from [prompt] if isinstance(prompt, str) else (m["content"] for m in prompt)
+            yield completion
 
     def make_ready(self, processor: PreTrainedTokenizerBase) -> None:
         """Set what batches and ends of texts need; raises `UserError` for a tokenizer without."""
@@ -123,7 +117,7 @@ class Prompt(Tokens):
             return self.features(batch, processor, limit)
 
         tokens = [processor.eos_token, processor.bos_token, processor.chat_template]
-        key = fingerprint(rows._fingerprint, identity(processor), tokens, limit)
+        key = fingerprint(rows._fingerprint, self.identity(processor), tokens, limit)
         split = cache.stored(rows, encoded, ["prompt", "completion"], key, cache_dir)
         _check_lengths(split, limit)
         return split
@@ -154,8 +148,8 @@ class Prompt(Tokens):
     def shown(self, rows: Dataset | Columns) -> dict[str, list[str]]:
         return {}  # prompts and completions are beside the predictions
 
-    def usage(self, limit: int) -> Usage:
-        raise NotImplementedError
+    def usage(self, limit: int) -> None:
+        return None
 
 
 class Flattened:
@@ -172,13 +166,6 @@ class Flattened:
         batch: dict[str, Any] = self.flatten(rows)
         ids = {"id": torch.tensor([row["id"] for row in rows])} if "id" in rows[0] else {}
         return batch | ids
-
-
-def _texts(rows: Dataset) -> Iterator[str]:
-    """Every text of prompts and completions."""
-    for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
-        yield from [prompt] if isinstance(prompt, str) else (m["content"] for m in prompt)
-        yield completion
 
 
 def _turns(chat: Any, where: str) -> tuple[list[dict[str, str]], str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from forge.models import loading, vocabularies
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from forge.config.schema import Model
 
@@ -63,9 +64,9 @@ class Tokens(Input):
     def limit(
         self, processor: PreTrainedTokenizerBase, config: PretrainedConfig, cut: bool = False
     ) -> int:
-        most, asked = _most(processor, config), self.max_length
+        most, asked = loading.most_tokens(processor, config), self.max_length
         if asked is None or cut:
-            own = reading_limit(processor, config)
+            own = loading.reading_limit(processor, config)
             return own if asked is None else min(asked, own)
         if asked < 8:
             raise UserError(f"task.max_length={asked}: at least 8 tokens, special ones included")
@@ -75,6 +76,26 @@ class Tokens(Input):
                 f"set task.max_length={most} or less"
             )
         return asked
+
+    def identity(self, processor: PreTrainedTokenizerBase) -> list[Any]:
+        """What of a tokenizer decides on the tokens of a text."""
+        spelled = json.loads(processor.backend_tokenizer.to_str()) if processor.is_fast else {}
+        spelled.pop("truncation", None), spelled.pop("padding", None)
+        kind = type(processor).__name__
+        return [kind, spelled or processor.get_vocab(), processor.truncation_side]
+
+    def load_processor(
+        self, model: Model, rows: Dataset | None = None, where: str = "model"
+    ) -> PreTrainedTokenizerBase:
+        """Without a path a vocabulary of the rows: WordPiece, byte pairs for a decoder."""
+        if model.path or model.tokenizer:
+            return loading.load_tokenizer(model, where)
+        assert rows is not None
+        return vocabulary(model, self.texts(rows))
+
+    @abstractmethod
+    def texts(self, rows: Dataset) -> Iterator[str]:
+        """Every text of the rows."""
 
     def model_columns(self, processor: PreTrainedTokenizerBase) -> list[str]:
         return list(processor.model_input_names)
@@ -126,15 +147,8 @@ class Text(Tokens):
         named = zip(self.kept, self.columns, strict=True)
         return {name: texts(columns[column], split, column) for name, column in named}
 
-    def load_processor(
-        self, model: Model, rows: Dataset | None = None, where: str = "model"
-    ) -> PreTrainedTokenizerBase:
-        """Without a path a vocabulary of the rows: WordPiece, byte pairs for a decoder."""
-        if model.path or model.tokenizer:
-            return loading.load_tokenizer(model, where)
-        assert rows is not None
-        every = (text for column in self.kept for text in rows[column])
-        return vocabulary(model, every)
+    def texts(self, rows: Dataset) -> Iterator[str]:
+        return (text for column in self.kept for text in rows[column])
 
     def features(
         self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int
@@ -148,7 +162,11 @@ class Text(Tokens):
             return self.features(batch, processor, limit)
 
         key = fingerprint(
-            rows._fingerprint, identity(processor), processor.model_input_names, self.kept, limit
+            rows._fingerprint,
+            self.identity(processor),
+            processor.model_input_names,
+            self.kept,
+            limit,
         )
         return cache.stored(rows, encoded, self.kept, key, cache_dir)
 
@@ -180,17 +198,6 @@ def vocabulary(model: Model, every: Any) -> PreTrainedTokenizerBase:
         return vocabularies.byte_pairs(model.config, every)
     two_texts = getattr(architecture, "type_vocab_size", 0) > 1
     return vocabularies.word_pieces(model.config, every, two_texts)
-
-
-def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """The tokens of a text that a model reads; 512 where neither it nor its tokenizer says."""
-    most = _most(tokenizer, config)
-    return most if most < 10**6 else 512
-
-
-def _most(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or 10**9
-    return int(min(tokenizer.model_max_length, positions))
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
@@ -233,21 +240,6 @@ def encode(
         cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
     encoded["truncated"] = [i in cut for i in range(len(encoded["length"]))]
     return dict(encoded)
-
-
-def identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What of a tokenizer decides on the tokens of a text."""
-    spelled = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    spelled.pop("truncation", None), spelled.pop("padding", None)
-    return [type(tokenizer).__name__, spelled or tokenizer.get_vocab(), tokenizer.truncation_side]
-
-
-def pad_multiple(args: TrainingArguments) -> int | None:
-    """8 where a GPU's tensor cores and attention kernels want it, in half precision.
-
-    On a CPU it buys nothing: with MNLI's lengths the padding cost 9 % of the throughput, measured.
-    """
-    return 8 if (args.bf16 or args.fp16) and args.device.type != "cpu" else None
 
 
 class Collator:

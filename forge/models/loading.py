@@ -172,3 +172,15 @@ def _remote_class(name: str) -> Any:
     import transformers
 
     return getattr(transformers, f"AutoModelFor{name.rpartition('For')[2]}")
+
+
+def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """The tokens of a text that a model reads; 512 where neither it nor its tokenizer says."""
+    most = most_tokens(tokenizer, config)
+    return most if most < 10**6 else 512
+
+
+def most_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """The tokens of a text that a model and its tokenizer can take; 10^9 and more: no limit."""
+    positions = getattr(config, "max_position_embeddings", None) or 10**9
+    return int(min(tokenizer.model_max_length, positions))

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from transformers import set_seed
 
 from forge.errors import UserError
-from forge.inputs.text import pad_multiple
+from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
 from forge.reinforcement.grpo import GRPO, Settings, draw
 from forge.reinforcement.policy import Policy

@@ -142,8 +142,7 @@ class Metric:
         batch = means.sum(0)
         metric = self.score(batch)
         alone = self.score(batch - means[example] + counted)
-        found: list[float] = (metric + len(times) * (alone - metric)).tolist()
-        return found
+        return [float(value) for value in metric + len(times) * (alone - metric)]
 
 
 class Classifier:
@@ -167,7 +166,6 @@ class Classifier:
         from transformers import AutoTokenizer
 
         from forge import hub
-        from forge.inputs.text import reading_limit
         from forge.models import heads, loading
 
         where = "mode.reward.classifier"
@@ -177,7 +175,7 @@ class Classifier:
             self.model = loading.read(path)
         self.model.requires_grad_(False)
         torch.nn.Module.to(self.model, torch.accelerator.current_accelerator() or "cpu")
-        self.limit = reading_limit(self.tokenizer, self.model.config)
+        self.limit = loading.reading_limit(self.tokenizer, self.model.config)
         self.known = {name: i for i, name in enumerate(heads.head_names(self.model.config))}
         for name in _labels("classifier", labels) if self.label is None else [self.label]:
             if name not in self.known:

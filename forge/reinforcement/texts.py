@@ -18,7 +18,7 @@ from forge.reinforcement.rewards import Rewards
 from forge.tasks import decoding
 from forge.tasks.answer import Scores
 from forge.tasks.decoding import Reader
-from forge.tasks.text import Written
+from forge.tasks.task import Task
 from forge.training.trainer import Ready
 
 SAMPLED = 32  # training prompts whose answers are drawn beforehand
@@ -34,7 +34,7 @@ class Texts(Policy):
         functions = self.rewards.functions
         for name, function in functions.items():
             if getattr(function, "func", function) is rewards.exact:
-                functions[name] = partial(verdict, written)
+                functions[name] = partial(verdict, self.task)
         self.rewards.bind(None, ["id", "label", "prompt"])
 
     def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -87,8 +87,8 @@ class Texts(Policy):
 
 
 def verdict(
-    written: Written, completions: list[str], *, label: list[str], **columns: object
+    task: Task, completions: list[str], *, label: list[str], **columns: object
 ) -> list[float]:
     """1 where the task takes the completion's answer for the right one, else 0."""
-    pairs = zip(completions, label, strict=True)
+    written, pairs = task.written, zip(completions, label, strict=True)
     return [float(written.is_right(written.extract(text), right)) for text, right in pairs]

@@ -15,6 +15,7 @@ from forge.results.tables import markdown_table, metrics_cells
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+    from forge.inputs.input import Usage
     from forge.tasks.task import Task
 
 HUB_NAMES = {"f1_macro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # of metrics
@@ -93,7 +94,7 @@ def _eval_results(run: Run, pipeline: str) -> list[EvalResult]:
 
 def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, Any]) -> list[str]:
     labels = {int(i): name for i, name in (model.get("id2label") or {}).items()}
-    numbers = model.get("problem_type") == "regression"
+    numbers = not task.answer.distribution
     parts = ["## Results", markdown_table(*metrics_cells(run)), *chosen_on(run)]
     training = _training(run, task) + ([_adapted(run, adapter)] if adapter else [])
     parts += ["## Training", "\n".join(f"- {line}" for line in training)]
@@ -104,9 +105,10 @@ def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, An
     if adapter:
         parts.append(MERGE)
     base: str = adapter.get("base_model_name_or_path", "")
-    if classifies and not (adapter and lora.is_adapter(base)):
+    usage = task.input.usage(run.metadata["max_length"])
+    if usage and classifies and not (adapter and lora.is_adapter(base)):
         source = (_on_hub(base) or "path/to/its/base") if adapter else None
-        parts += ["## Use", _snippet(task, run.metadata["max_length"], numbers, source)]
+        parts += ["## Use", _snippet(task, usage, source)]
     return [*parts, "## Made by", _made_by(run)]
 
 
@@ -157,9 +159,9 @@ def _adapted(run: Run, adapter: dict[str, Any]) -> str:
     )
 
 
-def _snippet(task: Task, limit: int, numbers: bool, base: str | None) -> str:
+def _snippet(task: Task, usage: Usage, base: str | None) -> str:
     """How to use it with transformers alone, or with PEFT over a base."""
-    usage, auto = task.input.usage(limit), f"AutoModelFor{task.head.auto}"
+    numbers, auto = not task.answer.distribution, f"AutoModelFor{task.head.auto}"
     how = ', function_to_apply="none"' if numbers else ""
     what = "logits.item()" if numbers else "model.config.id2label[logits.argmax(-1).item()]"
     imported = f"from transformers import {auto}, {usage.processor}, pipeline"

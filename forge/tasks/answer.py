@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.tasks.decisions import Decisions, cross_entropy
-from forge.tasks.metrics import Function
+from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +69,7 @@ class Answer(ABC):
         return cross_entropy(decisions, smoothing)
 
     @abstractmethod
-    def judged_by(self, metric: Function) -> bool:
+    def judged_by(self, metric: Facts) -> bool:
         """Whether a metric is for answers of this kind."""
 
     @abstractmethod

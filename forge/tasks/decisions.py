@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from forge.inputs.prompt import IGNORED
+from forge.inputs.input import IGNORED
 
 
 @dataclass

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from forge.errors import UserError
-from forge.inputs.prompt import IGNORED, Flattened
+from forge.inputs.input import IGNORED
+from forge.inputs.prompt import Flattened
 from forge.models.forward import Pass, in_batches
 
 if TYPE_CHECKING:

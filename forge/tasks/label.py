@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from forge.errors import UserError, did_you_mean
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions
-from forge.tasks.metrics import Function
+from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ class Label(Answer):
     def items(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
-    def judged_by(self, metric: Function) -> bool:
+    def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "int64")
 
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:

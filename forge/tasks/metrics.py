@@ -21,15 +21,21 @@ from forge.errors import UserError, did_you_mean, one_line
 Score: TypeAlias = Callable[[Any, Any], float]  # of references and predictions of one length
 
 
-@dataclass(frozen=True)
-class Function:
-    """A metric's function and what it is for."""
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a metric is for."""
 
-    score: Score
-    dtype: str = "int64"  # of references and predictions: ids of labels, float64 numbers, strings
+    dtype: str = "int64"  # of references and predictions: ids, float64, string; "" for any
     greater_is_better: bool = True
     of_texts: bool = False  # for what a language model writes
     columns: tuple[str, str] = ("label", "prediction")  # of the predictions' file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function(Facts):
+    """A metric of ours: what computes it, and what it is for."""
+
+    score: Score
 
 
 class Metric(evaluate.Metric):  # type: ignore[misc]
@@ -111,16 +117,20 @@ def perplexity(tokens: Any, nll: Any) -> float:
 
 
 FUNCTIONS = {
-    "accuracy": Function(accuracy),
-    "f1": Function(f1),
-    "f1_macro": Function(f1_macro),
-    "matthews_correlation": Function(matthews_correlation),
-    "pearson": Function(pearson, "float64"),
-    "spearman": Function(spearman, "float64"),
-    "mse": Function(mse, "float64", greater_is_better=False),
-    "exact_match": Function(exact_match, "string", of_texts=True),
+    "accuracy": Function(score=accuracy),
+    "f1": Function(score=f1),
+    "f1_macro": Function(score=f1_macro),
+    "matthews_correlation": Function(score=matthews_correlation),
+    "pearson": Function(score=pearson, dtype="float64"),
+    "spearman": Function(score=spearman, dtype="float64"),
+    "mse": Function(score=mse, dtype="float64", greater_is_better=False),
+    "exact_match": Function(score=exact_match, dtype="string", of_texts=True),
     "perplexity": Function(
-        perplexity, "float64", greater_is_better=False, of_texts=True, columns=("tokens", "nll")
+        score=perplexity,
+        dtype="float64",
+        greater_is_better=False,
+        of_texts=True,
+        columns=("tokens", "nll"),
     ),
 }
 
@@ -166,10 +176,10 @@ def load(names: list[str]) -> list[evaluate.EvaluationModule]:
     return modules
 
 
-def facts(module: evaluate.EvaluationModule) -> Function:
+def facts(module: evaluate.EvaluationModule) -> Facts:
     """What a metric is for; of somebody else's nothing is known but that more is better."""
     if isinstance(module, Metric):
         return module.function
     greater = bool(getattr(module, "greater_is_better", True))
     dtype = getattr(module, "dtype", "")
-    return Function(lambda true, predicted: float("nan"), dtype, greater)
+    return Facts(dtype=dtype, greater_is_better=greater)

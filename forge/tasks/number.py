@@ -14,7 +14,7 @@ from forge.errors import UserError
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions, squared_error
 from forge.tasks.label import AMBIGUOUS, spell
-from forge.tasks.metrics import Function
+from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class Number(Answer):
     def loss(self, decisions: Decisions, smoothing: float = 0.0) -> Tensor:
         return squared_error(decisions)
 
-    def judged_by(self, metric: Function) -> bool:
+    def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "float64")
 
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:

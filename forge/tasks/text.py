@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from forge.errors import UserError
-from forge.inputs.prompt import IGNORED
+from forge.inputs.input import IGNORED
 from forge.inputs.text import is_decoder
 from forge.models.heads import Head
 from forge.tasks import decoding, metrics
 from forge.tasks.answer import Answer, Evaluation, Scores
 from forge.tasks.decisions import Decisions
 from forge.tasks.decoding import Reader
-from forge.tasks.metrics import Function
+from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,7 +117,7 @@ class Written(Answer):
     def items(self, batch: Batch) -> Tensor:
         return batch["labels"][..., 1:].ne(IGNORED).sum()
 
-    def judged_by(self, metric: Function) -> bool:
+    def judged_by(self, metric: Facts) -> bool:
         return metric.of_texts
 
     def predict(self, logits: NDArray[Any]) -> NDArray[Any]:

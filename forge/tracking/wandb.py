@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
-    TrackioCallback,
     rewrite_logs,
 )
 
@@ -32,6 +31,7 @@ from forge.errors import Preempted, UserError, one_line
 from forge.records.files import RESULTS, read_json
 from forge.records.record import Record
 from forge.records.secrets import masked
+from forge.tracking.predictions import predicted
 from forge.training import signals
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ HEADLINE, TEACHER, CURVE = "headline", "teacher/headline", "eval/headline"
 SPEED = ("train/examples_per_second", "train/tokens_per_second")
 LEAVING = 15.0  # seconds for a goodbye in a run that was stopped
 FINISHING = 10.0  # seconds on top of W&B's own limit
-TEXT = 500  # characters of a text in the table of predictions
 
 
 class Curves(TrainerCallback):
@@ -140,27 +139,6 @@ def tensorboard() -> Track:
         return _following(Curves(rec, "tensorboard", service))
 
     return start
-
-
-class _Trackio(TrackioCallback):
-    """transformers' callback with Forge's project and name."""
-
-    def __init__(self, project: str, name: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.project, self.name = project, name
-
-    def setup(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:
-        args = copy(args)
-        args.project, args.run_name = self.project, self.name
-        super().setup(args, *rest, **kwargs)  # type: ignore[no-untyped-call]
-
-
-def trackio(project: str = "forge") -> Track:
-    """Trackio's local dashboard, through transformers' callback."""
-    _require("trackio", "pip install trackio")
-    return lambda rec, prepared: _following(
-        Curves(rec, "trackio", _Trackio(project, _name(rec.run_dir)))
-    )
 
 
 def _require(package: str, command: str) -> None:
@@ -398,33 +376,6 @@ def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, flo
     if headline["metric"] in taught:
         found[TEACHER] = taught[headline["metric"]]
     return {HEADLINE: headline["value"], **found}
-
-
-def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
-    """The first predictions of a split, with names for labels and, of a classifier, how sure.
-
-    Of a language model also what it was asked and what it wrote.
-    """
-    import pyarrow.parquet as pq
-    from scipy.special import softmax
-
-    labels = prepared.task.head.labels or ()
-    names = labels if len(labels) > 1 else None  # a number is its own name
-    rows = prepared.rows[split]
-    columns = prepared.task.input.shown(rows)
-    place = {row: i for i, row in enumerate(rows["id"])}
-    found = []
-    table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
-    for row in table.to_pylist():
-        shown: dict[str, Any] = {"id": row["id"]}
-        shown |= {name: str(column[place[row["id"]]])[:TEXT] for name, column in columns.items()}
-        shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
-        for key in ("label", "prediction"):
-            shown[key] = names[row[key]] if names else row[key]
-        if names:
-            shown["probability"] = float(softmax(row["logits"])[row["prediction"]])
-        found.append(shown)
-    return found
 
 
 def wandb_key() -> str:

@@ -13,7 +13,8 @@ from forge import ranks
 from forge.inputs.input import Collator
 from forge.models.forward import Pass, in_batches
 from forge.tasks.answer import Predictions, Scores
-from forge.training.trainer import Trainer, memory
+from forge.training.memory import memory
+from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,7 +15,8 @@ from forge.errors import UserError
 from forge.models import lora
 from forge.records import checkpoints
 from forge.training.callbacks import NanGuard, Padding, State
-from forge.training.trainer import Trainer, memory
+from forge.training.memory import memory
+from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -10,8 +10,7 @@ from forge import ranks
 from forge.config.schema import Config, Model
 from forge.data import cache
 from forge.errors import UserError
-from forge.inputs.input import Processor
-from forge.inputs.text import pad_multiple
+from forge.inputs.input import Processor, pad_multiple
 from forge.models import heads, layers, loading
 from forge.tasks.task import Task
 

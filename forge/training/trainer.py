@@ -8,8 +8,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from forge import ranks
@@ -32,6 +31,8 @@ from forge.records.files import read_json, write_json
 from forge.tasks.answer import Predictions
 from forge.tasks.decisions import Decisions
 from forge.tasks.task import Task, first
+from forge.training.memory import memory
+from forge.training.sampler import ShuffledLengthGroups
 from forge.training.signals import InWorker
 
 log = logging.getLogger(__name__)
@@ -42,50 +43,6 @@ def progress_file(checkpoint: Path) -> Path:
     """The file of this rank's sums; as with transformers' rng_state, ranks have one each."""
     name, suffix = PROGRESS.split(".")
     return checkpoint / (f"{name}_{ranks.rank()}.{suffix}" if ranks.ranks() > 1 else PROGRESS)
-
-
-class ShuffledLengthGroups(LengthGroupedSampler):
-    """Batches of rows of like length, the batches in random order.
-
-    transformers goes through pools of at most 50 batches, each from its longest rows to its
-    shortest; where length goes with content that is a curriculum, and it costs accuracy. Here the
-    pools are larger (MNLI's padding share falls from 3.3 to 1.0 %) and the batches of all pools
-    are shuffled, but for the longest, which stays first: what does not fit shows at once.
-    """
-
-    POOL = 200  # batches; two pools at least, so that rows meet others in each epoch
-
-    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.seed, self.generator = seed, torch.Generator()
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The order follows from seed and epoch alone, so that a resumed epoch has the same."""
-        self.generator.manual_seed(1_000_003 * self.seed + epoch)  # no two seeds share an epoch
-
-    def __iter__(self) -> Iterator[int]:
-        pool = max(1, min(len(self.lengths) // (2 * self.batch_size), self.POOL))
-        rows = get_length_grouped_indices(self.lengths, self.batch_size, pool, self.generator)
-        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        first, *rest = batches
-        last = [rest.pop()] if rest and len(rest[-1]) < self.batch_size else []
-        order = torch.randperm(len(rest), generator=self.generator).tolist()
-        return (row for batch in (first, *(rest[i] for i in order), *last) for row in batch)
-
-
-@contextmanager
-def memory(args: TrainingArguments, key: str, also: str = "") -> Iterator[None]:
-    """Turn a device's exhausted memory into one line with the batch size to try."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size = getattr(args, key)
-        smaller = f"trainer.{key}={size // 2}{also}, or " if size > 1 else ""
-        raise Failure(
-            f"the device has not enough memory for batches of {size}; try {smaller}a smaller "
-            "task.max_length"
-        ) from error
 
 
 class Restore(TrainerCallback):

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Every option of every group fits what it is composed with."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ from forge.config.schema import Model, Teacher
 from forge.distillation import tokens as distillation_tokens
 from forge.distillation.losses import DIST, DKD, KL, MSE, Attention, Hidden, Outputs
 from forge.errors import UserError
-from forge.inputs.prompt import IGNORED
+from forge.inputs.input import IGNORED
 from forge.records.files import read_json
 from forge.results.statistics import read_answers
 from tests.support.commands import launch as launch_alone

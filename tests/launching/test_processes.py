@@ -1,4 +1,4 @@
-"""TODO"""
+"""Several processes are one run."""
 
 import json
 import os

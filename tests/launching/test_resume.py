@@ -1,4 +1,4 @@
-"""TODO"""
+"""A stopped run goes on with the same bits."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""TODO"""
+"""GRPO of language models: the start, the stops, and what is refused."""
 
 import json
 import logging
@@ -139,9 +139,9 @@ def test_two_ranks_hold_whole_groups_and_go_on_with_the_same_bits(tmp_path):
 
 def test_the_verdict_is_the_tasks():
     from forge.reinforcement.texts import verdict
-    from forge.tasks.text import Written
+    from forge.tasks.kinds import prompt_text
 
-    task = Written(r"####\s*(\S+)", numeric=True)
+    task = prompt_text(answer=r"####\s*(\S+)", numeric=True)
     texts = ["1+1=2 #### 2.0", "#### 3", "2", ""]
     assert verdict(task, texts, label=["2"] * 4, id=[0] * 4) == [1, 0, 0, 0]
 

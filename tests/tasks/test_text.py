@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from forge.commands.predict import predict
 from forge.config.schema import Model
 from forge.errors import UserError
-from forge.inputs.prompt import IGNORED
+from forge.inputs.input import IGNORED
 from forge.models import loading
 from forge.results.examine import examine
 from forge.results.show import shown

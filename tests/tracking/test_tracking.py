@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import util
@@ -426,30 +425,11 @@ def test_tensorboard_has_each_step_once_over_a_resume(toy_run, monkeypatch):
     assert [step for tag, step in found if tag == "eval/accuracy"] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("package", ["tensorboard", "trackio"])
-def test_a_service_that_is_not_installed_is_one_line(monkeypatch, composed, package):
+def test_a_service_that_is_not_installed_is_one_line(monkeypatch, composed):
     from omegaconf import OmegaConf
 
-    found = util.find_spec
+    package, found = "tensorboard", util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda n, *a: None if n == package else found(n, *a))
     node = OmegaConf.to_container(composed(f"tracking={package}").tracking)
     with pytest.raises(UserError, match=f"{package} is not installed; pip install"):
         build(node, "tracking")
-
-
-def test_trackio_gets_the_project_the_name_and_the_curve(toy_run, monkeypatch):
-    """A stand-in with the functions that transformers' callback calls."""
-    import transformers.integrations.integration_utils as integrations
-
-    calls, space = [], SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
-    fake = types.ModuleType("trackio")
-    fake.__spec__ = util.spec_from_loader("trackio", None)
-    fake.init = lambda **asked: calls.append((asked["project"], asked["name"], asked["resume"]))
-    fake.log = lambda row: calls.append(row["train/global_step"])
-    fake.finish = lambda: calls.append("finish")
-    fake.context_vars, fake.config = space, wandb.sdk.wandb_config.Config()
-    monkeypatch.setitem(sys.modules, "trackio", fake)
-    monkeypatch.setattr(integrations, "is_trackio_available", lambda: True)
-    run_dir = toy_run(*SHORT, "tracking=trackio", "tracking.project=mine")
-    name = "/".join(run_dir.parts[-4:])
-    assert calls == [("mine", name, "allow"), 1, 2, 3, "finish"]

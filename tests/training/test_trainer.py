@@ -1,4 +1,4 @@
-"""TODO"""
+"""The house trainer: a plain trainer's curve, batches of like length, the same bits twice."""
 
 import itertools
 import json
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from forge.training.trainer import ShuffledLengthGroups, Trainer
+from forge.training.sampler import ShuffledLengthGroups
+from forge.training.trainer import Trainer
 from tests.support.runs import losses, results
 
 PLAIN = (

@@ -1,0 +1,37 @@
+"""The first predictions of a run, as a tracking service shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from forge.training.preparation import Prepared
+
+TEXT = 500  # characters of a text
+
+
+def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
+    """The first predictions of a split, with names for labels and, of a classifier, how sure.
+
+    Of a language model also what it was asked and what it wrote.
+    """
+    import pyarrow.parquet as pq
+    from scipy.special import softmax
+
+    labels = prepared.task.head.labels or ()
+    names = labels if len(labels) > 1 else None  # a number is its own name
+    rows = prepared.rows[split]
+    columns = prepared.task.input.shown(rows)
+    place = {row: i for i, row in enumerate(rows["id"])}
+    found = []
+    table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
+    for row in table.to_pylist():
+        shown: dict[str, Any] = {"id": row["id"]}
+        shown |= {name: str(column[place[row["id"]]])[:TEXT] for name, column in columns.items()}
+        shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
+        for key in ("label", "prediction"):
+            shown[key] = names[row[key]] if names else row[key]
+        if names:
+            shown["probability"] = float(softmax(row["logits"])[row["prediction"]])
+        found.append(shown)
+    return found

@@ -1,0 +1,28 @@
+"""A device whose memory is exhausted, as one line with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from forge.errors import Failure
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@contextmanager
+def memory(args: TrainingArguments, key: str, also: str = "") -> Iterator[None]:
+    """Turn a device's exhausted memory into one line with the batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = getattr(args, key)
+        smaller = f"trainer.{key}={size // 2}{also}, or " if size > 1 else ""
+        raise Failure(
+            f"the device has not enough memory for batches of {size}; try {smaller}a smaller "
+            "task.max_length"
+        ) from error
