@@ -18,13 +18,14 @@ import pytest
 import wandb
 from transformers import TrainerCallback, TrainerState
 
-from forge import experiment, ranks
+from forge import ranks
 from forge.commands import dashboard
 from forge.config.check import build
 from forge.config.schema import to_config
 from forge.errors import UserError
 from forge.records.files import read_json
 from forge.records.record import Record
+from forge.tracking import tracker
 from forge.tracking import wandb as tracking_wandb
 from forge.training.trainer import Trainer
 from tests.support.commands import launch as start
@@ -307,7 +308,7 @@ def test_of_a_distillation_terms_shares_and_the_teacher_are_sent(toy_run, servic
 
 def test_only_rank_0_tracks(composed, monkeypatch):
     monkeypatch.setattr(ranks, "rank", lambda: 1)
-    track = experiment._tracking(to_config(composed("tracking=wandb")))
+    track = tracker.tracker(to_config(composed("tracking=wandb")))
     with track(None, None) as callbacks:
         assert callbacks == []
 
