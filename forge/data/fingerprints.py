@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def fingerprint(*parts: Any) -> str:
@@ -15,7 +12,7 @@ def fingerprint(*parts: Any) -> str:
 
     digest = xxhash.xxh128()
     for part in parts:
-        digest.update(json.dumps(part, ensure_ascii=False, default=str).encode())
+        digest.update(json.dumps(part, ensure_ascii=False, default=_spelled).encode())
     return digest.hexdigest()
 
 
@@ -24,3 +21,7 @@ def digest(content: bytes) -> str:
     import xxhash
 
     return xxhash.xxh128(content).hexdigest()
+
+
+def _spelled(value: Any) -> str:
+    return digest(value) if isinstance(value, bytes) else str(value)

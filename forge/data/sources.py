@@ -93,9 +93,12 @@ def read(source: Source, split: str, columns: list[str]) -> dict[str, list[Any]]
 
 
 def _column(table: Dataset, column: str) -> list[Any]:
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Image
 
-    feature, values = table.features[column], list(table[column])
+    feature = table.features[column]
+    if isinstance(feature, Image):  # decoded it would fill the memory
+        table = table.cast_column(column, Image(decode=False))
+    values = list(table[column])
     if isinstance(feature, ClassLabel):
         return [None if v is None or v < 0 else feature.names[v] for v in values]
     return values

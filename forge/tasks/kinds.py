@@ -9,8 +9,9 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from forge.data import sources
+from forge.data import images, sources
 from forge.errors import UserError, did_you_mean
+from forge.inputs.image import Image
 from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
 from forge.tasks.answer import Answer
@@ -161,6 +162,65 @@ def text_files(
 def _given(files: dict[str, str | None]) -> dict[str, list[Path]]:
     """The files of each split that has one."""
     return {split: [Path(file).expanduser()] for split, file in files.items() if file is not None}
+
+
+def image_label(
+    *,
+    dataset: Data,
+    image: str = "image",
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_rows: int | None = None,
+    unlabelled_split: str | None = None,
+) -> Task:
+    """A picture in (bytes, a path, a `datasets.Image`), one of several labels out."""
+    chosen = [headline] if headline else []
+    metrics = metrics or list(dict.fromkeys([*chosen, "accuracy", "f1_macro"]))
+    return Task(
+        input=Image([image]),
+        answer=Label(label, labels),
+        auto="ImageClassification",
+        pipeline="image-classification",
+        dataset=dataset,
+        metrics=metrics,
+        headline=headline or metrics[0],
+        train=train,
+        evaluation=["validation"] if evaluation is None else evaluation,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
+    )
+
+
+def image_files(
+    *,
+    files: dict[str, str | None],
+    image: str = "image",
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    max_rows: int | None = None,
+) -> Task:
+    """A task over the user's own pictures: for each split a folder per class, or a table of paths.
+
+    Without `labels` they are those of train, in sorted order; others' splits may lack some.
+    """
+    source = images.read(files, image, label, UNLABELLED)
+    return image_label(
+        dataset=lambda: source,
+        image=image,
+        label=label,
+        labels=labels,
+        metrics=metrics,
+        headline=headline,
+        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        max_rows=max_rows,
+        unlabelled_split=UNLABELLED if UNLABELLED in source else None,
+    )
 
 
 def prompt_text(
