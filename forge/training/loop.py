@@ -15,7 +15,7 @@ from forge.errors import UserError
 from forge.models import lora
 from forge.records import checkpoints
 from forge.training.callbacks import NanGuard, Padding, State
-from forge.training.memory import memory
+from forge.training.memory import memory, peak
 from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -63,14 +63,21 @@ def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
         stop.training = False
     stop.leave(args.device)  # a signal after the last step: the evaluation is for the next attempt
     seconds, (examples, tokens, cells) = trainer.seconds, trainer.totals()
+    positions = (
+        {
+            "tokens_per_second": round(tokens / seconds, 1),
+            "padding_share": round(1 - tokens / cells, 4),
+        }
+        if cells
+        else {}
+    )  # pictures have none
     return {
         "steps": step,
         "resumed_from": checkpoint.name if checkpoint else None,
         "seconds": round(seconds, 3),  # of all attempts, up to the checkpoints gone on from
         "examples_per_second": round(examples / seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "padding_share": round(1 - tokens / cells if cells else 0.0, 4),
-        "peak_memory_gb": round(trainer.peak_memory / 1e9, 2),  # of rank 0
+        **positions,
+        "peak_memory_gb": round(peak(args.device) / 1e9, 2),  # of rank 0
     }
 
 

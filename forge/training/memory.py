@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,3 +28,11 @@ def memory(args: TrainingArguments, key: str, also: str = "") -> Iterator[None]:
             f"the device has not enough memory for batches of {size}; try {smaller}a smaller "
             "task.max_length"
         ) from error
+
+
+def peak(device: torch.device) -> int:
+    """Bytes that this rank has held at once: of its GPU, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

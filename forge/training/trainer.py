@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +18,12 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from forge import ranks
 from forge.errors import Failure
 from forge.inputs.input import Size
-from forge.models import lora
+from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
 from forge.tasks.answer import Predictions
@@ -153,13 +151,18 @@ class Trainer(transformers.Trainer):
             ranks.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As transformers', and beside an adapter the config, so that it can be read."""
-        if not lora.is_adapted(self.model):
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            folder = str(output_dir or self.args.output_dir)
-            lora.save(self.model, folder)
+        """As transformers', in Forge's way of writing weights."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+            saving.save(self.model, folder, state_dict, checkpoint)
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+            torch.save(self.args, folder / "training_args.bin")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """An error, not a warning: training would go on with weights as they were."""
+        saving.require_all(self.model, load_result.missing_keys)
+        super()._issue_warnings_after_load(load_result)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', leaving Python's random numbers as they were: a library draws one the
@@ -297,14 +300,6 @@ class Trainer(transformers.Trainer):
         """Of training, those of earlier attempts up to their checkpoint included."""
         return self.before + time.monotonic() - self.started
 
-    @property
-    def peak_memory(self) -> int:
-        """Bytes that this rank has held at once: of its GPU, or of the whole process on a CPU."""
-        if self.args.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.args.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -368,9 +363,9 @@ class Trainer(transformers.Trainer):
         return examples, tokens, cells
 
     @property
-    def padding_share(self) -> float:
-        """Share of this rank's cells that held padding, so far."""
-        return 1 - int(self.tokens) / self.cells if self.cells else 0.0
+    def padding_share(self) -> float | None:
+        """Share of this rank's cells that held padding, so far; None where rows have no cells."""
+        return 1 - int(self.tokens) / self.cells if self.cells else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

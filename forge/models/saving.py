@@ -1,0 +1,34 @@
+"""A model's weights written so that they are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from forge.errors import UserError
+from forge.models import lora
+
+
+def save(model: Any, folder: Path, state_dict: Any, checkpoint: bool) -> None:
+    """Weights and config; of an adapted model the adapter, and the config beside it.
+
+    A `checkpoint` keeps the names that the weights have here. Elsewhere they get those of the
+    architecture's first release (vit, qwen3_moe, …), which `from_pretrained` translates back and
+    `load_state_dict`, as transformers reads a checkpoint, does not.
+    """
+    if lora.is_adapted(model):
+        lora.save(model, str(folder))
+    else:
+        model.save_pretrained(folder, state_dict=state_dict, save_original_format=not checkpoint)
+
+
+def require_all(model: Any, missing: Collection[str]) -> None:
+    """Raise `UserError` where a weight that a checkpoint lacks is not tied to one that it has."""
+    state = model.state_dict(keep_vars=True)
+    read = {id(weight) for name, weight in state.items() if name not in missing}
+    if lost := [name for name in missing if name in state and id(state[name]) not in read]:
+        raise UserError(
+            f"the checkpoint lacks {len(lost)} of the model's weights ({lost[0]}, …): another "
+            "version of transformers or Forge wrote it; leave hydra.run.dir out to start anew"
+        )
