@@ -53,6 +53,8 @@ def export(path: Path, out: Path | None = None) -> dict[str, Any]:
                     "run": str(path),
                     "folder": str(folder),
                     "inputs": [given.name for given in session.get_inputs()],
+                    "types": [_type(given) for given in session.get_inputs()],
+                    "unit": loaded.task.input.unit,
                     "labels": loaded.labels,
                     **_checked(loaded, session, longest),
                     **_measured(loaded, session, length),
@@ -96,21 +98,31 @@ def text(found: dict[str, Any]) -> str:
     """The same for a reader."""
     if "inputs" not in found:
         size = f"{found['megabytes']:,.2f} MB"
-        return f"merged   {found['folder']}: whole weights ({size}) with their tokenizer"
+        return f"merged   {found['folder']}: whole weights ({size}) with their processor"
+    inputs = ", ".join(map(" ".join, zip(found["inputs"], found["types"], strict=True)))
     shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in found["shapes"])
     size, times = found["megabytes"], found["milliseconds"]
     lines = [
-        f"onnx     {found['folder']}/{FILE}; its tokenizer and labels are beside it",
-        f"inputs   {', '.join(found['inputs'])}: int64 [batch, sequence]; output logits",
-        f"checked  batches of {shapes} tokens, with padding: logits as PyTorch's within "
+        f"onnx     {found['folder']}/{FILE}; its processor and labels are beside it",
+        f"inputs   {inputs}; output logits",
+        f"checked  batches of {shapes} {found['unit']}: logits as PyTorch's within "
         f"{found['difference']:.1e} of the largest (at most {TOLERANCE:g})",
     ]
     for name in ("pytorch", "onnx"):
         timed = ", ".join(f"batch {batch} {ms[name]:.2f} ms" for batch, ms in times.items())
         lines.append(f"{name:<8} {size[name]:,.2f} MB; {timed}")
     return "\n".join(
-        [*lines, f"         medians of {REPEATS} in turns, {found['length']} tokens, CPU, fp32"]
+        [
+            *lines,
+            f"         medians of {REPEATS} in turns, {found['length']} {found['unit']}, CPU, fp32",
+        ]
     )
+
+
+def _type(given: Any) -> str:
+    """Of an ONNX session's input: the elements' type, and the sizes, named where they vary."""
+    sizes = ", ".join(map(str, given.shape))
+    return f"{given.type.removeprefix('tensor').strip('()')} [{sizes}]"
 
 
 def _save(loaded: Finished, file: Path) -> None:
@@ -185,8 +197,9 @@ def _checked(loaded: Finished, session: Any, longest: int) -> dict[str, Any]:
     if not worst <= TOLERANCE:
         rows, tokens = shapes[differences.index(worst)]
         raise Failure(
-            f"the exported model does not answer as PyTorch does: with {rows} texts of {tokens} "
-            f"tokens logits differ by {worst:.1e} of the largest, and {TOLERANCE:g} is allowed"
+            f"the exported model does not answer as PyTorch does: with {rows} rows of {tokens} "
+            f"{loaded.task.input.unit} logits differ by {worst:.1e} of the largest, and "
+            f"{TOLERANCE:g} is allowed"
         )
     return {"shapes": shapes, "difference": worst, "tolerance": TOLERANCE}
 

@@ -12,7 +12,6 @@ import random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forge.data import sources
 from forge.errors import UserError
@@ -20,7 +19,7 @@ from forge.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-Grid: TypeAlias = NDArray[Any]  # a value for each point of a picture
+Grid: TypeAlias = Any  # a NumPy array: a value for each point of a picture
 
 LABELS = ("circle", "square", "triangle", "cross")
 TEXTURES = ("plain", "striped", "dotted")

@@ -49,12 +49,13 @@ class Tokens(Input):
         config: PretrainedConfig,
         where: str,
     ) -> None:
-        size = getattr(config.get_text_config(), "vocab_size", None)
-        if size is None:
+        as_made = config if model.path else loading.architecture_class(model.config)()
+        if not hasattr(as_made.get_text_config(), "vocab_size"):
             raise UserError(
                 f"{where} {model.path or config.model_type}: a {config.model_type} does not read "
                 "text; choose e.g. model=tiny or model=distilbert"
             )
+        size = config.get_text_config().vocab_size
         if len(processor) > size:
             raise UserError(
                 f"{where}.tokenizer={model.tokenizer}: it has {len(processor)} tokens, the model "

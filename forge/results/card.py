@@ -178,8 +178,8 @@ model = PeftModel.from_pretrained(model, path).merge_and_unload()"""
     return f"""```python
 {imported}
 
-path = "path/to/this/directory"  # or its name on the Hub
-{settings}{usage.name} = {usage.processor}.from_pretrained(path)
+{settings}path = "path/to/this/directory"  # or its name on the Hub
+{usage.name} = {usage.processor}.from_pretrained(path)
 {load}
 classify = pipeline("{task.pipeline}", model=model, {usage.name}={usage.name}{how})
 print(classify({usage.of_pipeline}))

@@ -34,10 +34,13 @@ def table(results: dict[str, Any], task: Task) -> str:
     text = io.StringIO()
     Console(file=text, width=100).print(table)
     if train := results.get("train"):
+        tokens = ""
+        if "tokens_per_second" in train:
+            tokens = f"{train['tokens_per_second']:,.0f} tokens/s, "
+            tokens += f"padding {train['padding_share']:.1%}, "
         text.write(
             f"trained {train['steps']:,} steps in {train['seconds']:,.0f} s: "
-            f"{train['examples_per_second']:,.0f} examples/s, "
-            f"{train['tokens_per_second']:,.0f} tokens/s, padding {train['padding_share']:.1%}, "
+            f"{train['examples_per_second']:,.0f} examples/s, {tokens}"
             f"memory {train['peak_memory_gb']:.1f} GB"
         )
     return text.getvalue().rstrip()

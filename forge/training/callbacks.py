@@ -107,8 +107,9 @@ class Padding(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self.said and state.epoch is not None and state.epoch < 1.5:
-            log.info("padding %.1f %% of the first epoch", 100 * self.trainer.padding_share)
+        share = self.trainer.padding_share
+        if share is not None and not self.said and state.epoch is not None and state.epoch < 1.5:
+            log.info("padding %.1f %% of the first epoch", 100 * share)
         self.said = True
 
 
