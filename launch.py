@@ -4,9 +4,12 @@ Exit codes: 0 the run reached its planned end, 1 it failed, 2 the command or the
 128 + n it was stopped by signal n and goes on with the same command.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,15 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from forge import ranks
-from forge.config.compose import config_keys, override, quoted, register
+from forge.config.compose import config_keys, quoted, register
 from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
-from forge.launching import processes as launching_processes
-from forge.launching import sweep
-from forge.launching.resume import settle
-from forge.records.environment import Commit
-from forge.records.files import METADATA, RESULTS, read_json
-from forge.records.record import remove
-from forge.records.recorded import recorded_config
+
+if TYPE_CHECKING:
+    from forge.records.environment import Commit
 
 register()
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -59,8 +58,13 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
 
 def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
     """The config to run, a resumed run's own, and how many processes to start for it."""
+    from forge.launching.processes import wanted
+    from forge.records.files import METADATA, read_json
+    from forge.records.record import remove
+    from forge.records.recorded import recorded_config
+
     try:
-        processes = launching_processes.wanted(cfg.launcher)
+        processes = wanted(cfg.launcher)
         if cfg.resume:
             resume, cfg = cfg.resume, recorded_config(cfg, run_dir)
             cfg.resume = resume
@@ -76,13 +80,16 @@ def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
 
 def launch_ranks(processes: int, run_dir: Path) -> float:
     """This run in several processes; its headline."""
+    from forge.launching import processes as launching
+    from forge.records.files import RESULTS, read_json
+
     hydra = HydraConfig.get()
     extra = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     words = [f"--config-dir={folder}" for folder in extra] + list(hydra.overrides.task)
     words += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.mode=RUN"]
     os.environ["HYDRA_FULL_ERROR"] = str(int(TRACEBACKS))  # as the user has it
     try:
-        launching_processes.launch(processes, words, Path(__file__).absolute())
+        launching.launch(processes, words, Path(__file__).absolute())
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     return float(read_json(run_dir / RESULTS)["headline"]["value"])
@@ -109,32 +116,23 @@ def stop(error: Exception) -> None:
     sys.exit(2)
 
 
-def _sum_up() -> None:
-    """The tables of a sweep that ends before its end; exit code 1 when jobs failed."""
-    folder = sweep.running
-    if folder is not None and (failed := sweep.tell()):
-        way_out = f"go on with python launch.py {override('resume', str(folder))}"
-        print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
-
-
 def cli() -> None:
     """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
         ranks.set_up()
-        if ranks.PARENT not in os.environ:
+        if ranks.PARENT not in os.environ and any(w.startswith("resume=") for w in sys.argv):
+            from forge.launching.resume import settle
+
             sys.argv[1:] = settle(sys.argv[1:])
         main()
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
-        _sum_up()
         if TRACEBACKS or (in_run and not isinstance(error, (*USER_ERRORS, Failure))):
             raise
         stop(error)
     except KeyboardInterrupt:
-        _sum_up()
         sys.exit(130)
     except BaseException as error:
-        _sum_up()
         if code := getattr(error, "exit_code", None):  # forge.errors.Preempted
             sys.exit(code)
         raise

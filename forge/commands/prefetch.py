@@ -5,7 +5,6 @@ Compute nodes without a network then find everything in the caches of the home d
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -59,19 +58,9 @@ def _composed(overrides: list[str]) -> Iterator[Config]:
 
     words = config_compose.searched(overrides)
     with config_compose.composing():
-        parsed = OverridesParser.create().parse_overrides(words)
-        plain = [
-            word for word, told in zip(words, parsed, strict=True) if not told.is_sweep_override()
-        ]
+        pairs = zip(words, OverridesParser.create().parse_overrides(words), strict=True)
+        plain = [word for word, parsed in pairs if not parsed.is_sweep_override()]
         found = compose("config", plain, return_hydra_config=True)
-        given = {told.get_key_element() for told in parsed}
         params = found.hydra.sweeper.get("params") or {}
-        words += [f"{key}={value}" for key, value in params.items() if key not in given]
-        choices = [
-            [f"{told.get_key_element()}={value}" for value in told.sweep_string_iterator()]
-            if told.is_sweep_override()
-            else [told.input_line or ""]
-            for told in OverridesParser.create().parse_overrides(words)
-        ]
-        for job in itertools.product(*choices):
-            yield schema.to_config(compose("config", list(job)))
+        for job in config_compose.expanded(words, params):
+            yield schema.to_config(compose("config", job))

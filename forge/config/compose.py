@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ def register() -> None:
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
         ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
-        ("previous_run", _previous_run, False),
-        ("by_mode", lambda target, values: values[target.split(".")[-2]], False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 
@@ -55,35 +52,6 @@ def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
     return 3e-4 if from_scratch or not path else 5e-4 if lora else 5e-5
 
 
-def _previous_run() -> str | None:
-    """Directory of the job in the same sweep with the mode before this one's and all else alike.
-
-    None for the first mode, and outside a sweep over modes.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.types import RunMode
-
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return None
-    hydra = HydraConfig.get()
-    swept = OmegaConf.load(Path(hydra.sweep.dir, "multirun.yaml")).hydra  # as the sweeper had it
-    words = [f"{key}={values}" for key, values in (swept.sweeper.params or {}).items()]
-    given = OverridesParser.create().parse_overrides([*words, *swept.overrides.task])
-    sizes = {
-        one.key_or_group: len(list(one.sweep_string_iterator())) if one.is_sweep_override() else 1
-        for one in given
-    }
-    if "mode" not in sizes:
-        return None
-    keys = list(sizes)  # the first is swept slowest
-    stride = math.prod(sizes[key] for key in keys[keys.index("mode") + 1 :])
-    number = int(hydra.job.num)
-    if number // stride % sizes["mode"] == 0:
-        return None
-    return str(Path(hydra.sweep.dir, str(number - stride)).absolute())
-
-
 @contextmanager
 def composing() -> Iterator[None]:
     """`hydra.compose` finds conf/ within, inside a run and outside."""
@@ -96,6 +64,21 @@ def composing() -> Iterator[None]:
         return
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
+
+
+def expanded(words: list[str], params: Mapping[str, Any]) -> list[list[str]]:
+    """The overrides of each job of a sweep, in the order of Hydra's own sweeper.
+
+    `params` are an experiment's; a key on the command line counts instead.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    given = {one.get_key_element() for one in parser.parse_overrides(words)}
+    more = [f"{key}={value}" for key, value in params.items() if key not in given]
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*more, *words]), None)
+    return jobs
 
 
 def searched(words: list[str]) -> list[str]:

@@ -321,19 +321,17 @@ def watch(sweep_dir: Path) -> int:
     except KeyboardInterrupt:
         print(f"\nthe jobs go on; {how_to_come_back(sweep_dir)}")
         return 130
-    sweep.running = sweep_dir
-    note_errors(jobs, outcomes)
-    if failed := sweep.tell():
-        raise Failure(f"{failed} jobs of the sweep did not finish; {way_out(sweep_dir)}")
-    return 0
+    return 1 if sweep.sum_up(sweep_dir, failures(jobs, outcomes)) else 0
 
 
-def note_errors(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> None:
-    """Tell the sweep's table why jobs failed; a teacher's failure that cost no run is past."""
+def failures(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> sweep.Jobs:
+    """Why jobs failed; a teacher's failure that cost no run is past."""
     lost = any(ended.error for number, ended in outcomes.items() if number >= 0)
-    for number, ended in outcomes.items():
-        if ended.error and (number >= 0 or lost):
-            sweep.errors[str(number)] = (jobs[number].overrides, ended.error)
+    return {
+        str(number): (jobs[number].overrides, ended.error)
+        for number, ended in outcomes.items()
+        if ended.error and (number >= 0 or lost)
+    }
 
 
 def way_out(sweep_dir: Path) -> str:

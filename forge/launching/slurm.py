@@ -34,6 +34,7 @@ from forge.launching import jobs, sweep
 from forge.launching.submission import FILES, OURS, complete, submit
 from forge.records import record
 from forge.records.environment import Commit, git
+from forge.records.secrets import masked
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
 OTHERS = 20  # seconds that a rank waits for rank 0
@@ -139,6 +140,7 @@ def launch(
 ) -> list[JobReturn]:
     """Submit what is neither finished nor alive, and wait for all, unless `launcher.wait=false`."""
     sweep_dir, numbered = Path(str(config.hydra.sweep.dir)), dict(enumerate(overrides, first))
+    planned: sweep.Jobs = {str(n): (masked(words), "") for n, words in numbered.items()}
     try:
         check(settings, config)
         finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
@@ -155,18 +157,18 @@ def launch(
             alive |= submit(needs, sweep_dir, {n: runs[n] for n in waiting}, numbered)
     except UserError:
         _tidy(sweep_dir)
+        sweep.sum_up(sweep_dir, planned)
         raise
     try:
         print(_told(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
         if not settings["wait"]:
-            sweep.running = None  # there is nothing to sum up yet
             return [_returned(words, jobs.Outcome()) for words in overrides]
         outcomes = jobs.follow([*teachers.values(), *alive.values()])
     except KeyboardInterrupt:
-        sweep.running = None
         print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
         raise
-    jobs.note_errors(teachers | alive, outcomes)
+    if not sweep.is_search(config):
+        sweep.sum_up(sweep_dir, planned | jobs.failures(teachers | alive, outcomes))
     outcomes |= finished
     return [_returned(numbered[n], outcomes[n], alive.get(n)) for n in numbered]
 
@@ -178,8 +180,6 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     known = {*OURS, *SlurmExecutor._valid_parameters()}
     for key in settings.keys() - known:
         raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
-    if "${previous_run:" in str(OmegaConf.to_container(config)):
-        raise UserError("launcher: each run starts from the one before; leave launcher= out")
     together = [key for key in ("nodes", "tasks_per_node") if (settings.get(key) or 1) != 1]
     if settings["cluster"] == "local" and together:
         raise UserError(
@@ -194,7 +194,7 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
             f"launcher.time={limit}: minutes, more than the {delay} seconds before the end at "
             "which a job is told to save (launcher.signal_delay_s)"
         )
-    if not settings["wait"] and "BasicSweeper" not in config.hydra.sweeper._target_:
+    if not settings["wait"] and sweep.is_search(config):
         raise UserError("launcher.wait=false: a search needs the results of its runs")
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from forge.config.compose import override
 from forge.errors import FULL, UserError, one_line
 from forge.launching.resume import SWEPT
-from forge.records.files import read_json
+from forge.records.files import METADATA, RESULTS, STATE, read_json
 from forge.records.secrets import masked
 
-running: Path | None = None  # the sweep that this process has started and not yet summed up
-errors: dict[str, tuple[list[str], str]] = {}  # of jobs run here: overrides and error, by job
-planned: dict[str, list[str]] = {}  # overrides of the jobs to come, by job; none of a search
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+Jobs: TypeAlias = dict[str, tuple[list[str], str]]  # by number: overrides, and why it failed
 COLUMNS = ("job", "overrides", "status", "headline", "error")
 
 
@@ -26,58 +29,61 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A key on the command line replaces what an experiment sweeps it over."""
-        global running
-        running = Path(config.hydra.sweep.dir)
-        errors.clear()
-        planned.clear()
         params = config.hydra.sweeper.get("params")
         if params:
             given = {word.lstrip("+").split("=", 1)[0] for word in config.hydra.overrides.task}
             with open_dict(params):
                 for key in given & set(params):
                     del params[key]
-        if "BasicSweeper" in config.hydra.sweeper._target_:
-            words = [f"{key}={value}" for key, value in (params or {}).items()]
-            planned.update(_jobs_of([*words, *config.hydra.overrides.task]))
-        else:  # Hydra's own sweeper alone writes what `resume=` reads
-            running.mkdir(parents=True, exist_ok=True)
+        if is_search(config):  # Hydra's own sweeper alone writes what `resume=` reads
+            folder = Path(config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
             whole = OmegaConf.create(masked(OmegaConf.to_container(config)))
-            OmegaConf.save(whole, running / SWEPT)
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Remember why a job failed: a mistake leaves no directory to read it from."""
-        error = job_return._return_value
-        if isinstance(error, Exception):
-            told = (
-                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            )
-            words = list(config.hydra.overrides.task)
-            errors[str(config.hydra.job.num)] = (words, one_line(told))
+            OmegaConf.save(whole, folder / SWEPT)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Sum up."""
-        tell()
+        """Sum up a search, whose jobs are launched a few at a time."""
+        if is_search(config):
+            sum_up(Path(config.hydra.sweep.dir))
 
 
-def _jobs_of(words: list[str]) -> dict[str, list[str]]:
-    """Each job's overrides, as Hydra's own sweeper numbers them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(words)
-    (found,) = BasicSweeper.split_arguments(parsed, None)
-    return {str(number): masked(overrides) for number, overrides in enumerate(found)}
+def is_search(config: DictConfig) -> bool:
+    """Whether the results of jobs decide on the next ones (Optuna)."""
+    return "BasicSweeper" not in config.hydra.sweeper._target_
 
 
-def tell() -> int:
+def run_here(
+    config: DictConfig,
+    overrides: Sequence[Sequence[str]],
+    first: int,
+    launch: Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]],
+) -> Sequence[JobReturn]:
+    """Launch the jobs, numbered from `first`, and sum up, also when they are stopped."""
+    folder = Path(str(config.hydra.sweep.dir))
+    jobs: Jobs = {str(n): (masked(list(words)), "") for n, words in enumerate(overrides, first)}
+    try:
+        returned = launch(overrides, first)
+    except BaseException:
+        sum_up(folder, jobs)
+        raise
+    for number, job in enumerate(returned, first):
+        error = job._return_value
+        if isinstance(error, Exception):  # a mistake leaves no directory to read it from
+            named = f"{type(error).__name__}: {error}"
+            line = one_line(str(error) if isinstance(error, UserError) else named)
+            jobs[str(number)] = (jobs[str(number)][0], line)
+    if not is_search(config):
+        sum_up(folder, jobs)
+    return returned
+
+
+def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
     """Print a sweep's jobs and its report, write sweep.csv; how many jobs did not finish."""
-    global running
-    folder, running = running, None
-    if folder is None or not folder.is_dir():
+    if not folder.is_dir():
         return 0
     from forge.results import sweep_report, tables
 
-    lines = jobs(folder)
+    lines = table(folder, jobs or {})
     words = differing([line[1] for line in lines])
     short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
     if lines:
@@ -93,7 +99,10 @@ def tell() -> int:
             raise
         print(f"report  {folder}: the disk is full")
     sys.stdout.flush()
-    return sum(line[2] != "finished" for line in lines)
+    if failed := sum(line[2] != "finished" for line in lines):
+        way_out = f"go on with python launch.py {override('resume', str(folder))}"
+        print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
+    return failed
 
 
 def differing(overrides: list[str]) -> list[str]:
@@ -103,17 +112,16 @@ def differing(overrides: list[str]) -> list[str]:
     return [" ".join(word for word in line if word not in shared) for line in words]
 
 
-def jobs(folder: Path) -> list[tuple[str, ...]]:
+def table(folder: Path, jobs: Jobs) -> list[tuple[str, ...]]:
     """A line for each job of a sweep: its number, overrides, status, headline, error."""
-    names = {path.name for path in folder.iterdir() if path.name.isdecimal()}
-    names |= errors.keys() | planned.keys()
+    names = {path.name for path in folder.iterdir() if path.name.isdecimal()} | jobs.keys()
     lines: list[tuple[str, ...]] = []
     for name in sorted(names, key=int):
-        metadata = read_json(folder / name / "run_metadata.json")
-        state = read_json(folder / name / "training_state.json")
-        headline = read_json(folder / name / "results.json").get("headline", {})
-        ours = metadata.get("overrides") or planned.get(name, [])
-        overrides, error = errors.get(name, (ours, ""))
+        metadata = read_json(folder / name / METADATA)
+        state = read_json(folder / name / STATE)
+        headline = read_json(folder / name / RESULTS).get("headline", {})
+        planned, error = jobs.get(name, ([], ""))
+        overrides = metadata.get("overrides") or planned
         status = state.get("status", "not started")
         if error and status != "finished":  # killed, it could not say so itself
             status = "failed"

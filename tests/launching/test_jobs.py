@@ -56,14 +56,11 @@ def test_a_teacher_serves_runs_of_one_task_and_precision():
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
-def test_a_teachers_failure_that_cost_no_run_is_past(monkeypatch):
-    monkeypatch.setattr(jobs.sweep, "errors", {})
+def test_a_teachers_failure_that_cost_no_run_is_past():
     ledger = {n: job(n) for n in (-1, 0, 1)}
     fine = {-1: jobs.Outcome(error="x"), 0: jobs.Outcome(0.5), 1: jobs.Outcome(0.5)}
-    jobs.note_errors(ledger, fine)
-    assert jobs.sweep.errors == {}
-    jobs.note_errors(ledger, fine | {1: jobs.Outcome(error="y")})
-    assert sorted(jobs.sweep.errors) == ["-1", "1"]
+    assert jobs.failures(ledger, fine) == {}
+    assert sorted(jobs.failures(ledger, fine | {1: jobs.Outcome(error="y")})) == ["-1", "1"]
 
 
 def test_a_second_signal_does_not_disturb_the_requeue_that_the_first_began():

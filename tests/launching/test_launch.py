@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from forge.records.files import read_json
 from tests.support.commands import LAUNCH, forge, launch
 from tests.support.runs import SMALL, TOY
 
@@ -241,28 +240,3 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
     assert watched.returncode == 0, watched.stderr
     table = (tmp_path / "sweep" / "sweep.csv").read_text()
     assert table.count(",finished,accuracy") == 2
-
-
-@pytest.mark.slow
-def test_a_ladder_starts_each_run_from_the_one_before(tmp_path):
-    words = ("experiment=ladder", *TOY, "~task.dataset.worked", "model=tiny", *SMALL,
-             "mode=sft,rl", "seed=1,2", "trainer.max_steps=2",
-             "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-3",
-             "hydra.sweep.dir=sweep")  # fmt: skip
-    done = launch(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    runs = [tmp_path / "sweep" / str(number) for number in range(4)]  # seeds change the fastest
-    paths = [read_json(run / "run_metadata.json")["config"]["model"]["path"] for run in runs]
-    assert paths == [None, None, str(runs[0]), str(runs[1])]
-    start = read_json(runs[3] / "results.json")["start"]["splits"]["validation"]["accuracy"]
-    assert start == read_json(runs[1] / "results.json")["headline"]["value"]
-    shutil.rmtree(runs[3])
-    again = launch(tmp_path, "resume=sweep")
-    assert again.returncode == 0 and again.stdout.count("this run is finished") == 3
-    assert read_json(runs[3] / "run_metadata.json")["config"]["model"]["path"] == paths[3]
-
-
-def test_a_ladder_side_by_side_is_refused(tmp_path):
-    done = launch(tmp_path, "experiment=ladder", "launcher=background")
-    assert done.returncode == 2, done.stderr
-    assert "each run starts from the one before; leave launcher= out" in done.stderr
