@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from forge.commands.finished import architecture, finished, source
-from forge.config import compose as config_compose
 from forge.config import schema
 from forge.config.check import build, check
-from forge.config.compose import dotted_values
+from forge.config.compose import SEARCHPATH, composing, searched
 from forge.config.schema import Config
 from forge.data import fingerprints
-from forge.errors import USER_ERRORS, UserError, explain
+from forge.errors import UserError
 from forge.models import heads
 from forge.records.environment import environment, git
 from forge.records.files import EVALUATION, RESULTS, now, require_place, whole, write_json
 from forge.records.logs import library_logs
 from forge.records.record import NOT_COMPARED, plain
+from forge.records.recorded import recomposed
 from forge.records.secrets import masked
 from forge.results.runs import Run
 from forge.tasks.recorded import as_trained
@@ -30,9 +30,6 @@ from forge.tasks.recorded import as_trained
 if TYPE_CHECKING:
     from forge.tasks.task import Task
     from forge.training.preparation import Prepared
-
-SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
-
 
 EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
 
@@ -104,38 +101,26 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
     What is not compared between runs is today's: what is recorded may be of another machine.
     """
     from hydra import compose
-    from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     recorded = {k: v for k, v in run.metadata["config"].items() if k not in NOT_COMPARED}
     recorded["precision"] = run.metadata.get("precision", recorded["precision"])
-    words = config_compose.searched(words)
+    words = searched(words)
     if options := [word for word in words if word.startswith("-")]:
         raise UserError(f"{options[0]}: evaluate has no such option; see its --help")
-    with config_compose.composing():
-        parsed = OverridesParser.create().parse_overrides(words)
-        given = {told.key_or_group: told for told in parsed}
-        for key in given:
-            if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
-                others = ", ".join(MAY_CHANGE[:-1])
-                raise UserError(f"{key}: a finished run has its own; evaluate takes {others}")
-        defaults: list[Any] = ["schema", "_self_"]
-        name = str(run.metadata.get("choices", {}).get("task", "task"))
-        if "task" in given:
-            name = str(given["task"].value())
-            defaults, _ = ["schema", {"task": name}, "_self_"], recorded.pop("task")
-        node = {"defaults": defaults, **recorded, "cache_dir": compose("config").cache_dir}
-        ConfigStore.instance().store("recorded", node)
-        groups = [str(t.input_line) for t in parsed if t.key_or_group in ("task", SEARCHPATH)]
-        known: list[str] = []
-        try:
-            known = [key for key, _ in dotted_values(plain(compose("recorded", groups)))]
-            cfg = compose("recorded", words)
-        except USER_ERRORS as error:
-            raise UserError(explain(error, known)) from error
+    given = {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
+    for key in given:
+        if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
+            others = ", ".join(MAY_CHANGE[:-1])
+            raise UserError(f"{key}: a finished run has its own; evaluate takes {others}")
+    with composing():
+        recorded["cache_dir"] = compose("config").cache_dir
+    cfg, name = recomposed(recorded, words), run.metadata.get("choices", {}).get("task", "task")
+    if "task" in given:
+        name = given["task"].value()
     plain_task: Any = OmegaConf.to_container(cfg.task)
     cfg.task = as_trained(plain_task, run.metadata, architecture(run), given)
-    return cfg, name.replace("/", "-")
+    return cfg, str(name).replace("/", "-")
 
 
 def _prepared(run: Run, config: Config, scratch: Path) -> Prepared:

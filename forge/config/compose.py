@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from forge import ranks
 from forge.config.schema import SWEEP, Config
 
+SEARCHPATH = "hydra.searchpath"  # what --config-dir= becomes
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -86,7 +87,7 @@ def searched(words: list[str]) -> list[str]:
     to search, `-m` is left out."""
     found = [word for word in words if word not in ("-m", "--multirun")]
     return [
-        f"hydra.searchpath=['file://{Path(option[1]).absolute()}']"
+        f"{SEARCHPATH}=['file://{Path(option[1]).absolute()}']"
         if (option := re.match("--config-dir=(.*)", word))
         else word
         for word in found

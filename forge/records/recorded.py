@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from forge.config.compose import dotted_values
-from forge.config.schema import SWEEP, Config
-from forge.errors import USER_ERRORS, UserError
+from forge.config.compose import CONF, SEARCHPATH, composing, dotted_values
+from forge.config.schema import SWEEP
+from forge.errors import USER_ERRORS, UserError, explain
 from forge.records.files import METADATA, STATE, read_json
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.secrets import MASK
@@ -36,6 +37,36 @@ def require_known(key: str, value: Any) -> None:
         raise UserError(f"{key}: a secret, which is not recorded; give it again with {key}=…")
 
 
+def recomposed(recorded: Mapping[str, Any], words: list[str]) -> DictConfig:
+    """A recorded config with overrides on top, in Hydra's grammar.
+
+    An option of a group (`task=rte`) is conf/'s and stands in place of what was recorded. Raises
+    `UserError` for words that do not fit.
+    """
+    from hydra import compose
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    node, defaults = dict(recorded), []
+    parsed = OverridesParser.create().parse_overrides(words)
+    for one in parsed:
+        group = one.key_or_group
+        if (CONF / group).is_dir():
+            place = f"{group}@{one.package}" if one.package else group
+            defaults.append({place: one.value()})
+            node.pop(str(one.package or group), None)
+    primary = {"defaults": ["schema", *defaults, "_self_"], **node}
+    ConfigStore.instance().store("recorded", primary)
+    known: list[str] = []
+    with composing():
+        try:
+            groups = [str(one.input_line) for one in parsed if one.key_or_group == SEARCHPATH]
+            known = [key for key, _ in dotted_values(plain(compose("recorded", groups)))]
+            return compose("recorded", words)
+        except USER_ERRORS as error:
+            raise UserError(explain(error, known)) from error
+
+
 def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """The config that a run directory recorded, with this command's overrides on top.
 
@@ -50,27 +81,31 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     metadata = read_json(run_dir / METADATA)
     if not metadata:
         return cfg
-    found = OmegaConf.merge(OmegaConf.structured(Config), metadata["config"])
-    assert isinstance(found, DictConfig)
+    recorded = OmegaConf.create(metadata["config"])
     for key, value in dotted_values(metadata["config"]):
         if MASK in str(value):
             now = OmegaConf.select(cfg, key)
             require_known(key, value if now is None else now)
-            OmegaConf.update(found, key, now)
+            OmegaConf.update(recorded, key, now)
     _say_changes(metadata)
-    _apply(found, cfg, metadata, read_json(run_dir / STATE))
-    return found
+    words = _changes(recorded, cfg, metadata, read_json(run_dir / STATE))
+    return recomposed(plain(recorded), words)
 
 
-def _apply(
-    found: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
-) -> None:
-    """Put the command line's keys onto the recorded config of a run that stands at `state`."""
+def _changes(
+    recorded: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
+) -> list[str]:
+    """The command line's overrides that change the recorded config of a run that stands at `state`.
+
+    Raises `UserError` for one that may not.
+    """
+    changes = []
     done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
     chosen = HydraConfig.get().runtime.choices
-    for key in map(key_of, HydraConfig.get().overrides.task):
+    for word in HydraConfig.get().overrides.task:
+        key = key_of(word)
         node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
-        value, before = OmegaConf.select(cfg, node), OmegaConf.select(found, node)
+        value, before = OmegaConf.select(cfg, node), OmegaConf.select(recorded, node)
         if key == "experiment":
             value, before = chosen.get(key), metadata.get("choices", {}).get(key)
         choice = "." not in key or node != key
@@ -86,8 +121,9 @@ def _apply(
             raise UserError(
                 f"{key}={value}: {behind} {done[key]}s are done; a run can only be extended"
             )
-        OmegaConf.update(found, key, value, merge=False, force_add=True)
+        changes.append(word)
         log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
+    return changes
 
 
 def _short(value: Any) -> str:
