@@ -76,7 +76,7 @@ def test_a_model_that_answers_otherwise_is_refused_and_not_left(run, tmp_path, m
 
     session = commands_export._session
     monkeypatch.setattr(commands_export, "_session", lambda file: Other(session(file)))
-    with pytest.raises(Failure, match=r"does not answer as PyTorch does: with \d texts of \d+"):
+    with pytest.raises(Failure, match=r"does not answer as PyTorch does: with \d rows of \d+"):
         export(run, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 
