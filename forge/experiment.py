@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from filelock import FileLock
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 
 from forge import modes, ranks
 from forge.config.check import build
-from forge.config.schema import Config, Model, is_taught, to_config
+from forge.config.schema import Config, Model, to_config
 from forge.distillation import finding
 from forge.distillation.finding import TeacherRun
 from forge.records import checkpoints
@@ -33,7 +32,7 @@ from forge.training.arguments import check_all, training_arguments
 from forge.training.evaluation import judge, write_predictions
 from forge.training.loop import follow, train
 from forge.training.memory import memory
-from forge.training.preparation import Prepared, prepare
+from forge.training.preparation import prepare
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from forge.tasks.task import Task
 
+Rows: TypeAlias = "dict[str, Dataset]"  # of each split
 log = logging.getLogger(__name__)
 
 
@@ -64,14 +64,15 @@ def run(
             return float(read_json(run_dir / RESULTS)["headline"]["value"])
         config = check_all(to_config(cfg))
         task: Task = build(config.task, "task")
-        finding.check(config, task)
         args = training_arguments(config, task, run_dir)
         mode: partial[Ready] = build(config.mode, "mode")
+        callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items()]
+        finding.check(config, task)
         modes.check(mode, task, args)
         track = tracker(config)
-        callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items()]
         rows = ranks.in_turn(task.load)
-        teachers = _trained_teachers(config, task, args, rows, rec.metadata)
+        train_first = partial(_train_teacher, config, task, args, rows)
+        teachers = finding.resolve(config, task, rows, rec.metadata, train_first)
         prepared = prepare(config, task, args, rows, teachers=teachers, recorded=rec.metadata)
         announce(prepared, rec)
         with memory(args, "per_device_eval_batch_size"):  # teachers and starts are measured
@@ -80,11 +81,13 @@ def run(
         with track(rec, prepared) as tracked:
             follow(ready.trainer, [*tracked, signals.AtStepEnd(stop), *callbacks], rec)
             trained = train(ready.trainer, rec, stop)
-            with checkpoints.room(run_dir, checkpoints.size_of(prepared.model), run_dir / "model"):
+            with checkpoints.room(
+                run_dir, checkpoints.size_of(ready.trainer.model), run_dir / "model"
+            ):
                 results = judge(ready.trainer, prepared.splits, run_dir)
                 found = results.plain() | {"train": trained, **ready.results}
                 with stop.put_off():
-                    _write(ready, prepared, run_dir, found)
+                    _write(ready, rows, run_dir, found)
                 return float(results.headline.value)
 
 
@@ -94,31 +97,18 @@ def train_teachers(cfg: DictConfig) -> float:
     task: Task = build(config.task, "task")
     with TemporaryDirectory() as scratch:
         args = training_arguments(config, task, Path(scratch))
-        _trained_teachers(config, task, args, ranks.in_turn(task.load), {})
+        rows = ranks.in_turn(task.load)
+        train_first = partial(_train_teacher, config, task, args, rows)
+        finding.resolve(config, task, rows, {}, train_first)
     return 0.0
 
 
-def _trained_teachers(
-    config: Config,
-    task: Task,
-    args: TrainingArguments,
-    rows: dict[str, Dataset],
-    recorded: Mapping[str, Any],
-) -> list[Model]:
-    """The teachers, by path; one that no run has trained yet is trained now."""
-    if not is_taught(config):
-        return []
-    found = finding.find(config, task, rows, recorded)
-    if any(isinstance(each, TeacherRun) for each in found) and not config.model.init:
-        prepare(config, task, args, rows)  # what is wrong with the student shows before
-    teachers = [_train_teacher(each) if isinstance(each, TeacherRun) else each for each in found]
-    if config.model.init:
-        finding.check_start(teachers, task)
-    return teachers
-
-
-def _train_teacher(teacher: TeacherRun) -> Model:
+def _train_teacher(
+    config: Config, task: Task, args: TrainingArguments, rows: Rows, teacher: TeacherRun
+) -> Model:
     """Fine-tune a teacher in a run directory of its own, which a second caller waits for."""
+    if not config.model.init:
+        prepare(config, task, args, rows)  # what is wrong with the student shows before
     run_dir = teacher.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir.with_suffix(".lock"))
@@ -136,17 +126,17 @@ def _train_teacher(teacher: TeacherRun) -> Model:
     return Model(path=str(run_dir))
 
 
-def _write(ready: Ready, prepared: Prepared, run_dir: Path, results: dict[str, object]) -> None:
+def _write(ready: Ready, rows: Rows, run_dir: Path, results: dict[str, object]) -> None:
     """The model, results.json, the whole curve, the teachers' answers, the model's card."""
     trainer = ready.trainer
     trainer.save_model(str(run_dir / "model"))
     if ranks.rank():
         return
     write_json(run_dir / RESULTS, results)
-    log.info("%s", table(results, prepared.task))
+    log.info("%s", table(results, trainer.task))
     if trainer.state.log_history:
         trainer.save_state()  # checkpoints may be older, or none
     for split, columns in ready.teachers.items():
         file = run_dir / "predictions" / f"teacher_{split}.parquet"
-        write_predictions(file, prepared.rows[split], columns)
-    card.write(run_dir, prepared.task)
+        write_predictions(file, rows[split], columns)
+    card.write(run_dir, trainer.task)

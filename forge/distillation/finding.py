@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,23 @@ def check(config: Config, task: Task) -> None:
         )
 
 
+def resolve(
+    config: Config,
+    task: Task,
+    rows: dict[str, Dataset],
+    recorded: Mapping[str, Any],
+    train: Callable[[TeacherRun], Model],
+) -> list[Model]:
+    """The teachers of a run, by path; `train` fine-tunes one that no run has trained yet."""
+    if not is_taught(config):
+        return []
+    found = find(config, task, rows, recorded)
+    teachers = [train(each) if isinstance(each, TeacherRun) else each for each in found]
+    if config.model.init:
+        _check_start(teachers, task)
+    return teachers
+
+
 def find(
     config: Config, task: Task, rows: dict[str, Dataset], recorded: Mapping[str, Any]
 ) -> list[Model | TeacherRun]:
@@ -75,7 +92,7 @@ def find(
     ]
 
 
-def check_start(teachers: Sequence[Model], task: Task) -> None:
+def _check_start(teachers: Sequence[Model], task: Task) -> None:
     """Raise `UserError` unless `model.init=teacher` has one teacher, whose labels are named."""
     if len(teachers) > 1:
         raise UserError(f"model.init=teacher: {len(teachers)} teachers are named; it takes one")

@@ -66,9 +66,9 @@ def load_config(
         with _sizes():
             config = architecture_class(model.config)(**chosen, **fitting)
         return config
-    path = resolve(model.path, f"{where}.path")
+    path, version = resolve(model.path, f"{where}.path"), revision(model)
     with hub.access("model", path, f"{where}.path=DIR"):
-        config = AutoConfig.from_pretrained(path, **revision(model))
+        config = AutoConfig.from_pretrained(path, **version)
     return config
 
 
@@ -138,6 +138,20 @@ def load(
         adapted: PreTrainedModel = lora.adapt(built, model, path, labelled, head.peft_type, fresh)
         return adapted
     return built if model.layers is None else shallower(built, model.layers, head.auto_class)
+
+
+def student(
+    teacher: PreTrainedModel, model: Model, head: Head, fitting: Mapping[str, object]
+) -> PreTrainedModel:
+    """The student that `model.init=teacher` makes of the teacher's layers; raises `UserError`."""
+    if model.init != "teacher":
+        raise UserError(f"model.init={model.init}: teacher, or null for the weights at model.path")
+    if model.path is None and not model.config:
+        return shallower(teacher, model.layers, head.auto_class)
+    config = load_config(model, fitting)
+    name_labels(config, head)
+    layers = config.num_hidden_layers if model.layers is None else model.layers
+    return shallower(teacher, layers, head.auto_class, config)
 
 
 def _random_weights(

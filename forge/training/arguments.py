@@ -42,9 +42,13 @@ def check_all(config: Config) -> Config:
     """
     for key in SET_BY_FORGE.keys() & config.trainer.keys():
         raise UserError(f"trainer.{key}: set by Forge; use {SET_BY_FORGE[key]}")
+    models = {"model": config.model, "teacher": config.teacher}
+    for where, model in models.items():
+        lora.check(model, where)
+    for where, model in models.items():
+        if model.lora:
+            check({"_target_": "peft.LoraConfig", **model.lora}, f"{where}.lora")
     task, mode, trainer = (check(getattr(config, w), w) for w in ("task", "mode", "trainer"))
-    lora.check(config.model, "model")
-    lora.check(config.teacher, "teacher")
     teacher, tracking, callbacks = config.teacher, config.tracking, {}
     if teacher.trainer:
         teacher = replace(teacher, trainer=check(teacher.trainer, "teacher.trainer"))

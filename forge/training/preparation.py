@@ -11,7 +11,7 @@ from forge.config.schema import Config, Model
 from forge.data import cache
 from forge.errors import UserError
 from forge.inputs.input import Processor, pad_multiple
-from forge.models import heads, layers, loading
+from forge.models import loading
 from forge.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def prepare(
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
     model = ranks.in_turn(lambda: loading.load(source, task.head, architecture))
     if config.model.init:
-        model = _student(model, config.model, task, processor)
+        fitting = task.input.fitting(processor)
+        model = loading.student(model, config.model, task.head, fitting)
     recorded = recorded or {}
     splits, data = ranks.in_turn(lambda: encode(rows, processor, limit, task, config.cache_dir))
     _refuse_changed(data, recorded)
@@ -131,18 +132,3 @@ def _refuse_changed(data: dict[str, SplitFacts], recorded: Mapping[str, Any]) ->
                 f"split {name}: its rows have changed since this run began; "
                 "leave hydra.run.dir out for a new directory"
             )
-
-
-def _student(
-    teacher: PreTrainedModel, model: Model, task: Task, processor: Processor
-) -> PreTrainedModel:
-    """The student that `model.init=teacher` makes of the teacher's layers."""
-    if model.init != "teacher":
-        raise UserError(f"model.init={model.init}: teacher, or null for the weights at model.path")
-    auto_class = task.head.auto_class
-    if model.path is None and not model.config:
-        return layers.shallower(teacher, model.layers, auto_class)
-    config = loading.load_config(model, task.input.fitting(processor))
-    heads.name_labels(config, task.head)
-    chosen = config.num_hidden_layers if model.layers is None else model.layers
-    return layers.shallower(teacher, chosen, auto_class, config)
