@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from forge.errors import UserError, did_you_mean, one_line
+from forge.tasks import numerals
 
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
 def exact(
@@ -223,9 +223,9 @@ def _right(label: list[str] | None, answer: list[str] | None) -> list[str]:
 
 def last_number(text: str) -> float | None:
     """The last number in a text, thousands separated by commas or not; None without one."""
-    found = NUMBER.findall(text)
-    value = float(found[-1].replace(",", "")) if found else math.inf
-    return value if math.isfinite(value) else None
+    written = numerals.all_in(text)
+    value = numerals.parse(written[-1]) if written else None
+    return None if value is None else float(value)
 
 
 def _close(completion: str, right: str, tolerance: float) -> float | None:

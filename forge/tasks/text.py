@@ -12,7 +12,6 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from forge.tasks.answer import Answer, Evaluation, Scores
 from forge.tasks.decisions import Decisions
 from forge.tasks.decoding import Reader
 from forge.tasks.metrics import Facts
+from forge.tasks.numerals import NUMERAL, parse, spelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     from forge.config.schema import Model
     from forge.inputs.input import Batch, Columns
 
-NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)"
 HEAD = Head("CausalLM", peft_type="CAUSAL_LM")
-ANSWERS = {"whole": r"(?s)(.*)", "number": rf"(?<![\w.])({NUMBER})"}  # what task.answer may name
+ANSWERS = {"whole": r"(?s)(.*)", "number": f"({NUMERAL.pattern})"}  # what task.answer may name
 
 
 @dataclass
@@ -80,7 +79,10 @@ class Written(Answer):
         if not matches:
             return ""
         text = matches[-1][min(1, self.pattern.groups)] or ""
-        return _number(text) if self.numeric else text.strip()
+        if not self.numeric:
+            return text.strip()
+        value = parse(text)
+        return "" if value is None else spelled(value)
 
     def is_right(self, answer: str, label: str) -> bool:
         """Whether an extracted answer is the reference answer."""
@@ -193,18 +195,6 @@ class Written(Answer):
         """Those for samples: from the whole distribution."""
         sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         return {"max_new_tokens": self.max_new_tokens, **sampling}
-
-
-def _number(text: str) -> str:
-    """The one spelling of a number: 1,200.0 is 1200; "" for what is none."""
-    try:
-        value = Decimal(text.strip().rstrip(".").replace(",", "").lstrip("$"))
-    except InvalidOperation:
-        return ""
-    if not value.is_finite() or abs(value.adjusted()) > 50:
-        return ""
-    spelled = f"{value:f}"
-    return (spelled.rstrip("0").rstrip(".") if "." in spelled else spelled) if value else "0"
 
 
 def _of_tokens(nll: list[float], tokens: list[int]) -> dict[str, float]:

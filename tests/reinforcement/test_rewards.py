@@ -37,6 +37,8 @@ def test_exact_is_about_the_right_answer():
         ("it is -3", "3", 0),
         ("first 12, then 13", "12", 0),  # the last one counts
         ("1e3", "1000", 1),
+        ("it is \u22123", "-3", 1),
+        ("12 000", "12,000", 1),
         ("none", "4", 0),
         ("x2", "2", 0),
         ("4", "no number", None),

@@ -7,12 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # sweeps fork
 import pytest
-
-from tests.conftest import os
 
 CLUSTER = Path(__file__).parents[1] / "slurm_cluster.sh"
 
