@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forge import hub
+from forge.data.fingerprints import fingerprint
 from forge.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from forge.data.fingerprints import fingerprint
 
+log = logging.getLogger(__name__)
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
-
-
+Table: TypeAlias = "Dataset | dict[str, list[Any]]"  # by column
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -72,29 +73,34 @@ def _directory(directory: Path, name: str | None) -> Source:
 def read(source: Source, split: str, columns: list[str]) -> dict[str, list[Any]]:
     """The named columns of a split as lists; class labels by name, -1 as None.
 
-    Raises `UserError` for a missing split, file or column, or a file that cannot be parsed.
+    A row that lacks a column has None there. Raises `UserError` for a missing split, file or
+    column, or a file that cannot be parsed.
     """
     if split not in source:
         raise UserError(f"split {split}: the data has no such split{did_you_mean(split, source)}")
     rows = source[split]
-    if isinstance(rows, list):
-        table, where = _read_files(rows), ", ".join(map(str, rows))
-    else:
-        table, where = rows, f"split {split}"
-    names = list(table) if isinstance(table, dict) else table.column_names
-    if not len(table[names[0]] if names else ()):
+    tables = [_parse(path) for path in rows] if isinstance(rows, list) else [rows]
+    where = ", ".join(map(str, rows)) if isinstance(rows, list) else f"split {split}"
+    names = [list(t) if isinstance(t, dict) else t.column_names for t in tables]
+    if not any(len(t[own[0]]) for t, own in zip(tables, names, strict=True) if own):
         raise UserError(f"{where} has no rows")
     for column in columns:
-        if column not in names:
-            raise UserError(f"column {column}: not in {where}{did_you_mean(column, names)}")
-    if isinstance(table, dict):
-        return {column: table[column] for column in columns}
-    return {column: _column(table, column) for column in columns}
+        lacking = [i for i, own in enumerate(names) if column not in own]
+        if len(lacking) == len(tables):
+            every = dict.fromkeys(name for own in names for name in own)
+            raise UserError(f"column {column}: not in {where}{did_you_mean(column, every)}")
+        for i in lacking:
+            log.warning("column %s: not in %s; its rows have none", column, list(rows)[i])
+    return {column: [v for table in tables for v in _column(table, column)] for column in columns}
 
 
-def _column(table: Dataset, column: str) -> list[Any]:
+def _column(table: Table, column: str) -> list[Any]:
     from datasets import ClassLabel, Image
 
+    if isinstance(table, dict):
+        return table.get(column) or [None] * len(next(iter(table.values()), ()))
+    if column not in table.column_names:
+        return [None] * len(table)
     feature = table.features[column]
     if isinstance(feature, Image):  # decoded it would fill the memory
         table = table.cast_column(column, Image(decode=False))
@@ -104,26 +110,14 @@ def _column(table: Dataset, column: str) -> list[Any]:
     return values
 
 
-def _read_files(paths: list[Path]) -> Any:
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
-    if paths[0].suffix.lower() == ".parquet":
-        from datasets import Dataset
-
-        try:
-            return Dataset.from_parquet([str(p) for p in paths])
-        except Exception as error:  # pyarrow's and datasets' errors share no base class
-            raise UserError(
-                f"{paths[0]}: not a parquet file ({one_line(str(error))[:200]})"
-            ) from error
-    tables = [_parse(path) for path in paths]
-    return {name: [v for t in tables for v in t.get(name, ())] for name in tables[0]}
-
-
-def _parse(path: Path) -> dict[str, list[Any]]:
+def _parse(path: Path) -> Table:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        return _parse_parquet(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -131,9 +125,16 @@ def _parse(path: Path) -> dict[str, list[Any]]:
         raise UserError(
             f"{path}: line {line} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8"
         ) from error
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _parse_csv(text, path)
-    return _parse_json(text, path)
+    return _parse_csv(text, path) if suffix in (".csv", ".tsv") else _parse_json(text, path)
+
+
+def _parse_parquet(path: Path) -> Dataset:
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow's and datasets' errors share no base class
+        raise UserError(f"{path}: not a parquet file ({one_line(str(error))[:200]})") from error
 
 
 def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
+from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.inputs.input import Batch, Columns, Input, Size, Usage
 from forge.models import loading, vocabularies
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from forge.config.schema import Model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -225,6 +230,10 @@ def texts(values: list[Any], split: str, column: str) -> list[str]:
             f"split {split}, column {column}: {len(missing)} rows have no text (first: row "
             f"{missing[0]}); fill or remove them"
         )
+    marks = Counter(str(value).strip() or "blank" for value in values if is_missing(value))
+    if marks:
+        named = ", ".join(f"{mark} ({rows} rows)" for mark, rows in marks.items())
+        log.warning("split %s, column %s: %s: taken for texts", split, column, named)
     return [str(value) for value in values]
 
 

@@ -16,7 +16,7 @@ from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
 from forge.tasks.answer import Answer
 from forge.tasks.label import Label
-from forge.tasks.number import Number, numbers
+from forge.tasks.number import Number, fractional
 from forge.tasks.task import Task
 from forge.tasks.text import Written
 
@@ -131,10 +131,11 @@ def text_files(
     number that is not whole means regression. Metrics default to those usual for the problem.
     """
     source = _given(files)
+    doubtful = problem_type is None
     if problem_type is None:
         values = sources.read(source, "train", [label])[label]
-        fractions = labels is None and any(not v.is_integer() for v in numbers(values))
-        problem_type = "regression" if fractions else "classification"
+        numbers = labels is None and fractional(values)
+        problem_type = "regression" if numbers else "classification"
         log.info("problem type, read off %s: %s", label, problem_type)
     usual = {
         "classification": ["accuracy", "f1_macro"],
@@ -147,7 +148,7 @@ def text_files(
     chosen = [headline] if headline else []
     metrics = metrics or list(dict.fromkeys([*chosen, *usual[problem_type]]))
     return _of_text(
-        Number(label) if problem_type == "regression" else Label(label, labels),
+        Number(label) if problem_type == "regression" else Label(label, labels, doubtful),
         text,
         max_length,
         dataset=lambda: source,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forge.data.missing import is_missing
 from forge.errors import UserError, did_you_mean
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions
@@ -22,26 +25,35 @@ if TYPE_CHECKING:
     from forge.inputs.input import Batch, Columns
 
 log = logging.getLogger(__name__)
-AMBIGUOUS = ("-1", "None", "nan", "NaN")  # GLUE's mark of an unlabelled row, or a label's name
+MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name
 
 
 @dataclass
 class Label(Answer):
     """One of `given`, named in the order of their ids; the column holds names or ids.
 
-    Without `given` they are read off the first split that is read, in sorted order.
+    Values are names, in their own case or another, unless every one is a whole number below the
+    number of labels and none is a name: then they are ids. The first split that is read decides;
+    without `given` its values are the names, in sorted order. With `doubtful`, values that look
+    like no labels (numbers, texts) are refused.
     """
 
     column: str
-    given: list[str | int] | None = None
+    given: Sequence[str | int] | None = None
+    doubtful: bool = False
+    by_name: bool | None = field(init=False, default=None)  # whether the data hold names or ids
     alignment = "row"
     problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:
         self.columns = [self.column]
-        self.by_name: bool | None = None  # whether the data holds names or ids; train decides
-        self.names = [str(name) for name in self.given or ()]
-        if len(set(self.names)) < len(self.names):
+        self.rule: str | None = (
+            None  # names, names in another case, or ids; the first split decides
+        )
+        self.names = [
+            name if isinstance(name, str) else str(spell(name)) for name in self.given or ()
+        ]
+        if len({spell(name) for name in self.names}) < len(self.names):
             raise UserError(f"task.labels={self.names}: a name occurs twice")
         if len(self.names) == 1:
             raise UserError(f"task.labels={self.names}: at least two labels are needed")
@@ -57,32 +69,64 @@ class Label(Answer):
         named = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
         return [f"the labels are numbers, taken for {named}"]
 
-    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[int | None]]:
         return {"labels": self.encode(columns[self.column], split)}
 
-    def encode(self, values: list[Any], split: str) -> list[int | None]:
-        spelled = [spell(value) for value in values]
+    def encode(self, values: Sequence[object], split: str) -> list[int | None]:
+        """The ids of a split's values, None for a row without a label; raises `UserError`."""
+        where = f"split {split}, column {self.column}"
+        spelled = [_spell_row(value, i, where) for i, value in enumerate(values)]
+        counts = Counter(s for s in spelled if s is not None)
         if not self.names:
-            self.names = _infer(spelled, f"split {split}, column {self.column}")
+            self.names = self._read_off(counts, where)
             log.info("labels, read off %s: %s", split, ", ".join(self.names))
-        names = {name: i for i, name in enumerate(self.names)}
-        numbers = {str(i): i for i in range(len(self.names))}
-        if len(self.names) == 2:
-            numbers |= {"false": 0, "true": 1}
-        distinct = {s for s in spelled if s is not None and (s not in AMBIGUOUS or s in names)}
-        if self.by_name is None and distinct:
-            self.by_name = distinct <= names.keys() or not distinct <= numbers.keys()
-        ids = names if self.by_name else numbers
-        if foreign := distinct - ids.keys():
-            raise UserError(self._foreign(spelled, foreign, split))
-        return [ids.get(s or "") for s in spelled]
+        ids = self._ids(counts)
+        marks = [s for s in counts if s not in ids and (s == MINUS_ONE or is_missing(s))]
+        if marks:
+            named = ", ".join(f"{mark} ({counts[mark]} rows)" for mark in marks)
+            log.warning("%s: %s: taken for no label, as task.labels does not name it", where, named)
+        if foreign := counts.keys() - ids.keys() - set(marks):
+            raise UserError(self._foreign(spelled, foreign, where))
+        return [None if s is None else ids.get(s) for s in spelled]
 
-    def _foreign(self, spelled: list[str | None], foreign: set[str], split: str) -> str:
+    def _ids(self, values: Iterable[str]) -> dict[str, int]:
+        """The id of each value that is a label; the first split decides whether names or ids."""
+        names = {str(spell(name)): i for i, name in enumerate(self.names)}
+        folded = {name.casefold(): i for name, i in names.items()}
+        if len(folded) == len(names):
+            names |= {value: folded[f] for value in values if (f := value.casefold()) in folded}
+        numbers = {str(i): i for i in range(len(self.names))}
+        labels = {value for value in values if value != MINUS_ONE and not is_missing(value)}
+        if self.by_name is None and (labels or names.keys() & set(values)):
+            self.by_name = bool(names.keys() & set(values)) or not labels <= numbers.keys()
+            for note in self.notes:
+                log.info("%s", note)
+        return numbers if self.by_name is False else names
+
+    def _read_off(self, values: Counter[str], where: str) -> list[str]:
+        counts = Counter({value: n for value, n in values.items() if not is_missing(value)})
+        if MINUS_ONE in counts:
+            raise UserError(
+                f"{where}: -1 may be a label or mark rows without one; name the labels with "
+                "task.labels=[…], with -1 among them if it is one"
+            )
+        if len(counts) < 2:
+            raise UserError(
+                f"{where}: {len(counts)} distinct labels; name them with task.labels=[…]"
+            )
+        if self.doubtful:
+            _refuse_unlikely(counts, where)
+        if len({name.casefold() for name in counts}) < len(counts):
+            log.warning("%s: labels that differ in case alone are taken for different ones", where)
+        return sorted(counts, key=lambda s: (0, int(s), s) if s.isdecimal() else (1, 0, s))
+
+    def _foreign(self, spelled: list[str | None], foreign: set[str], where: str) -> str:
         first = next(i for i, s in enumerate(spelled) if s in foreign)
+        values = ", ".join(sorted(foreign)[:5])
         return (
-            f"split {split}, column {self.column}: {', '.join(sorted(foreign)[:5])} (first in row "
-            f"{first}) not among task.labels [{', '.join(self.names)}]; set task.labels=[…] to "
-            "the data's names" + did_you_mean(str(spelled[first]), self.names, listed=False)
+            f"{where}: {values} (first in row {first}) not among task.labels "
+            f"[{', '.join(self.names)}]; set task.labels=[…] to the data's names"
+            + did_you_mean(str(spelled[first]), self.names, listed=False)
         )
 
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
@@ -94,34 +138,38 @@ class Label(Answer):
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "int64")
 
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
-        answers: NDArray[Any] = np.argmax(logits, axis=-1)
+    def predict(self, logits: NDArray[np.floating]) -> NDArray[np.integer]:
+        answers: NDArray[np.integer] = np.argmax(logits, axis=-1)
         return answers
 
 
-def spell(value: Any) -> str | None:
-    """A label as text, None for a missing one; 1.0 is 1, as gaps turn whole numbers into floats."""
+def spell(value: object) -> str | None:
+    """The one spelling of a label, None for a missing one: 1.0 and "1.0" are 1, True is true."""
     if value is None or value != value:
         return None
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+    return re.sub(r"^([-+]?\d+)\.0*$", r"\1", str(value).strip()) or None
 
 
-def _infer(spelled: list[str | None], where: str) -> list[str]:
-    counts = Counter(s for s in spelled if s is not None)
-    if marks := [s for s in AMBIGUOUS if s in counts]:
+def _spell_row(value: object, row: int, where: str) -> str | None:
+    """A row's value in the one spelling; raises `UserError` for what is no single value."""
+    listed = isinstance(value, str) and re.fullmatch(r"\s*(\[.*['\"\d]\]|\{.*\})\s*", value)
+    if listed or (isinstance(value, Iterable) and not isinstance(value, str)):
         raise UserError(
-            f"{where}: {marks[0]} may be a label or mark rows without one; name the labels with "
-            f"task.labels=[…], with {marks[0]} among them if it is one"
+            f"{where}: row {row} holds {str(value)[:60]}, and a label is one name or number; keep "
+            "one label a row, or make a column for each and name one with task.label"
         )
-    if len(counts) < 2:
-        raise UserError(f"{where}: {len(counts)} distinct labels; name them with task.labels=[…]")
-    if len(counts) > max(20, len(spelled) // 10):
+    return spell(value)
+
+
+def _refuse_unlikely(counts: Counter[str], where: str) -> None:
+    """Raise `UserError` for values that are rather numbers or texts than labels."""
+    distinct, rows = len(counts), counts.total()
+    numbers = all(re.fullmatch(r"[-+]?\d+", name) for name in counts)
+    if distinct > max(20, rows // 10 if numbers else rows // 2):
+        kind = "regression if they are amounts, classification if they are labels"
         raise UserError(
-            f"{where}: {len(counts)} distinct labels in {len(spelled)} rows; "
-            "for numbers set task.problem_type=regression, else check task.label"
+            f"{where}: {distinct} distinct values in {rows} rows; set task.problem_type="
+            + (kind if numbers else "classification if they are labels, else check task.label")
         )
-    return sorted(counts, key=lambda s: (0, int(s), s) if s.isdecimal() else (1, 0, s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions, squared_error
-from forge.tasks.label import AMBIGUOUS, spell
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ class Number(Answer):
 
     def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
         values = columns[self.column]
-        found = [_number(value) for value in values]
-        wrong = [i for i, n in enumerate(found) if not math.isfinite(n)]
+        numbers = [None if is_missing(value) else _number(value) for value in values]
+        wrong = [i for i, n in enumerate(numbers) if n is not None and not math.isfinite(n)]
         if wrong:
             raise UserError(
                 f"split {split}, column {self.column}: {len(wrong)} values are not finite numbers "
-                f"(first: {values[wrong[0]]!r} in row {wrong[0]}); mend or remove those rows"
+                f"(first: {str(values[wrong[0]])[:60]} in row {wrong[0]}); mend or remove them"
             )
-        return {"labels": [None if n == self.unlabelled else n for n in found]}
+        return {"labels": [None if n == self.unlabelled else n for n in numbers]}
 
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
         return Decisions(logits, batch.get("labels"))
@@ -68,14 +69,14 @@ class Number(Answer):
         return np.full((len(labels), 1), labels.mean())
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]  # what is no number raises
     except (TypeError, ValueError):
         return math.nan
 
 
-def numbers(values: list[Any]) -> list[float]:
-    """The values as numbers, or nothing when any of them is a word."""
-    numbers = [_number(v) for v in values if spell(v) not in (None, *AMBIGUOUS)]
-    return numbers if all(map(math.isfinite, numbers)) else []
+def fractional(values: Sequence[object]) -> bool:
+    """Whether the values are numbers, one of them not whole."""
+    numbers = [_number(value) for value in values if not is_missing(value)]
+    return all(map(math.isfinite, numbers)) and not all(n.is_integer() for n in numbers)

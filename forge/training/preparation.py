@@ -49,6 +49,8 @@ class Prepared:
     def facts(self) -> dict[str, Any]:
         """What the run's record holds of it."""
         facts = {"data": {n: vars(s) for n, s in self.data.items()}, "max_length": self.limit}
+        if self.task.answer.notes:
+            facts["notes"] = self.task.answer.notes
         start = getattr(self.model.config, "initialized_from", None)
         return facts | ({"initialized_from": start} if start else {})
 

@@ -38,6 +38,28 @@ def test_each_format_gives_the_same_rows(tmp_path, suffix):
     assert got == {"text": [r["text"] for r in ROWS], "label": ["a", "NA"]}
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_file_of_a_split_that_lacks_a_column_has_none_there(tmp_path, suffix, caplog):
+    shards = [[{"text": "a", "label": 1}], [{"text": "b"}], [{"label": 0.5, "text": "c"}]]
+    for i, shard in enumerate(shards):
+        path, table = tmp_path / f"train-{i}-of-3.{suffix}", Dataset.from_list(shard)
+        if suffix == "jsonl":
+            table.to_json(path)
+        elif suffix == "csv":
+            table.to_csv(path)
+        else:
+            table.to_parquet(path)
+    got = columns(sources.load(path=str(tmp_path)))
+    assert got["text"] == ["a", "b", "c"]
+    assert [None if v is None else float(v) for v in got["label"]] == [1, None, 0.5]
+    assert f"column label: not in {tmp_path / f'train-1-of-3.{suffix}'}" in caplog.text
+
+
+def test_a_row_that_lacks_a_value_has_none(tmp_path):
+    rows = '{"text": "a", "label": 1}\n{"text": "b"}\n{"label": 0, "text": "c"}\n'
+    assert columns(write(tmp_path / "a.jsonl", rows))["label"] == [1, None, 0]
+
+
 def test_csv_keeps_line_breaks_and_a_byte_order_mark_is_no_text(tmp_path):
     source = write(tmp_path / "a.csv", '\ufefftext,label\n"two\nlines\u2028x",1\n')
     assert columns(source) == {"text": ["two\nlines\u2028x"], "label": ["1"]}

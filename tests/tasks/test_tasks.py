@@ -1,6 +1,9 @@
 """Labels mean what their names say, and nothing that cannot be learnt from is trained on."""
 
+import json
+
 import numpy as np
+import pandas
 import pytest
 from datasets import Dataset
 
@@ -49,9 +52,78 @@ def test_minus_one_is_a_label_when_it_is_named():
     assert ids(classification(labelled(-1, 0, 1), labels=[-1, 0, 1])) == [0, 1, 2]
 
 
-def test_true_and_false_are_the_second_and_the_first_of_two_labels():
-    assert ids(classification(labelled(True, False))) == [1, 0]
-    assert ids(classification(labelled("true", "false"), labels=["true", "false"])) == [0, 1]
+@pytest.mark.parametrize(
+    ("values", "labels", "expected"),
+    [
+        ((True, False), [True, False], [0, 1]),
+        (("true", "false"), [True, False], [0, 1]),
+        (("true", "false"), ["False", "TRUE"], [1, 0]),
+        ((True, False), ["true", "false"], [0, 1]),
+        (("TRUE", "False"), ["false", "true"], [1, 0]),
+        (("Yes", "NO"), ["no", "yes"], [1, 0]),
+        (("a", "A"), ["A", "a"], [1, 0]),  # the case tells them apart
+        (("1.0", "0.0"), ["0", "1"], [1, 0]),  # gaps make floats of whole numbers
+        (("1", "2"), [1.0, 2.0], [0, 1]),
+        (("2", "1"), ["1", "2"], [1, 0]),  # names, and not the ids 1 and 2
+    ],
+)
+def test_a_label_has_one_spelling(values, labels, expected):
+    assert ids(classification(labelled(*values), labels=labels)) == expected
+
+
+def test_numbers_for_named_labels_are_ids_and_it_is_said(caplog):
+    caplog.set_level("INFO")
+    task = classification(labelled(0, 1))
+    assert ids(task) == [0, 1]
+    assert task.answer.notes == ["the labels are numbers, taken for 0 no, 1 yes"]
+    assert task.answer.notes[0] in caplog.text
+
+
+def test_a_case_that_varies_between_splits_is_one_label():
+    source = {
+        "train": Dataset.from_list(labelled("Yes", "No")),
+        "validation": Dataset.from_list(labelled("no", "YES")),
+    }
+    task = classification([], dataset=lambda: source, labels=None)
+    assert list(task.load()["validation"]["labels"]) == [0, 1]
+
+
+@pytest.mark.parametrize("mark", ["NA", "N/A", "n/a", "NULL", "None", "nan", "NaN", "-", "", None])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_mark_of_a_missing_label_is_no_label(tmp_path, suffix, mark, caplog):
+    rows = labelled("good", "bad", mark, "good")
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        pandas.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    task = from_files(str(path))
+    assert list(task.load()["train"]["labels"]) == [1, 0, 1]
+    assert task.head.labels == ("bad", "good")
+    assert "train: 1 rows without a label skipped" in caplog.text
+    assert not mark or f"{mark} (1 rows): taken for no label" in caplog.text
+
+
+def test_a_mark_that_is_named_is_a_label():
+    labels = ["NA", "EU", "none"]
+    assert ids(classification(labelled("NA", "EU", "None"), labels=labels)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mark", ["NA", "", None, float("nan"), "-"])
+def test_a_missing_target_leaves_a_regression_one(jsonl, mark):
+    task = from_files(jsonl("a.jsonl", labelled("0.5", "1", mark, "2.5")))
+    assert task.head.problem_type == "regression"
+    assert list(task.load()["train"]["labels"]) == [0.5, 1.0, 2.5]
+
+
+def test_few_rows_of_many_labels_are_a_classification_when_it_is_given(jsonl):
+    path = jsonl("a.jsonl", labelled(*(f"intent {i % 77}" for i in range(77 * 8))))
+    for given in ("classification", None):  # words repeat: they are labels
+        task = from_files(path, problem_type=given)
+        task.load()
+        assert len(task.head.labels) == 77
+    numbers = jsonl("b.jsonl", labelled(*(i % 77 for i in range(77 * 8))))
+    assert len(from_files(numbers, problem_type="classification").load()["train"]) == 77 * 8
 
 
 def test_the_train_split_decides_whether_numbers_are_names():
@@ -94,9 +166,12 @@ def test_max_rows_keeps_the_first_rows():
         (labelled(None, -1), {}, "none of its 2 rows has a label"),
         ([{"text": None, "label": 1}], {}, "column text: 1 rows have no text"),
         (labelled("a", "a"), {"labels": None}, "1 distinct labels"),
-        (labelled(*range(500)), {"labels": None}, "problem_type=regression"),
         (labelled(-1, 0, 1), {"labels": None}, "-1 may be a label or mark rows without one"),
-        (labelled("a", "b", "nan"), {"labels": None}, "nan may be a label"),
+        (labelled(True, False), {}, r"false, true \(first in row 0\) not among task.labels"),
+        (labelled(0, 2), {"labels": [1, 2]}, r"0 \(first in row 0\) not among"),
+        (labelled(["a"], ["a", "b"]), {"labels": None}, r"row 0 holds \['a'\], and a label is one"),
+        (labelled({"a": 1}), {}, r"row 0 holds \{'a': 1\}, and a label is one"),
+        (labelled("['a', 'b']"), {"labels": None}, r"row 0 holds \['a', 'b'\], and a label is one"),
         (labelled(0, 1), {"max_rows": 0}, "task.max_rows=0: at least 1"),
         (labelled(0, 1), {"metrics": ["mse"], "headline": "mse"}, "metric mse: it does not judge"),
         (labelled(*"abc"), {"labels": list("abc"), **F1}, "metric f1: it is for two labels"),
@@ -147,7 +222,14 @@ def test_the_kind_of_problem_can_be_given(jsonl):
         from_files(path, problem_type="regresion")
 
 
-@pytest.mark.parametrize("value", [float("nan"), None, "high", float("inf")])
+@pytest.mark.parametrize("values", [range(500), (f"text {i}" for i in range(500))])
+def test_a_column_that_looks_like_no_labels_is_refused_unless_it_is_given(jsonl, values):
+    path = jsonl("a.jsonl", labelled(*values))
+    with pytest.raises(UserError, match=r"500 distinct values .*problem_type=.*classification"):
+        from_files(path).load()
+
+
+@pytest.mark.parametrize("value", ["high", float("inf"), [1.0]])
 def test_a_target_that_is_no_number_is_refused(jsonl, value):
     path = jsonl("a.jsonl", labelled(0.5, value))
     with pytest.raises(UserError, match=r"1 values are not finite numbers .*in row 1"):
