@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
 Table: TypeAlias = "Dataset | dict[str, list[Any]]"  # by column
+Row: TypeAlias = dict[str, Any]  # one row of a dataset, by column
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
