@@ -52,7 +52,7 @@ def ready(prepared: Prepared, gate: bool, beta: float | None, temperature: float
         args.temperature,
     )
     teacher.to(prepared.args.device)
-    arguments: dict[str, Any] = prepared.trainer_arguments() | {"args": args}
+    arguments: dict[str, Any] = {**prepared.trainer_arguments(), "args": args}
     made = trl_distillation.LanguageDistillation(teacher=teacher.model, **arguments)
     rows = len(prepared.splits[prepared.task.train])
     return Ready(made, {"teacher": measured.record, "trained_on": rows}, {}, measured.predictions)

@@ -81,7 +81,7 @@ class Texts(Policy):
         trl.check_rows(split, (args.generation_batch_size or 0) // settings.num_generations)
         trl.check_padding(split, prepared.model, args.device)
         start = self.start(settings, gate)
-        arguments = prepared.trainer_arguments() | {"args": args}
+        arguments: dict[str, Any] = {**prepared.trainer_arguments(), "args": args}
         made = trl_grpo.LanguageGRPO(rewards=self.rewards, judge=self.judge, **arguments)
         return Ready(made, {"start": start}, {"start": start})
 

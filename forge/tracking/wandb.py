@@ -61,17 +61,20 @@ class Curves(TrainerCallback):
         self.working = True
         self.ended: tuple[Any, ...] = ()  # what came with the end of training
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.service is not None:
-            self._try(partial(self.service.on_train_begin, *args, **kwargs))
+            begin = self.service.on_train_begin
+            self._try(lambda: begin(args, state, control, **kwargs))
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._try(partial(self._send, args, state, control))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.ended = (args, state, control)
 

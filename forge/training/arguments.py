@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forge.config.check import build, check
-from forge.config.schema import Config, Precision
+from forge.config.schema import Config, Node, Precision
 from forge.errors import UserError, did_you_mean
 from forge.models import lora
 
@@ -92,7 +92,7 @@ def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArg
     return args
 
 
-def _check_ranges(trainer: dict[str, Any], task: Task) -> None:
+def _check_ranges(trainer: Node, task: Task) -> None:
     """What `TrainingArguments` takes without a word and training trips over."""
     from transformers import TrainingArguments
 

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -34,21 +33,21 @@ class Console(ProgressCallback):
         self.started = (0.0, 0)  # seconds, step
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, *a: Any, **k: Any
+        self, args: TrainingArguments, state: TrainerState, *a: object, **k: object
     ) -> None:
         self.started = (time.monotonic(), state.global_step)
         if self.bars:
             super().on_train_begin(args, state, *a, **k)  # type: ignore[no-untyped-call]
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
         if self.training_bar is not None:
             super().on_step_end(*args, **kwargs)
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
         if self.training_bar is not None:
             super().on_train_end(*args, **kwargs)
 
-    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_prediction_step(self, *args: object, **kwargs: object) -> None:
         if self.bars:
             super().on_prediction_step(*args, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -57,20 +56,20 @@ class Console(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         logs = logs or {}
         if "train_runtime" in logs or any(key.startswith("test_") for key in logs):
             return  # the table at the end says it
         if self.training_bar is not None:
             self.training_bar.clear()
-        log.info(" | ".join(self._words(args, state, logs)))
+        log.info(" | ".join(self._parts(args, state, logs)))
 
-    def _words(
-        self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]
+    def _parts(
+        self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]
     ) -> list[str]:
-        words = [f"step {state.global_step}/{state.max_steps}"]
+        parts = [f"step {state.global_step}/{state.max_steps}"]
         hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
         hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
         hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
@@ -82,19 +81,19 @@ class Console(ProgressCallback):
                 key: logs[key] for key in sorted(logs, key=lambda k: not k.startswith("reward"))
             }
         if "epoch" in logs:
-            words.append(f"epoch {float(logs['epoch']):.2f}")
+            parts.append(f"epoch {float(logs['epoch']):.2f}")
         for key, value in logs.items():
             if key not in hidden and isinstance(value, int | float):
                 digits = ".2e" if key == "learning_rate" else ".4f"
                 name = key.replace("eval_", "evaluation ").removesuffix("/region_mean")
                 name = name.replace("completions/mean_length", "completion_length")
-                words.append(f"{name} {value:{digits}}")
+                parts.append(f"{name} {value:{digits}}")
         if "learning_rate" in logs:
             seconds, step = self.started
             rows = (state.global_step - step) * args.train_batch_size * args.world_size
             rows *= args.gradient_accumulation_steps
-            words.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
-        return words
+            parts.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
+        return parts
 
 
 class Padding(TrainerCallback):
@@ -102,21 +101,26 @@ class Padding(TrainerCallback):
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.said = False
+        self.reported = False
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         share = self.trainer.padding_share
-        if share is not None and not self.said and state.epoch is not None and state.epoch < 1.5:
+        if (
+            share is not None
+            and not self.reported
+            and state.epoch is not None
+            and state.epoch < 1.5
+        ):
             log.info("padding %.1f %% of the first epoch", 100 * share)
-        self.said = True
+        self.reported = True
 
 
 class NanGuard(TrainerCallback):
     """Stops a run whose loss is not a number for `patience` steps, naming what it was fed.
 
-    A step's loss is looked at when the next one begins, so that no device has to be waited for.
+    A step's loss is read when the next one begins, so that no device has to be waited for.
     """
 
     def __init__(self, patience: int = 3) -> None:
@@ -126,7 +130,7 @@ class NanGuard(TrainerCallback):
         self.trainer: Trainer | None = None
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self.trainer is None or self.trainer.last_loss is None:
             return
@@ -136,14 +140,14 @@ class NanGuard(TrainerCallback):
         self.bad += 1
         if self.bad < self.patience:
             return
-        found = checkpoints.steps(Path(str(args.output_dir)))
+        saved = checkpoints.steps(Path(str(args.output_dir)))
         first = state.global_step - self.bad + 1
         ranks.barrier()
-        for step in [step for step in found if step >= first - 1]:  # whose update spoilt the next
-            spoilt = found.pop(step)
+        for step in [step for step in saved if step >= first - 1]:  # whose update spoilt the next
+            spoilt = saved.pop(step)
             if state.is_world_process_zero:
                 checkpoints.set_aside(spoilt)
-        newest = next(iter(found.values()), None)
+        newest = next(iter(saved.values()), None)
         raise Failure(
             f"the loss was {float(self.trainer.last_loss)} for {self.bad} steps, from step {first} "
             f"on (training rows of the last: {_ids(self.trainer)}); the last checkpoint before: "
@@ -154,7 +158,7 @@ class NanGuard(TrainerCallback):
     on_train_end = on_step_begin
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """No checkpoint of a spoilt step: it would push out a good one."""
         if control.should_save and self.trainer is not None and self.trainer.last_loss is not None:
@@ -181,22 +185,22 @@ class State(TrainerCallback):
         self.rec = rec
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         newest = next(iter(checkpoints.steps(self.rec.run_dir).values()))
         self._write(state, latest_checkpoint=newest.name)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._write(state)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._write(state)
 
-    def _write(self, state: TrainerState, **facts: Any) -> None:
+    def _write(self, state: TrainerState, **facts: object) -> None:
         if not state.is_world_process_zero:
             return
         best = state.best_model_checkpoint

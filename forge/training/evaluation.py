@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results
     return Results(scores, Headline(task.headline, split, scores[split][task.headline]))
 
 
-def logits_of(model: Any, encoded: Dataset, collate: Collator, how: Pass) -> NDArray[Any]:
+def logits_of(
+    model: nn.Module, encoded: Dataset, collate: Collator, how: Pass
+) -> NDArray[np.float32]:
     """A model's logits [rows, C] in the order of the encoded rows, whatever their labels."""
 
     def answer(batch: dict[str, Tensor]) -> list[Tensor]:

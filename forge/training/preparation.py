@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from forge import ranks
 from forge.config.schema import Config, Model
 from forge.data import cache
 from forge.errors import UserError
-from forge.inputs.input import Processor, pad_multiple
+from forge.inputs.input import Collator, Processor, pad_multiple
 from forge.models import loading
 from forge.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,19 @@ class SplitFacts:
     truncated: int  # of these, rows of which the model is not given all
     mean_length: float  # tokens
     fingerprint: str  # of the rows
+
+
+class TrainerKeywords(TypedDict):
+    """What the house trainer is made of; all but `task` are transformers' own."""
+
+    task: Task
+    model: PreTrainedModel
+    args: TrainingArguments
+    train_dataset: Dataset | None
+    eval_dataset: Dataset
+    processing_class: Processor
+    data_collator: Collator
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +59,18 @@ class Prepared:
     recorded: Mapping[str, Any]  # run_metadata.json of earlier attempts
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What the run's record holds of it."""
-        facts = {"data": {n: vars(s) for n, s in self.data.items()}, "max_length": self.limit}
+        facts: dict[str, object] = {
+            "data": {n: vars(s) for n, s in self.data.items()},
+            "max_length": self.limit,
+        }
         if self.task.answer.notes:
             facts["notes"] = self.task.answer.notes
         start = getattr(self.model.config, "initialized_from", None)
         return facts | ({"initialized_from": start} if start else {})
 
-    def trainer_arguments(self) -> dict[str, Any]:
+    def trainer_arguments(self) -> TrainerKeywords:
         """Those of the house trainer; a mode replaces some."""
         task = self.task
         return {

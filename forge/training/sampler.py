@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
@@ -20,8 +19,8 @@ class ShuffledLengthGroups(LengthGroupedSampler):
 
     POOL = 200  # batches; two pools at least, so that rows meet others in each epoch
 
-    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
         self.seed, self.generator = seed, torch.Generator()
         self.set_epoch(0)
 

@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop: finish the step, write a checkpoint, leave.
+"""What a run does when it is asked to stop: finish the step, write a checkpoint, leave.
 
 SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C ask; a second Ctrl-C stops at once. While training
 the request waits for the end of a step, the same one in all ranks; at any other time nothing is
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
@@ -25,6 +25,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from forge import ranks
 from forge.errors import Preempted
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +83,14 @@ class Stop:
             self.raised = True
             raise Preempted(self.number)
 
-    def agreed(self, device: Any) -> bool:
+    def agreed(self, device: torch.device) -> bool:
         """Whether any rank was asked, which all learn at the same point of training."""
         number = ranks.all_reduce_max(self.number or 0, device)
         if number and self.number is None:
             self.number, self.since = number, time.monotonic()
         return bool(number)
 
-    def leave(self, device: Any) -> None:
+    def leave(self, device: torch.device) -> None:
         """Raise `Preempted` if somebody asked, unless SLURM is to end this process."""
         if not self.agreed(device):
             return
@@ -164,11 +167,11 @@ class AtStepEnd(TrainerCallback):
         self.stop = stop
         self.postponed = False  # a save at an epoch's last step
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, *args: object, **kwargs: object) -> None:
         self.stop.extra = False
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         epoch_ends = not (state.epoch or 0) % 1
         if epoch_ends and control.should_save and args.eval_strategy == IntervalStrategy.EPOCH:
@@ -177,7 +180,7 @@ class AtStepEnd(TrainerCallback):
             self._save(control)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self.postponed:
             control.should_save, self.postponed = True, False
@@ -185,7 +188,7 @@ class AtStepEnd(TrainerCallback):
             self._save(control)
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self.stop.agreed(args.device):
             self._save(control)
@@ -195,6 +198,6 @@ class AtStepEnd(TrainerCallback):
         control.should_save = True
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.stop.leave(args.device)

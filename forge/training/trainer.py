@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.utils.generic import ModelOutput
 
 from forge import ranks
 from forge.errors import Failure
-from forge.inputs.input import Size
+from forge.inputs.input import Batch, Size
 from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
@@ -50,7 +51,7 @@ class Restore(TrainerCallback):
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.trainer.restore(read_json(progress_file(self.checkpoint)))
         self.best(state)
@@ -65,13 +66,14 @@ class Restore(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        train_dataloader: Any = None,
-        **kwargs: Any,
+        train_dataloader: DataLoader[object] | None = None,
+        **kwargs: object,
     ) -> None:
         """Tell the sampler its epoch: with several ranks accelerate's wrappers of batches to skip
         and of a rank's share hide it (accelerate 1.15), and the first epoch's
         order would come again."""
-        sampler = train_dataloader.batch_sampler
+        assert train_dataloader is not None
+        sampler: Any = train_dataloader.batch_sampler
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
         if hasattr(sampler.sampler, "set_epoch"):
@@ -92,7 +94,7 @@ class Restore(TrainerCallback):
 
 @dataclass(frozen=True)
 class Ready:
-    """What a mode returns: a complete trainer, and what it found out on the way."""
+    """What a mode returns: a complete trainer, and the facts that it measured."""
 
     trainer: Trainer
     metadata: Mapping[str, object] = field(default_factory=dict)  # for run_metadata.json
@@ -126,7 +128,7 @@ class Trainer(transformers.Trainer):
             0  # of these, tokens; on the device, so that nothing waits
         )
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As transformers does, then committed; older ones go only after that."""
         self.require_finite()
         run_dir = Path(str(self.args.output_dir))
@@ -150,7 +152,9 @@ class Trainer(transformers.Trainer):
                 self._rotate()
             ranks.barrier()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         """As transformers', in Forge's way of writing weights."""
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
@@ -174,7 +178,7 @@ class Trainer(transformers.Trainer):
         finally:
             random.setstate(state)
 
-    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As transformers', among the weights that are saved: when it evaluates more often than it
         saves, the best evaluation is otherwise one whose weights are gone, and a checkpoint that
         is better than all others that are left does not count as the best."""
@@ -183,36 +187,30 @@ class Trainer(transformers.Trainer):
             return False
         return bool(super()._determine_best_metric(metrics, trial))
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', with a loss that counts every row once.
-
-        With several ranks its last batch repeats rows, which it takes out of all but the loss. A
-        task may look at its rows in its own way.
-        """
-        if (output := self._task_evaluation(*args, **kwargs)) is not None:
-            return output
-        output = super().evaluation_loop(*args, **kwargs)
-        if ranks.ranks() > 1:
-            metrics: Any = output.metrics
-            for key in [key for key in metrics if key.endswith("_loss")]:
-                metrics[key] = self._mean_loss(output.predictions, output.label_ids)
-        return output
-
-    def _task_evaluation(
+    def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput | None:
-        """What a task that evaluates by itself says of the rows; None for any other task."""
+    ) -> EvalLoopOutput:
+        """As transformers', with a loss that counts every row once.
+
+        With several ranks its last batch repeats rows, which it takes out of all but the loss. A
+        task that evaluates by itself does so here.
+        """
         rows: Any = dataloader.dataset
-        scores = self.task.quick_evaluation(self, rows)
-        if scores is None:
-            return None
-        named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        return EvalLoopOutput(None, None, named, len(rows))  # type: ignore[arg-type]
+        if (scores := self.task.quick_evaluation(self, rows)) is not None:
+            named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            return EvalLoopOutput(None, None, named, len(rows))  # type: ignore[arg-type]
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if ranks.ranks() > 1 and output.metrics:
+            for key in [key for key in output.metrics if key.endswith("_loss")]:
+                output.metrics[key] = self._mean_loss(output.predictions, output.label_ids)
+        return output
 
     def _mean_loss(self, predictions: Any, labels: Any) -> float:
         """The task's loss over all rows."""
@@ -224,7 +222,7 @@ class Trainer(transformers.Trainer):
         """Write what belongs to a checkpoint beside transformers' files."""
         write_json(progress_file(folder), self.progress())
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, object]:
         """Sums since the last log, and counts since the run began."""
         return {
             "tr_loss": self._tr_loss.item(),
@@ -301,19 +299,25 @@ class Trainer(transformers.Trainer):
         return self.before + time.monotonic() - self.started
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The task's loss of a batch: the one place where outputs become a loss."""
         decisions, outputs = self.decide(model, inputs)
         loss = self.task_loss(decisions, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def decide(self, model: Any, inputs: Any, **asked: bool) -> tuple[Decisions, Any]:
+    def decide(
+        self, model: nn.Module, inputs: Batch, **asked: bool
+    ) -> tuple[Decisions, ModelOutput]:
         """The decisions of a batch, and the model's outputs; it is not shown the labels."""
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **asked)
         return self.task.decisions(outputs, inputs), outputs
 
-    def task_loss(self, decisions: Decisions, inputs: Any, items: Tensor | None) -> Tensor:
+    def task_loss(self, decisions: Decisions, inputs: Batch, items: Tensor | int | None) -> Tensor:
         """Divided by `items`, those of the optimizer step on all ranks (None: the batch's own)."""
         smoothing = self.args.label_smoothing_factor
         if items is None:
@@ -327,7 +331,7 @@ class Trainer(transformers.Trainer):
         return int(self.accelerator.num_processes) if shared else 1
 
     def _get_num_items_in_batch(
-        self, batch_samples: list[Any], device: torch.device
+        self, batch_samples: list[Batch], device: torch.device
     ) -> Tensor | None:
         """Items of an optimizer step: of all its batches, on all ranks."""
         if not batch_samples or "labels" not in batch_samples[0]:
@@ -338,10 +342,12 @@ class Trainer(transformers.Trainer):
             items = self.accelerator.gather(items).sum()
         return items
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         if not isinstance(inputs, list):  # of prompts, whose answers are counted when drawn
             self.count(self.task.input.size(inputs))
-        self.last_loss = super().training_step(model, inputs, *args, **kwargs)
+        self.last_loss = super().training_step(model, inputs, num_items_in_batch)
         return self.last_loss
 
     def count(self, size: Size) -> None:
@@ -350,9 +356,9 @@ class Trainer(transformers.Trainer):
         self.cells += size.cells
         self.tokens = self.tokens + size.filled
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """On the device, without the rows' ids, which no model reads."""
-        prepared = super()._prepare_inputs(inputs)
+        prepared: dict[str, Tensor] = super()._prepare_inputs(inputs)
         self.last_ids = prepared.pop("id", None)
         return prepared
 
@@ -367,7 +373,7 @@ class Trainer(transformers.Trainer):
         """Share of this rank's cells that held padding, so far; None where rows have no cells."""
         return 1 - int(self.tokens) / self.cells if self.cells else None
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             # As a list: a datasets column would read each item from disk.
@@ -387,7 +393,7 @@ class Trainer(transformers.Trainer):
         base.worker_init_fn = InWorker(base.worker_init_fn)
         return loader
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         """In the data's order (sorted by length beforehand), so that predictions keep their ids.
 
         transformers' own length-grouped sampler shuffles, and draws from the training's RNG.

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers.trainer_utils import TrainOutput
 from trl.trainer.utils import RepeatSampler
 
+from forge.data.sources import Row
 from forge.errors import UserError
 from forge.inputs.input import Size
 from forge.models import lora
@@ -25,7 +28,7 @@ from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
 
 def arguments(args: TrainingArguments, max_new_tokens: int) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def check_rows(split: Dataset, count: int) -> None:
         )
 
 
-def check_padding(split: Dataset, model: Any, device: torch.device) -> None:
+def check_padding(split: Dataset, model: PreTrainedModel, device: torch.device) -> None:
     """Raise `UserError` for a model that reads a prompt otherwise behind padding.
 
     TRL pads on the left and tells positions in drawing only; rotary ones do not mind.
@@ -54,7 +57,7 @@ def check_padding(split: Dataset, model: Any, device: torch.device) -> None:
     padding = alone.new_zeros(1, 3)
     ids, mask = (torch.cat([padding, part], 1) for part in (alone, torch.ones_like(alone)))
     batch = {"input_ids": ids, "attention_mask": mask}
-    if apart := decoding.moved(model.to(device), batch, alone):
+    if apart := decoding.moved(nn.Module.to(model, device), batch, alone):
         raise UserError(
             f"{model.config.model_type}: it reads a prompt otherwise behind padding (logits move "
             f"by {apart:.1%}), and TRL's trainers pad on the left without telling positions; "
@@ -86,11 +89,11 @@ class OnPolicy(Trainer):
     """
 
     _step: int
-    _metrics: dict[str, Any]
-    _buffered_inputs: Any
+    _metrics: dict[str, dict[str, list[float]]]
+    _buffered_inputs: list[dict[str, Tensor]] | None
     passes_per_draw: int
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """With random numbers that are each rank's own, whatever came before."""
         set_seed(self.args.seed, device_specific=True)
         with lora.replaced_names():
@@ -100,47 +103,51 @@ class OnPolicy(Trainer):
         """TRL's."""
         return super(Trainer, self).compute_loss(*args, **kwargs)
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+    def _tokenize_prompts(
+        self, prompts: list[object]
+    ) -> tuple[list[object], None, dict[str, object]]:
         return prompts, None, {}  # they are tokens, those of training and evaluation
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        theirs: Any = super()._get_train_sampler(dataset)
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        theirs: RepeatSampler = super()._get_train_sampler(dataset)
         theirs.__class__ = Shuffled
         return theirs
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        prepared = super(Trainer, self)._prepare_inputs(inputs)  # not the house's: it is of columns
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Tensor]:
+        prepared: dict[str, Tensor] = super(Trainer, self)._prepare_inputs(
+            inputs
+        )  # not the house's: it is of columns
         masks = prepared["prompt_mask"], prepared["completion_mask"]
         filled = sum(mask.sum() for mask in masks)
         self.count(Size(len(masks[0]), sum(mask.numel() for mask in masks), filled))
         self.last_ids = prepared["id"]
         return prepared
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
         ids = torch.tensor([row["id"] for row in inputs], device=self.args.device)
         with self.accelerator.autocast():  # once: weights are cast for all tokens, not for each
-            found: Any = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
-        return found | {"id": ids}
+            drawn: dict[str, Tensor] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return drawn | {"id": ids}
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """An evaluation is not TRL's; what applied nowhere, a reward, is not logged."""
         if "loss" not in logs:
-            transformers.Trainer.log(self, logs, *args, **kwargs)
+            transformers.Trainer.log(self, logs, start_time)
             return
-        told = self._metrics["train"]
-        for name in [name for name, values in told.items() if all(map(math.isnan, values))]:
-            del told[name]
-        super().log(logs, *args, **kwargs)
+        metrics = self._metrics["train"]
+        for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+            del metrics[name]
+        super().log(logs, start_time)
 
-    def progress(self) -> dict[str, Any]:
-        told = {
+    def progress(self) -> dict[str, object]:
+        metrics = {
             name: [value for value in values if not math.isnan(value)]
             for name, values in self._metrics["train"].items()
         }
         whole = self._step % self.passes_per_draw == 0
-        drawn: list[Any] = [] if whole else self._buffered_inputs or []
+        drawn = [] if whole else self._buffered_inputs or []
         packed = [{name: _packed(tensor) for name, tensor in part.items()} for part in drawn]
-        return super().progress() | {"passes": self._step, "told": told, "drawn": packed}
+        return super().progress() | {"passes": self._step, "told": metrics, "drawn": packed}
 
     def restore(self, progress: dict[str, Any]) -> None:
         super().restore(progress)
@@ -152,7 +159,7 @@ class OnPolicy(Trainer):
             for part in progress["drawn"]
         ] or None  # fmt: skip
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Forge writes one."""
 
     def _send_telemetry(self) -> None:
@@ -167,5 +174,5 @@ def prompts(split: Dataset) -> Dataset:
     return Dataset.from_dict({"prompt": [ids[:n] for ids, n in read], "id": list(split["id"])})
 
 
-def _packed(tensor: torch.Tensor) -> tuple[str, Any]:
+def _packed(tensor: Tensor) -> tuple[str, object]:
     return str(tensor.dtype).removeprefix("torch."), tensor.tolist()
