@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from forge import ranks
+from forge.data.sources import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import TrainingArguments
 
 T = TypeVar("T")
@@ -45,9 +46,9 @@ class Pass:
 
 
 def in_batches(
-    model: Any,
+    model: nn.Module,
     rows: Dataset,
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    collate: Callable[[list[Row]], Mapping[str, Tensor]],
     answer: Callable[[dict[str, Tensor]], Sequence[T]],
     how: Pass,
     *,
@@ -67,7 +68,8 @@ def in_batches(
     rank, count = (ranks.rank(), ranks.ranks()) if over_ranks else (0, 1)
     mine = rows.select(order[rank::count])
     hidden = not sys.stderr.isatty() or ranks.rank() > 0
-    training, answers = model.training, []  # type: ignore[var-annotated]
+    training = model.training
+    answers: list[T] = []
     model.eval()
     with torch.no_grad(), how.autocast():
         for start in tqdm(range(0, len(mine), how.batch_size), title, leave=False, disable=hidden):
@@ -76,11 +78,12 @@ def in_batches(
             answers += answer({name: part.to(how.device) for name, part in batch.items()})
     model.train(training)
     shares = ranks.all_gather(answers) if over_ranks else [answers]
-    in_order: list[Any] = [None] * len(rows)
-    for place, share in enumerate(shares):
-        for row, item in zip(order[place::count], share, strict=True):
-            in_order[row] = item
-    return in_order
+    by_row = {
+        row: item
+        for place, share in enumerate(shares)
+        for row, item in zip(order[place::count].tolist(), share, strict=True)
+    }
+    return [by_row[row] for row in range(len(rows))]
 
 
 def milliseconds(passes: Mapping[K, Callable[[], object]]) -> dict[K, float]:

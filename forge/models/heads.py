@@ -6,17 +6,18 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from forge.config.schema import Model
+from forge.config.schema import Model, Node
 from forge.errors import UserError
 from forge.models import lora
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ class Head:
     peft_type: str | None = None  # peft.TaskType
 
     @property
-    def auto_class(self) -> Any:
+    def auto_class(self) -> type[_BaseAutoModelClass]:
         """The transformers class that loads a model with such a head."""
         import transformers
 
-        return getattr(transformers, f"AutoModelFor{self.auto}")
+        auto: type[_BaseAutoModelClass] = getattr(transformers, f"AutoModelFor{self.auto}")
+        return auto
 
     def is_trained(self, config: PretrainedConfig) -> bool:
         """Whether a checkpoint with this config was saved with such a head."""
@@ -48,9 +50,11 @@ class Head:
         )
 
 
-def class_names(auto_class: Any) -> set[str]:
+def class_names(auto_class: type[_BaseAutoModelClass]) -> set[str]:
     """Names of the model classes behind a transformers.AutoModelFor… class."""
-    classes = auto_class._model_mapping._model_mapping.values()
+    mapping = auto_class._model_mapping
+    assert mapping is not None
+    classes = mapping._model_mapping.values()
     return {name for names in classes for name in ([names] if isinstance(names, str) else names)}
 
 
@@ -133,7 +137,7 @@ def permute_head(model: PreTrainedModel, order: list[int]) -> None:
 
 
 def with_new_head(
-    auto: Any, path: str, config: PretrainedConfig, options: dict[str, Any]
+    auto: type[_BaseAutoModelClass], path: str, config: PretrainedConfig, options: Node
 ) -> tuple[PreTrainedModel, list[str]]:
     """The encoder at `path` under a head of random values, and the names of what is random."""
     built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])

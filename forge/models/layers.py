@@ -13,6 +13,7 @@ from forge.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 def shallower(
     source: PreTrainedModel,
     layers: int | list[int] | None,
-    auto_class: Any,
+    auto_class: type[_BaseAutoModelClass],
     config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """A model that starts from the embeddings, the head and some (null: all) layers of `source`.
@@ -50,38 +51,38 @@ def shallower(
     return student
 
 
-def _choose_layers(layers: Any, have: int) -> list[int]:
+def _choose_layers(layers: object, have: int) -> list[int]:
     """Indices of layers; a number is spread evenly, the first and the last among them."""
     if isinstance(layers, int) and 1 <= layers <= have:
         return [round(i * (have - 1) / max(layers - 1, 1)) for i in range(layers)]
-    layers = list(range(have)) if layers is None else layers
-    listed = isinstance(layers, list) and len(set(layers)) == len(layers) > 0
-    if not listed or not all(isinstance(i, int) and 0 <= i < have for i in layers):
+    chosen: Any = list(range(have)) if layers is None else layers
+    listed = isinstance(chosen, list) and chosen and len(set(chosen)) == len(chosen)
+    if not listed or not all(isinstance(i, int) and 0 <= i < have for i in chosen):
         raise UserError(
             f"model.layers={layers}: a number from 1 to {have}, or a list of different layers "
             f"from 0 to {have - 1}"
         )
-    return list(layers)
+    return list(chosen)
 
 
 def _with_layers(source: PreTrainedModel, chosen: list[int]) -> dict[str, torch.Tensor]:
     """The state of `source` with the chosen layers only, numbered anew."""
     have = source.config.num_hidden_layers
-    found = [
+    stacks = [
         f"{name}."
         for name, module in source.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == have
     ]
-    if len(found) != 1:
+    if len(stacks) != 1:
         raise UserError(
-            f"model.layers: {len(found)} stacks of {have} layers in a {source.config.model_type}; "
+            f"model.layers: {len(stacks)} stacks of {have} layers in a {source.config.model_type}; "
             "it cannot be made shallower"
         )
-    new = {f"{found[0]}{old}.": f"{found[0]}{i}." for i, old in enumerate(chosen)}
+    new = {f"{stacks[0]}{old}.": f"{stacks[0]}{i}." for i, old in enumerate(chosen)}
     state = {}
     for name, tensor in source.state_dict().items():
-        if name.startswith(found[0]):
-            stem = found[0] + name[len(found[0]) :].split(".")[0] + "."
+        if name.startswith(stacks[0]):
+            stem = stacks[0] + name[len(stacks[0]) :].split(".")[0] + "."
             if stem not in new:
                 continue
             name = new[stem] + name[len(stem) :]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forge import hub
-from forge.config.schema import Model
+from forge.config.schema import Model, Node
 from forge.errors import UserError, did_you_mean, one_line
 from forge.models import lora
 from forge.models.heads import Head, head_order, name_labels, permute_head, with_new_head
@@ -19,6 +19,7 @@ from forge.models.layers import shallower
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _sizes() -> Iterator[None]:
         raise UserError(f"model.config: {one_line(str(error))[:300]}") from error
 
 
-def architecture_class(config: dict[str, Any]) -> Callable[..., PretrainedConfig]:
+def architecture_class(config: Node) -> Callable[..., PretrainedConfig]:
     """The configuration class of `config.model_type`; raises `UserError` for none."""
     from transformers import CONFIG_MAPPING
 
@@ -99,7 +100,7 @@ def architecture_class(config: dict[str, Any]) -> Callable[..., PretrainedConfig
     return config_class
 
 
-def revision(model: Model) -> dict[str, Any]:
+def revision(model: Model) -> Node:
     """Which version of the files at `model.path` is meant."""
     keys = ("revision", "trust_remote_code", "subfolder")
     return {k: v for k, v in model.from_pretrained.items() if k in keys}
@@ -135,8 +136,7 @@ def load(
         log.info("head of %s: labels put into the task's order: %s", path, labels)
     if model.lora:
         labelled = head.labels is not None
-        adapted: PreTrainedModel = lora.adapt(built, model, path, labelled, head.peft_type, fresh)
-        return adapted
+        return lora.adapt(built, model, path, labelled, head.peft_type, fresh)
     return built if model.layers is None else shallower(built, model.layers, head.auto_class)
 
 
@@ -181,11 +181,14 @@ def read(path: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _remote_class(name: str) -> Any:
+def _remote_class(name: str) -> type[_BaseAutoModelClass]:
     """The Auto class for a model whose code is not in transformers, by the end of its name."""
     import transformers
 
-    return getattr(transformers, f"AutoModelFor{name.rpartition('For')[2]}")
+    auto: type[_BaseAutoModelClass] = getattr(
+        transformers, f"AutoModelFor{name.rpartition('For')[2]}"
+    )
+    return auto
 
 
 def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

@@ -7,21 +7,24 @@ Whoever reads one gets the merged model: every other module sees whole models on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from forge import hub
-from forge.config.schema import Model
+from forge.config.schema import Model, Node
 from forge.data import fingerprints
 from forge.errors import UserError, did_you_mean, one_line
 from forge.records import checkpoints
 from forge.records.files import read_json
 
 if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 FILE = "adapter_config.json"
 BY_FORGE = {"task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode"}
@@ -56,14 +59,14 @@ def check(model: Model, where: str) -> None:
 def _made_anew(model: Model) -> str | None:
     """The setting by which the base's weights are not those at `model.path`."""
     places = ("subfolder", "variant")
-    found = {
+    settings = {
         "path=null": model.path is None,
         "from_scratch=true": model.from_scratch,
         f"init={model.init}": model.init,
         f"layers={model.layers}": model.layers is not None,
         **{f"from_pretrained.{key}": key in model.from_pretrained for key in places},
     }
-    return next((what for what, so in found.items() if so), None)
+    return next((name for name, chosen in settings.items() if chosen), None)
 
 
 def adapt(
@@ -73,7 +76,7 @@ def adapt(
     labelled: bool,
     peft_type: str | None,
     fresh: Iterable[str],
-) -> Any:
+) -> PreTrainedModel:
     """A `PeftModel`: `base`, which is at `path`, frozen under an adapter that changes nothing yet.
 
     A head of labels (`labelled`) trains in full, and so does what is `fresh`, from random values.
@@ -87,7 +90,7 @@ def adapt(
             f"model.new_head=true: {path} is an adapter, and another on top has its labels; merge "
             "it first with python -m forge export RUN --merged, and name RUN/merged in model.path"
         )
-    settings: dict[str, Any] = {"target_modules": None} | (model.lora or {})
+    settings: Node = {"target_modules": None} | (model.lora or {})
     if settings["target_modules"] is None and base.config.model_type not in KNOWN:
         settings["target_modules"] = "all-linear"
     _check_names(base, settings)
@@ -98,16 +101,16 @@ def adapt(
             adapted = get_peft_model(base, LoraConfig(task_type=peft_type, **settings))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"model.lora: {one_line(str(error))[:300]}") from error
-    own = adapted.peft_config["default"]
+    own = adapter(adapted)
     place = Path(path)
     own.base_model_name_or_path = str(place.absolute()) if place.is_dir() else path
     own.revision = getattr(base.config, "_commit_hash", None)
     base.config.architectures = [type(base).__name__]
     base.config.base_digest = _digest(path)
-    return adapted
+    return adapted  # type: ignore[return-value]  # it has what its base has
 
 
-def _check_names(base: PreTrainedModel, settings: dict[str, Any]) -> None:
+def _check_names(base: PreTrainedModel, settings: Node) -> None:
     """Raise `UserError` for a listed module that the model lacks; PEFT leaves it out unsaid."""
     known = [f".{name}" for name, _ in base.named_modules()]
     for key in ("target_modules", "modules_to_save"):
@@ -140,18 +143,23 @@ def replaced_names() -> Iterator[None]:
         yield
 
 
-def is_adapted(model: Any) -> bool:
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     """Whether a model is a `PeftModel`."""
     return hasattr(model, "peft_config")
 
 
-def check_reinforced(model: Any, beta: float) -> None:
+def adapter(model: PeftModel) -> LoraConfig:
+    """The settings of a model's adapter."""
+    return cast("LoraConfig", model.peft_config["default"])
+
+
+def check_reinforced(model: PreTrainedModel, beta: float) -> None:
     """Raise `UserError` for an adapter that mode=rl cannot train, or switch off at `beta` > 0."""
     if not is_adapted(model):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if beta and (bias := model.peft_config["default"].bias) != "none":
+    if beta and (bias := adapter(model).bias) != "none":
         raise UserError(
             f"model.lora.bias={bias}: biases stay changed when the adapter is switched off to ask "
             "the start; set model.lora.bias=none or mode.beta=0"
@@ -163,16 +171,16 @@ def check_reinforced(model: Any, beta: float) -> None:
         )
 
 
-def short(targets: Any) -> str:
+def short(targets: str | Collection[str] | None) -> str:
     """Names of modules without their places; all linear layers are many."""
     if isinstance(targets, str):
         return targets
     return ", ".join(sorted({name.rpartition(".")[2] for name in targets or ()}))
 
 
-def words(model: Any) -> str:
+def describe(model: PeftModel) -> str:
     """What is trained of an adapted model."""
-    own = model.peft_config["default"]
+    own = adapter(model)
     parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     full = sorted(parts & {name.rpartition(".")[2] for name in own.modules_to_save or ()})
     return f"LoRA r={own.r} on {short(own.target_modules)}" + (
@@ -180,14 +188,14 @@ def words(model: Any) -> str:
     )
 
 
-def save(model: Any, folder: str) -> None:
+def save(model: PeftModel, folder: str) -> None:
     """The adapter and what is needed to read it."""
     model.save_pretrained(folder, save_embedding_layers=False)  # else it asks the Hub, each time
     model.config.save_pretrained(folder)
     Path(folder, "README.md").unlink(missing_ok=True)  # an empty form; Forge writes a card
 
 
-def require_same_base(model: Any, checkpoint: Path) -> None:
+def require_same_base(model: PreTrainedModel, checkpoint: Path) -> None:
     """Raise `UserError` for a checkpoint whose adapter was trained beside other weights."""
     if not is_adapted(model):
         return
@@ -195,7 +203,7 @@ def require_same_base(model: Any, checkpoint: Path) -> None:
     if before != getattr(model.config, "base_digest", None):
         raise UserError(
             f"{checkpoint.name}: the base of its adapter, "
-            f"{model.peft_config['default'].base_model_name_or_path}, has other weights now; "
+            f"{adapter(model).base_model_name_or_path}, has other weights now; "
             "bring those back, or leave hydra.run.dir out for a new directory"
         )
 
@@ -205,7 +213,9 @@ def is_adapter(path: str | Path) -> bool:
     return Path(path, FILE).is_file()
 
 
-def from_pretrained(auto: Any, path: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def from_pretrained(
+    auto: type[_BaseAutoModelClass], path: str, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """The model at `path`, an adapter merged into its base, and the names of weights it lacks.
 
     Raises `UserError` for a base that is gone or another one now.

@@ -1,16 +1,22 @@
-"""A model's weights written so that they are found again."""
+"""A model's weights written so that a later version reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from forge.errors import UserError
 from forge.models import lora
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
-def save(model: Any, folder: Path, state_dict: Any, checkpoint: bool) -> None:
+
+def save(
+    model: PreTrainedModel, folder: Path, state_dict: dict[str, Tensor] | None, checkpoint: bool
+) -> None:
     """Weights and config; of an adapted model the adapter, and the config beside it.
 
     A `checkpoint` keeps the names that the weights have here. Elsewhere they get those of the
@@ -23,7 +29,7 @@ def save(model: Any, folder: Path, state_dict: Any, checkpoint: bool) -> None:
         model.save_pretrained(folder, state_dict=state_dict, save_original_format=not checkpoint)
 
 
-def require_all(model: Any, missing: Collection[str]) -> None:
+def require_all(model: nn.Module, missing: Collection[str]) -> None:
     """Raise `UserError` where a weight that a checkpoint lacks is not tied to one that it has."""
     state = model.state_dict(keep_vars=True)
     read = {id(weight) for name, weight in state.items() if name not in missing}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -19,6 +19,6 @@ if TYPE_CHECKING:
 
 def check(mode: partial[Ready], task: Task, args: TrainingArguments) -> None:
     """Raise `UserError` for settings of a mode that do not fit each other or the task."""
-    module: Any = sys.modules[mode.func.__module__]
+    module = sys.modules[mode.func.__module__]
     if hasattr(module, "check"):
         module.check(task, args, **mode.keywords)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from forge.training.preparation import Prepared
 
 TEXT = 500  # characters of a text
 
 
-def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, Any]]:
+def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list[dict[str, object]]:
     """The first predictions of a split, with names for labels and, of a classifier, how sure.
 
     Of a language model also what it was asked and what it wrote.
@@ -23,15 +22,15 @@ def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list
     rows = prepared.rows[split]
     columns = prepared.task.input.shown(rows)
     place = {row: i for i, row in enumerate(rows["id"])}
-    found = []
+    predictions = []
     table = pq.read_table(run_dir / "predictions" / f"{split}.parquet").slice(0, limit)
     for row in table.to_pylist():
-        shown: dict[str, Any] = {"id": row["id"]}
+        shown: dict[str, object] = {"id": row["id"]}
         shown |= {name: str(column[place[row["id"]]])[:TEXT] for name, column in columns.items()}
         shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
         for key in ("label", "prediction"):
             shown[key] = names[row[key]] if names else row[key]
         if names:
             shown["probability"] = float(softmax(row["logits"])[row["prediction"]])
-        found.append(shown)
-    return found
+        predictions.append(shown)
+    return predictions

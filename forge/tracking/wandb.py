@@ -11,14 +11,14 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,6 +27,7 @@ from transformers.integrations.integration_utils import (
     rewrite_logs,
 )
 
+from forge.config.schema import Node
 from forge.errors import Preempted, UserError, one_line
 from forge.records.files import RESULTS, read_json
 from forge.records.record import Record
@@ -35,6 +36,8 @@ from forge.tracking.predictions import predicted
 from forge.training import signals
 
 if TYPE_CHECKING:
+    from wandb import Run
+
     from forge.training.preparation import Prepared
 
 log = logging.getLogger(__name__)
@@ -52,14 +55,14 @@ class Curves(TrainerCallback):
 
     A row is whole when the next step begins. Rows come from `TrainerState.log_history`, which
     checkpoints hold: what a killed attempt could not send, the next one does. An error of the
-    service is said once, and training goes on without it.
+    service is logged once, and training goes on without it.
     """
 
     def __init__(self, rec: Record, name: str, service: TrainerCallback | None = None) -> None:
         self.rec, self.name, self.service = rec, name, service
         self.sent: int = rec.state.get("tracked", {}).get(name, -1)  # the last step
         self.working = True
-        self.ended: tuple[Any, ...] = ()  # what came with the end of training
+        self.ended: tuple[TrainingArguments, TrainerState, TrainerControl] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,7 +91,7 @@ class Curves(TrainerCallback):
             self._try(partial(self.service.on_train_end, *self.ended))
 
     def _send(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        rows: dict[int, dict[str, Any]] = {}
+        rows: dict[int, dict[str, float]] = {}
         fresh = takewhile(lambda entry: entry["step"] > self.sent, reversed(state.log_history))
         for entry in reversed(list(fresh)):
             rows.setdefault(int(entry["step"]), {}).update(entry)
@@ -99,10 +102,16 @@ class Curves(TrainerCallback):
             self._log(row, args, then, control)
             self.sent = step
 
-    def _log(self, row: dict[str, Any], *seen: Any) -> None:
+    def _log(
+        self,
+        row: dict[str, float],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+    ) -> None:
         assert self.service is not None
-        self.service.on_log(*seen, logs=row)
-        tracked = self.rec.state.get("tracked", {}) | {self.name: seen[1].global_step}
+        self.service.on_log(args, state, control, logs=row)
+        tracked = self.rec.state.get("tracked", {}) | {self.name: state.global_step}
         self.rec.stand(tracked=tracked)
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -117,7 +126,7 @@ class Curves(TrainerCallback):
         log.warning(
             "tracking: %s takes no more of the curve after step %d (%s); training goes on, and the "
             "newest checkpoint's trainer_state.json has every row",
-            self.name, max(self.sent, 0), _words(error),
+            self.name, max(self.sent, 0), _line(error),
         )  # fmt: skip
 
 
@@ -161,7 +170,7 @@ def wandb(
     notes: str | None = None,
     table_rows: int = 100,
     log_model: bool = False,
-    settings: dict[str, Any] | None = None,
+    settings: Node | None = None,
 ) -> Iterator[TrainerCallback]:
     """One W&B run per Forge run; its id is kept in run_metadata.json, so a resume continues it.
 
@@ -173,13 +182,13 @@ def wandb(
         wandb.Settings(project=project, entity=entity, **settings or {})
     except (ValueError, wandb.errors.UsageError) as error:
         raise UserError(f"tracking: {one_line(str(error))}") from error
-    if mode is None:
-        mode = os.environ.get("WANDB_MODE", "online")  # type: ignore[assignment]  # wandb checks it
-    if mode == "online" and not wandb_key():
-        mode = "offline"
+    sent = mode or os.environ.get("WANDB_MODE", "online")
+    if sent == "online" and not wandb_key():
+        sent = "offline"
     rec.note(wandb_id=rec.metadata.get("wandb_id") or secrets.token_hex(4))
-    about = _about(rec, tags or []) | {"project": project, "entity": entity, "notes": notes}
-    curves = WandbRun(rec, about, mode, settings or {}, prepared.task.headline)
+    about = _about(rec, tags or [])
+    about |= {"project": project, "entity": entity, "notes": notes}
+    curves = WandbRun(rec, about, sent, settings or {}, prepared.task.headline)
     with _following(curves):
         try:
             yield curves
@@ -190,7 +199,21 @@ def wandb(
         curves.results(prepared, table_rows, log_model)
 
 
-def _about(rec: Record, tags: list[str]) -> dict[str, Any]:
+class About(TypedDict, total=False):
+    """Arguments of `wandb.init`: how W&B files the run."""
+
+    id: str
+    name: str | None
+    group: str | None
+    job_type: str | None
+    tags: list[str]
+    config: Node
+    project: str
+    entity: str | None
+    notes: str | None
+
+
+def _about(rec: Record, tags: list[str]) -> About:
     """How W&B files the run; it takes at most 64 characters of a tag, 128 of a name."""
     choices, folder = rec.metadata.get("choices", {}), rec.run_dir
     model = rec.metadata["config"]["model"]["path"]
@@ -219,11 +242,9 @@ def _name(path: Path) -> str:
 class WandbRun(Curves):
     """The W&B run of this attempt: online, else kept offline for `wandb sync`, else given up."""
 
-    run: Any = None
+    opened: Run | None = None
 
-    def __init__(
-        self, rec: Record, about: dict[str, Any], mode: Any, settings: dict[str, Any], headline: str
-    ) -> None:
+    def __init__(self, rec: Record, about: About, mode: str, settings: Node, headline: str) -> None:
         super().__init__(rec, "W&B")
         self.about, self.settings, self.headline = about, settings, f"eval_{headline}"
         self.mode, self.fell_back = mode, False
@@ -236,11 +257,17 @@ class WandbRun(Curves):
 
     def _try(self, action: Callable[[], None]) -> None:
         def connected() -> None:
-            if self.run is None:
+            if self.opened is None:
                 self._open()
             action()
 
         super()._try(connected)
+
+    @property
+    def run(self) -> Run:
+        """The W&B run, which the first thing that is sent opens."""
+        assert self.opened is not None
+        return self.opened
 
     def _open(self) -> None:
         import wandb
@@ -251,9 +278,9 @@ class WandbRun(Curves):
         argv, sys.argv = sys.argv, masked(sys.argv)  # W&B records it
         try:
             with signals.held():  # those to all processes of a job are not for W&B's
-                self.run = wandb.init(
+                self.opened = wandb.init(
                     **self.about,
-                    mode=self.mode,
+                    mode=self.mode,  # type: ignore[arg-type]  # W&B checks it
                     resume="allow",
                     dir=self.rec.run_dir,
                     settings=settings,
@@ -265,8 +292,14 @@ class WandbRun(Curves):
         else:
             self.sent = self.run.starting_step - 1  # W&B's own count
 
-    def _log(self, row: dict[str, Any], *seen: Any) -> None:
-        step = seen[1].global_step
+    def _log(
+        self,
+        row: dict[str, float],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+    ) -> None:
+        step = state.global_step
         if self.headline in row:
             row["eval_headline"] = row[self.headline]
         self.run.log({**rewrite_logs(row), "train/global_step": step}, step=step)
@@ -279,15 +312,15 @@ class WandbRun(Curves):
         log.warning(
             "tracking: W&B failed after step %d (%s); from there the curve goes on offline; send "
             "it later with: wandb sync %s",
-            max(self.sent, 0), _words(error), self.place,
+            max(self.sent, 0), _line(error), self.place,
         )  # fmt: skip
-        self.fell_back, self.mode, self.run = True, "offline", None
+        self.fell_back, self.mode, self.opened = True, "offline", None
         _within(LEAVING, wandb.teardown)  # it holds on to the run's id
 
     def results(self, prepared: Prepared, table_rows: int, log_model: bool) -> None:
         """The summary: headline, every metric, predictions; and, when asked for, the model."""
-        found = read_json(self.rec.run_dir / RESULTS)
-        self._try(lambda: self.run.summary.update(_summary(found, self.rec.metadata)))
+        summary = _summary(read_json(self.rec.run_dir / RESULTS), self.rec.metadata)
+        self._try(lambda: self.run.summary.update(summary))
         if table_rows:
             self._extra("predictions", lambda: self._log_tables(prepared, table_rows))
         if log_model:
@@ -299,7 +332,7 @@ class WandbRun(Curves):
                 action()
             except Exception as error:
                 place = f"{self.rec.run_dir}/{what}"
-                log.warning("tracking: W&B has not taken %s (%s)", place, _words(error))
+                log.warning("tracking: W&B has not taken %s (%s)", place, _line(error))
 
     def _log_tables(self, prepared: Prepared, limit: int) -> None:
         """Per evaluation split its first rows, the same in every run."""
@@ -331,11 +364,11 @@ class WandbRun(Curves):
             log.warning(
                 "tracking: W&B did not end well (%s); this run's results are whole; if W&B lacks "
                 "the end of the curve: wandb sync%s %s",
-                _words(error), online, self.place,
+                _line(error), online, self.place,
             )  # fmt: skip
 
 
-def _within(seconds: float, action: Callable[[], Any]) -> Exception | None:
+def _within(seconds: float, action: Callable[[], object]) -> Exception | None:
     """Do it, for so long at most; the error if there was one."""
     errors: list[Exception] = []
 
@@ -353,7 +386,7 @@ def _within(seconds: float, action: Callable[[], Any]) -> Exception | None:
     return errors[0] if errors else None
 
 
-def _words(error: Exception) -> str:
+def _line(error: Exception) -> str:
     return one_line(f"{type(error).__name__}: {error}")[:200]
 
 
@@ -366,19 +399,19 @@ def _last_step(file: Path) -> int:
     return int((json.loads(done.stdout).get("summary") or {}).get("_step", -1))
 
 
-def _summary(results: dict[str, Any], metadata: dict[str, Any]) -> dict[str, float]:
+def _summary(results: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, float]:
     """The headline, the teacher's, and every metric of every split."""
     headline = results["headline"]
-    found = {
+    summary = {
         f"{split}/{name}": value
         for split, scores in results["splits"].items()
         for name, value in scores.items()
     }
-    found |= {f"train/{name}": v for name, v in results["train"].items() if v is not None}
+    summary |= {f"train/{name}": v for name, v in results["train"].items() if v is not None}
     taught = metadata.get("teacher", {}).get("splits", {}).get(headline["split"], {})
     if headline["metric"] in taught:
-        found[TEACHER] = taught[headline["metric"]]
-    return {HEADLINE: headline["value"], **found}
+        summary[TEACHER] = taught[headline["metric"]]
+    return {HEADLINE: headline["value"], **summary}
 
 
 def wandb_key() -> str:

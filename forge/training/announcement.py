@@ -33,7 +33,7 @@ def announce(prepared: Prepared, rec: Record) -> None:
     log.info("run     %s", ", ".join(f"{k}={choices[k]}" for k in GROUPS if choices.get(k)))
     described = f"{model.config.model_type}, {weights / 1e6:.1f}M weights"
     if lora.is_adapted(model):
-        described += f", {trainable / weights:.2%} of them trained: {lora.words(model)}"
+        described += f", {trainable / weights:.2%} of them trained: {lora.describe(model)}"
     log.info("model   %s", described)
     several = f", {ranks.ranks()} processes" if ranks.ranks() > 1 else ""
     log.info("device  %s (%s)%s, precision %s", args.device.type, env["device"], several, precision)

@@ -15,7 +15,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -109,6 +115,7 @@ class Trainer(transformers.Trainer):
     will average. Modes override `compute_loss` here, and `progress` when they keep sums too.
     """
 
+    model: PreTrainedModel
     run_id = ""  # whose checkpoints these are
     off_schedule: Callable[[], bool] = staticmethod(lambda: False)  # was a save asked by a signal?
     limit: int | None = None  # of checkpoints; ours to keep, since transformers' ends with the last
@@ -259,7 +266,6 @@ class Trainer(transformers.Trainer):
 
     def require_finite(self) -> None:
         """Raise `Failure` for weights that are no numbers: nothing can be gone on from there."""
-        assert self.model is not None
         learnt = [p.isfinite().all() for p in self.model.parameters() if p.requires_grad]
         if bool(torch.stack(learnt).all()):
             return
@@ -288,7 +294,6 @@ class Trainer(transformers.Trainer):
         self.restore(read_json(progress_file(checkpoint)))
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
             self._load_best_model()
-        assert self.model is not None
         self._move_model_to_device(self.model, self.args.device)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return True
