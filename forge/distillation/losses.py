@@ -172,11 +172,14 @@ class KL(Loss):
 class MSE(Loss):
     """Mean squared error of the logits (Ba & Caruana 2014): over classes, then over examples.
 
-    With one logit (regression) it is the plain squared distance to the teacher's prediction.
+    With one logit (regression) it is the squared distance to the teacher's prediction, in units of
+    `std`, the standard deviation that the task's values are standardised by.
     """
 
+    std = 1.0
+
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
-        return F.mse_loss(*_logits(student, teacher))
+        return F.mse_loss(*_logits(student, teacher)) / self.std**2
 
 
 class DKD(Loss):

@@ -92,16 +92,17 @@ def check(task: Task, alpha: float, loss: dict[str, Loss]) -> None:
 
 
 def fitting_losses(task: Task, loss: dict[str, Loss]) -> dict[str, Loss]:
-    """The losses; where an answer is one value, kl is taken as mse."""
+    """The losses; where an answer is one value, kl is taken as mse, of standardised values."""
     if task.answer.distribution:
         return loss
     fitting: dict[str, Loss] = {}
     for name, term in loss.items():
         if isinstance(term, KL):
             log.info("loss    regression: mse for %s (a softmax over one value is always 1)", name)
-            fitting["mse"] = MSE(weight=term.weight)
-        else:
-            fitting[name] = term
+            name, term = "mse", MSE(weight=term.weight)
+        if isinstance(term, MSE):
+            term.std = task.answer.scale.std
+        fitting[name] = term
     return fitting
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from forge.config.schema import Model, Node
 from forge.errors import UserError
 from forge.models import lora
+from forge.models.scaling import Scale
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,6 +34,7 @@ class Head:
     labels: tuple[str, ...] | None = None
     problem_type: str | None = None  # as in transformers.PretrainedConfig
     peft_type: str | None = None  # peft.TaskType
+    scale: Scale = field(default_factory=Scale)  # of a regression's values
 
     @property
     def auto_class(self) -> type[_BaseAutoModelClass]:

@@ -13,7 +13,7 @@ import torch
 from forge import hub
 from forge.config.schema import Model, Node
 from forge.errors import UserError, did_you_mean, one_line
-from forge.models import lora
+from forge.models import lora, scaling
 from forge.models.heads import Head, head_order, name_labels, permute_head, with_new_head
 from forge.models.layers import shallower
 
@@ -119,8 +119,10 @@ def load(
         keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
         order = head_order(model, head, config, where) if keep else None
         name_labels(config, head)
+        if not keep:
+            head.scale.write(config)
     if model.path is None or model.from_scratch:
-        return _random_weights(model, head, config, where)
+        return scaling.apply(_random_weights(model, head, config, where))
     path = resolve(model.path, f"{where}.path")
     options = {"dtype": torch.float32, **model.from_pretrained}
     with hub.access("model", path, f"{where}.path=DIR"):
@@ -128,6 +130,7 @@ def load(
             built, fresh = with_new_head(head.auto_class, path, config, options)
         else:
             built, fresh = lora.from_pretrained(head.auto_class, path, config=config, **options)
+    scaling.apply(built)
     if fresh:
         log.info("new, from random values: %s", ", ".join(fresh))
     if order is not None and order != sorted(order):
@@ -137,7 +140,9 @@ def load(
     if model.lora:
         labelled = head.labels is not None
         return lora.adapt(built, model, path, labelled, head.peft_type, fresh)
-    return built if model.layers is None else shallower(built, model.layers, head.auto_class)
+    if model.layers is None:
+        return built
+    return scaling.apply(shallower(built, model.layers, head.auto_class))
 
 
 def student(
@@ -147,11 +152,12 @@ def student(
     if model.init != "teacher":
         raise UserError(f"model.init={model.init}: teacher, or null for the weights at model.path")
     if model.path is None and not model.config:
-        return shallower(teacher, model.layers, head.auto_class)
+        return scaling.apply(shallower(teacher, model.layers, head.auto_class))
     config = load_config(model, fitting)
     name_labels(config, head)
+    scaling.Scale.of(teacher.config).write(config)  # the head's weights are the teacher's
     layers = config.num_hidden_layers if model.layers is None else model.layers
-    return shallower(teacher, layers, head.auto_class, config)
+    return scaling.apply(shallower(teacher, layers, head.auto_class, config))
 
 
 def _random_weights(
@@ -178,7 +184,7 @@ def read(path: str, **options: Any) -> PreTrainedModel:
     model_class = getattr(transformers, name, None) or _remote_class(name)
     model, _ = lora.from_pretrained(model_class, path, **options)
     model.eval()
-    return model
+    return scaling.apply(model)
 
 
 def _remote_class(name: str) -> type[_BaseAutoModelClass]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge import hub
 from forge.models import lora
+from forge.models.scaling import Scale
 from forge.records.files import TIMINGS, read_json
 from forge.results.runs import Run, read_run
 from forge.results.tables import markdown_table, metrics_cells
@@ -101,7 +102,7 @@ def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, An
     classifies = task.answer.alignment == "row"
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
-        parts += ["## Labels", "It gives one number." if numbers else named]
+        parts += ["## Labels", _one_number(task.answer.scale) if numbers else named]
     if adapter:
         parts.append(MERGE)
     base: str = adapter.get("base_model_name_or_path", "")
@@ -110,6 +111,15 @@ def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, An
         source = (_on_hub(base) or "path/to/its/base") if adapter else None
         parts += ["## Use", _snippet(task, usage, source)]
     return [*parts, "## Made by", _made_by(run)]
+
+
+def _one_number(scale: Scale) -> str:
+    if scale == Scale():
+        return "It gives one number."
+    return (
+        f"It gives one number, standardised: a value is {scale.mean:.9g} + {scale.std:.9g} * the "
+        "output in transformers. Forge's commands, and an ONNX file that it exports, give values."
+    )
 
 
 def chosen_on(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.models.scaling import Scale
 from forge.tasks.decisions import Decisions, cross_entropy
 from forge.tasks.metrics import Facts
 
@@ -45,6 +46,11 @@ class Answer(ABC):
     trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat
 
     @property
+    def scale(self) -> Scale:
+        """Of the values that a fresh head is to give."""
+        return Scale()
+
+    @property
     @abstractmethod
     def labels(self) -> tuple[str, ...] | None:
         """Names of the model's outputs in their order; None: the vocabulary."""
@@ -55,6 +61,9 @@ class Answer(ABC):
 
         `columns` are the data's, `inputs` what the input kept. Raises `UserError`.
         """
+
+    def fit(self, rows: Dataset) -> None:  # noqa: B027  # most need nothing
+        """Take from the training rows what a fresh head needs."""
 
     @abstractmethod
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:

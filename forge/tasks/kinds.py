@@ -63,6 +63,7 @@ def text_number(
     metrics: list[str],
     headline: str,
     unlabelled: float | None = None,
+    standardize: list[float] | None = None,
     train: str = "train",
     evaluation: list[str] | None = None,
     max_length: int | None = None,
@@ -71,7 +72,7 @@ def text_number(
 ) -> Task:
     """One or two texts in, a number out; `unlabelled` is the value that marks a row without one."""
     return _of_text(
-        Number(label, unlabelled),
+        Number(label, unlabelled, standardize),
         text,
         max_length,
         dataset=dataset,
@@ -120,6 +121,7 @@ def text_files(
     label: str = "label",
     labels: list[str | int] | None = None,
     problem_type: str | None = None,
+    standardize: list[float] | None = None,
     metrics: list[str] | None = None,
     headline: str | None = None,
     max_length: int | None = None,
@@ -147,8 +149,11 @@ def text_files(
         )
     chosen = [headline] if headline else []
     metrics = metrics or list(dict.fromkeys([*chosen, *usual[problem_type]]))
+    answer: Answer = Label(label, labels, doubtful)
+    if problem_type == "regression":
+        answer = Number(label, standardize=standardize)
     return _of_text(
-        Number(label) if problem_type == "regression" else Label(label, labels, doubtful),
+        answer,
         text,
         max_length,
         dataset=lambda: source,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,22 +14,33 @@ from numpy.typing import NDArray
 
 from forge.data.missing import is_missing
 from forge.errors import UserError
+from forge.models.scaling import Scale
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions, squared_error
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
 
     from forge.inputs.input import Batch, Columns
 
+log = logging.getLogger(__name__)
+FAR = 10.0  # published recipes train on values within this, such as STS-B's 0 to 5, as they are
+
 
 @dataclass
 class Number(Answer):
-    """A number; `unlabelled` is the value that marks a row without one."""
+    """A number; `unlabelled` is the value that marks a row without one.
+
+    The loss is the squared error of standardised values: by `standardize`, a mean and a standard
+    deviation, else by those of the training rows where these are far from 0 and 1.
+    """
 
     column: str
     unlabelled: float | None = None
+    standardize: Sequence[float] | None = None
+    fitted: Scale = field(init=False, default=Scale())
     alignment = "row"
     distribution = False
     problem_type = "regression"
@@ -37,6 +49,34 @@ class Number(Answer):
 
     def __post_init__(self) -> None:
         self.columns = [self.column]
+        if self.standardize is not None:
+            if len(self.standardize) != 2 or not self.standardize[1] > 0:
+                raise UserError(
+                    f"task.standardize={list(self.standardize)}: a mean and a standard deviation "
+                    "above 0; [0,1] leaves the values as they are"
+                )
+            self.fitted = Scale(*map(float, self.standardize))
+
+    @property
+    def scale(self) -> Scale:
+        return self.fitted
+
+    @property
+    def notes(self) -> list[str]:
+        if self.scale == Scale():
+            return []
+        return [
+            f"the numbers are standardised by their mean {self.scale.mean:g} and standard "
+            f"deviation {self.scale.std:g} in training; answers and metrics are in their own units"
+        ]
+
+    def fit(self, rows: Dataset) -> None:
+        values = np.asarray(rows["labels"], dtype=float)
+        mean, std = float(values.mean()), float(values.std())
+        if self.standardize is None and (abs(mean) > FAR or not 1 / FAR <= std <= FAR):
+            self.fitted = Scale(mean, std or 1.0)
+        for note in self.notes:
+            log.info("%s", note)
 
     def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
         values = columns[self.column]
@@ -56,7 +96,7 @@ class Number(Answer):
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def loss(self, decisions: Decisions, smoothing: float = 0.0) -> Tensor:
-        return squared_error(decisions)
+        return squared_error(decisions) / self.scale.std**2
 
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "float64")

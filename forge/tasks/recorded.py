@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge.config.check import build, check
 from forge.models.heads import head_names
+from forge.models.scaling import Scale
 from forge.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def as_trained(
     head: PretrainedConfig,
     given: Container[str] = (),
 ) -> dict[str, Any]:
-    """A task's node in which what is open is as the run's training had it: labels, kind, length.
+    """A task's node in which what is open is as the run's training had it: labels, kind, length,
+    standardisation.
 
     `given` are keys that were set for this. Of files the training rows are not read.
     """
@@ -40,6 +42,9 @@ def as_trained(
         filled["problem_type"] = "regression" if head.num_labels == 1 else "classification"
     if "labels" in filled and filled["labels"] is None and len(head_names(head)) > 1:
         filled["labels"] = head_names(head)
+    if "standardize" in filled and filled["standardize"] is None and head.num_labels == 1:
+        scale = Scale.of(head)
+        filled["standardize"] = [scale.mean, scale.std]
     if isinstance(filled.get("files"), dict):
         judged = any(f"task.files.{split}" in given for split in JUDGED)
         unread = ("train", *JUDGED) if judged else ("train",)

@@ -77,7 +77,7 @@ class Task:
     def head(self) -> Head:
         """What the task asks of a model; its labels are known once rows are loaded."""
         answer = self.answer
-        return Head(self.auto, answer.labels, answer.problem_type, self.peft_type)
+        return Head(self.auto, answer.labels, answer.problem_type, self.peft_type, answer.scale)
 
     @property
     def written(self) -> Written:
@@ -97,6 +97,8 @@ class Task:
         splits = {split: self._split(source, split) for split in names}
         if self.unlabelled_split and training:
             splits[self.unlabelled_split] = self._unlabelled(source, self.unlabelled_split)
+        if training:
+            self.answer.fit(splits[self.train])
         labels = self.answer.labels
         if "f1" in self.metrics and labels is not None and len(labels) != 2:
             raise UserError(
