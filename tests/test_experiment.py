@@ -10,7 +10,10 @@ from forge.errors import Failure, UserError
 from forge.records.files import read_json
 from forge.results.show import shown
 from forge.training.trainer import Trainer
-from tests.support.runs import SMALL, results
+from tests.support.runs import SMALL, TOY, launch_in, results, weights
+from tests.support.texts import TINY
+
+GENERATE = ("task.generate_rows=4", "task.max_new_tokens=6")
 
 
 @pytest.fixture
@@ -75,12 +78,38 @@ def test_predictions_belong_to_their_examples(launch, jsonl):
     assert table["label"] == [i % 2 for i in range(40)]
 
 
-@pytest.mark.slow
-def test_zero_epochs_evaluates_only(toy_run):
-    trained = toy_run("trainer.num_train_epochs=1")
-    judged = toy_run("trainer.num_train_epochs=0", f"model.path={trained}", at="judged")
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory, quick):
+    """Runs that only evaluated random weights: a classifier and a language model."""
+    launch, zero = launch_in(tmp_path_factory.mktemp("untrained")), "trainer.num_train_epochs=0"
+    return {
+        "label": launch(*TOY, *SMALL, zero, at="label"),
+        "text": launch(*TINY, *GENERATE, zero, at="text"),
+    }
+
+
+@pytest.mark.parametrize("nothing", ["trainer.max_steps=0", "trainer.num_train_epochs=0"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("label", ("mode=sft",)),
+        ("label", ("mode=kd", "mode.gate=off")),
+        ("label", ("mode=rl",)),
+        ("text", ("mode=sft",)),
+        ("text", ("mode=kd", "mode.gate=off")),
+        ("text", ("mode=kd", "mode.gate=off", "mode.on_policy=true", "mode.alpha=1")),
+        ("text", ("mode=rl", "mode.gate=off")),
+    ],
+)
+def test_zero_steps_and_zero_epochs_evaluate_only(launch, untrained, kind, mode, nothing):
+    task = (*TOY, *SMALL) if kind == "label" else (*TINY, *GENERATE)
+    start = untrained[kind]
+    named = [f"teacher.path={start}"] if "mode=kd" in mode else []
+    judged = launch(*task, *mode, *named, nothing, f"model.path={start}")
     assert results(judged)["train"] == {}
-    assert results(judged)["headline"] == results(trained)["headline"]
+    assert results(judged)["headline"] == results(start)["headline"]
+    before, after = weights(start), weights(judged)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.slow
@@ -178,6 +207,8 @@ def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, 
         ("seed=-1", "seed=-1: between 0"),
         ("trainer.gradient_accumulation_steps=0", "gradient_accumulation_steps=0: at least 1"),
         ("trainer.learning_rate=-1", "learning_rate=-1: at least 0"),
+        ("trainer.max_steps=-5", "max_steps=-5: 0 or more, or -1 for num_train_epochs"),
+        ("trainer.num_train_epochs=-1", "num_train_epochs=-1: at least 0"),
         (
             "trainer.train_sampling_strategy=lenght",
             "train_sampling_strategy=lenght: no such",

@@ -92,6 +92,11 @@ def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArg
     return args
 
 
+def trains(args: TrainingArguments) -> bool:
+    """Whether a run is more than an evaluation: steps decide, or epochs where `max_steps` is -1."""
+    return args.max_steps > 0 or (args.max_steps < 0 and args.num_train_epochs > 0)
+
+
 def _check_ranges(trainer: Node, task: Task) -> None:
     """What `TrainingArguments` takes without a word and training trips over."""
     from transformers import TrainingArguments
@@ -107,6 +112,8 @@ def _check_ranges(trainer: Node, task: Task) -> None:
         value = trainer.get(key)
         if value is not None and not low <= float(value) < float("inf"):
             raise UserError(f"trainer.{key}={value}: at least {low}")
+    if (steps := trainer.get("max_steps", -1)) < -1:
+        raise UserError(f"trainer.max_steps={steps}: 0 or more, or -1 for num_train_epochs")
     for known in fields(TrainingArguments):
         choices, value = known.metadata.get("choices"), trainer.get(known.name)
         if choices and isinstance(value, str) and value not in choices:

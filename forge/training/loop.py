@@ -14,6 +14,7 @@ from forge import ranks
 from forge.errors import UserError
 from forge.models import lora
 from forge.records import checkpoints
+from forge.training.arguments import trains
 from forge.training.callbacks import NanGuard, Padding, State
 from forge.training.memory import memory, peak
 from forge.training.trainer import Trainer
@@ -45,7 +46,7 @@ def follow(trainer: Trainer, callbacks: Sequence[TrainerCallback], rec: Record) 
 def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
     """Train, from the newest good checkpoint when there is one; timings and throughput."""
     args = trainer.args
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+    if not trains(args):
         return {}
     _require_batch(trainer)
     trainer.run_id = rec.metadata["id"]
