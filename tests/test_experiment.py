@@ -1,11 +1,14 @@
 """One run from config to outputs, and what a second start in its directory does."""
 
 import json
+import os
+import stat
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from forge.commands.export import merge
 from forge.errors import Failure, UserError
 from forge.records.files import read_json
 from forge.results.show import shown
@@ -288,3 +291,23 @@ def test_regression_runs_from_files(launch, jsonl):
     found = results(run_dir)
     assert found["headline"]["metric"] == "pearson"
     assert {"pearson", "spearman", "mse"} <= found["splits"]["validation"].keys()
+
+
+def test_every_file_follows_the_umask(toy_run, untrained, tmp_path):
+    """safetensors lets the owner alone read what it writes."""
+    kd = ("mode=kd", "mode.gate=off", f"teacher.path={untrained['label']}", "trainer.max_steps=2")
+    wider = ("model.config.hidden_size=32", "mode/loss=[kl,hidden]")  # trains a projection
+    before = os.umask(0o027)
+    try:
+        toy_run(*kd, f"cache_dir={tmp_path}/cache", at="stored")
+        toy_run(*kd, *wider, at="beside")
+        adapted = toy_run("trainer.max_steps=2", f"model.path={untrained['label']}",
+                          "model.lora.r=2", at="adapted")  # fmt: skip
+        merge(adapted)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    names = {path.name for path in modes}
+    assert {"model.safetensors", "adapter_model.safetensors", "losses.safetensors"} <= names
+    assert list(tmp_path.glob("cache/teacher/*.safetensors"))
+    assert not {p: oct(m) for p, m in modes.items() if m != (0o750 if p.is_dir() else 0o640)}

@@ -16,7 +16,7 @@ from typing import Any
 from forge.commands import finished
 from forge.commands.finished import Finished
 from forge.errors import Failure, UserError, one_line
-from forge.models import loading, lora
+from forge.models import loading, lora, saving
 from forge.models.forward import REPEATS, milliseconds
 from forge.records.files import whole, write_json
 from forge.records.logs import library_logs
@@ -82,7 +82,7 @@ def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
         model = loading.read(model_dir, **options)
         try:
             with whole(folder, FACTS) as scratch:
-                model.save_pretrained(scratch)
+                saving.save(model, scratch, None, checkpoint=False)
                 task = recorded_task(run.metadata, model.config)
                 processor = task.input.load_processor(finished.source(run))
                 processor.save_pretrained(scratch)

@@ -17,6 +17,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from forge import ranks
 from forge.distillation.losses import Batch, Loss, Outputs, capture_qkv
+from forge.records.files import follow_umask
 from forge.tasks.decisions import Decisions
 from forge.training.trainer import Trainer
 
@@ -91,6 +92,7 @@ class Distiller(Trainer):
         weights = self.weights.state_dict()  # the same in all ranks
         if weights and not ranks.rank():
             save_file(weights, folder / PROJECTIONS)
+            follow_umask(folder / PROJECTIONS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -21,6 +21,7 @@ from forge.distillation.teacher import FrozenTeacher
 from forge.errors import UserError
 from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
+from forge.records.files import follow_umask
 from forge.training.evaluation import logits_of
 from forge.training.preparation import Prepared
 
@@ -134,6 +135,7 @@ def write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
     try:
         whole = {"xxh128": fingerprints.digest(logits.tobytes())}
         save_file({"ids": np.asarray(ids), "logits": logits}, scratch, whole)
+        follow_umask(scratch)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from forge.errors import UserError
 from forge.models import lora
+from forge.records.files import follow_umask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +28,7 @@ def save(
         lora.save(model, str(folder))
     else:
         model.save_pretrained(folder, state_dict=state_dict, save_original_format=not checkpoint)
+    follow_umask(*folder.glob("*.safetensors"))
 
 
 def require_all(model: nn.Module, missing: Collection[str]) -> None:

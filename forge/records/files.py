@@ -60,6 +60,14 @@ def readable(path: Path) -> dict[str, Any]:
         return {}
 
 
+def follow_umask(*files: Path) -> None:
+    """Give files the mode of any new file; safetensors lets their owner alone read them."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in files:
+        file.chmod(0o666 & ~umask)
+
+
 def require_place(folder: Path, marker: str) -> None:
     """Raise `UserError` for a folder that is there and not an earlier one, with `marker` in it."""
     if folder.exists() and not (folder / marker).is_file():
