@@ -57,7 +57,8 @@ class Texts(Policy):
         settings = self.task.written.sampled() | {"temperature": temperature}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            drawn = decoding.generate(self._reader(), groups, settings)
+            written = decoding.generate(self._reader(), groups, settings)
+        drawn = [completion.text for completion in written]
         return self.judge(drawn, list(groups["id"]), self.rewards)
 
     def evaluate(self) -> dict[str, Scores]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -84,37 +85,61 @@ def of_completions(
     )
 
 
-def generate(reader: Reader, split: Dataset, settings: dict[str, Any]) -> list[str]:
-    """What the model writes after each prompt; `settings` are those of a GenerationConfig."""
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt."""
+
+    text: str
+    cut: bool  # it was not at its end when its room was used up
+
+
+def generate(reader: Reader, split: Dataset, settings: dict[str, Any]) -> list[Completion]:
+    """What the model writes after each prompt; `settings` are those of a GenerationConfig.
+
+    A completion has `max_new_tokens`, or what its own prompt leaves of the model's context: rows
+    whose room is the same share batches.
+    """
     from transformers import GenerationConfig
 
     tokenizer: Any = reader.tokenizer
-    model = reader.model
+    model, most = reader.model, settings["max_new_tokens"]
     stops = ends(model.generation_config, tokenizer)
-    room = context(model.config)
+    rooms = np.minimum(most, context(model.config) - np.array(split["prompt_length"]))
+    own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
+    model.generation_config = GenerationConfig(
+        **settings, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, use_cache=True
+    )
+    completions: list[Any] = [None] * len(split)
+    try:
+        for room in sorted(set(rooms.tolist()), reverse=True):  # a prompt leaves at least 1
+            rows = np.flatnonzero(rooms == room)
+            written = _generate(reader, split.select(rows), room, stops)
+            for row, completion in zip(rows, written, strict=True):
+                completions[row] = completion
+    finally:
+        model.generation_config = own
+    return completions
+
+
+def _generate(reader: Reader, rows: Dataset, room: int, stops: list[int]) -> list[Completion]:
+    """Completions of at most `room` tokens."""
+    tokenizer: Any = reader.tokenizer
 
     def collate(rows: list[dict[str, Any]]) -> Any:
         prompts = {"input_ids": [row["input_ids"][: row["prompt_length"]] for row in rows]}
         return tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
 
-    def answer(batch: dict[str, Tensor]) -> list[str]:
+    def answer(batch: dict[str, Tensor]) -> list[Completion]:
         longest = batch["input_ids"].shape[1]
-        limit = min(settings["max_new_tokens"], room - longest)  # a prompt leaves at least 1
-        written = model.generate(**batch, max_new_tokens=limit)[:, longest:].tolist()
-        return [text(ids, stops, tokenizer) for ids in written]
+        written = reader.model.generate(**batch, max_new_tokens=room)[:, longest:].tolist()
+        return [
+            Completion(text(ids, stops, tokenizer), not set(stops) & set(ids)) for ids in written
+        ]
 
-    own = model.generation_config  # its settings, such as a repetition penalty, are not the task's
-    model.generation_config = GenerationConfig(
-        **settings, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, use_cache=True
-    )
-    lengths = list(split["prompt_length"])
-    try:
-        return in_batches(
-            model, split, collate, answer, Pass.of(reader.args),
-            lengths=lengths, title="Generating", over_ranks=True,
-        )  # fmt: skip
-    finally:
-        model.generation_config = own
+    return in_batches(
+        reader.model, rows, collate, answer, Pass.of(reader.args),
+        lengths=list(rows["prompt_length"]), title="Generating", over_ranks=True,
+    )  # fmt: skip
 
 
 def context(config: Any) -> int:

@@ -7,6 +7,7 @@ from it. Supervised training, evaluation and rewards share that one definition, 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from forge.config.schema import Model
     from forge.inputs.input import Batch, Columns
 
+log = logging.getLogger(__name__)
 HEAD = Head("CausalLM", peft_type="CAUSAL_LM")
 ANSWERS = {"whole": r"(?s)(.*)", "number": f"({NUMERAL.pattern})"}  # what task.answer may name
 
@@ -129,7 +131,8 @@ class Written(Answer):
         """In training: the loss over all rows, and the answers to the first ones."""
         nll, tokens = decoding.losses(reader, split)
         few = split.select(np.argsort(split["id"])[: self.generate_rows])
-        answers = [self.extract(text) for text in decoding.generate(reader, few, self.greedy())]
+        written = decoding.generate(reader, few, self.greedy())
+        answers = [self.extract(completion.text) for completion in written]
         right = [self.is_right(*pair) for pair in zip(answers, few["label"], strict=True)]
         return {"exact_match": float(np.mean(right)), **_of_tokens(nll, tokens)}
 
@@ -138,15 +141,24 @@ class Written(Answer):
         started = time.monotonic()
         nll, tokens = decoding.losses(reader, split)
         completions = decoding.generate(reader, split, self.greedy())
-        answers = [self.extract(text) for text in completions]
+        answers = [self.extract(completion.text) for completion in completions]
         right = [self.is_right(*pair) for pair in zip(answers, split["label"], strict=True)]
         scores: Scores = {
             "exact_match": float(np.mean(right)),
             "exact_match_interval": metrics.wilson(sum(right), len(right)),
             **self._pass_at(reader, split),
             **_of_tokens(nll, tokens),
+            "cut": sum(completion.cut for completion in completions),
             "n": len(right),
         }
+        if scores["cut"]:
+            log.warning(
+                "%d of %d answers were not at their end after task.max_new_tokens=%d, or at the "
+                "end of the model's context",
+                scores["cut"],
+                len(right),
+                self.max_new_tokens,
+            )
         seconds = time.monotonic() - started
         scores |= {
             "seconds": round(seconds, 3),
@@ -158,7 +170,7 @@ class Written(Answer):
             {
                 "label": list(split["label"]),
                 "prediction": answers,
-                "completion": completions,
+                "completion": [completion.text for completion in completions],
                 "prompt": [reader.tokenizer.decode(ids[:n]) for ids, n in prompts],
                 "nll": nll,
                 "tokens": tokens,
@@ -173,7 +185,8 @@ class Written(Answer):
         with torch.random.fork_rng():
             torch.manual_seed(reader.args.seed)
             for _ in range(self.samples):
-                answers = map(self.extract, decoding.generate(reader, split, self.sampled()))
+                written = decoding.generate(reader, split, self.sampled())
+                answers = [self.extract(completion.text) for completion in written]
                 right += [
                     self.is_right(*pair) for pair in zip(answers, split["label"], strict=True)
                 ]

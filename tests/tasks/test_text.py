@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from forge.commands.predict import predict
@@ -177,7 +178,19 @@ def test_answers_do_not_depend_on_the_batch(fitted):
         generate(Reader.of(trainer), split.select([i]), task.greedy())[0] for i in range(len(split))
     ]
     assert together == alone
-    assert len(set(together)) == len(ROWS)
+    assert len({completion.text for completion in together}) == len(ROWS)
+
+
+def test_a_prompt_near_the_end_of_the_context_cuts_its_own_answer_only(fitted):
+    task, split, trainer = fitted
+    reader, context = Reader.of(trainer), trainer.model.config.max_position_embeddings
+    row = split[0]
+    long = {"input_ids": (row["input_ids"] * context)[: context - 2], "prompt_length": context - 2}
+    rows = Dataset.from_list([*({k: row[k] for k in long} for row in split), long])
+    written = generate(reader, rows, task.greedy())
+    assert written[:-1] == generate(reader, split, task.greedy())
+    assert written[-1] == generate(reader, rows.select([len(split)]), task.greedy())[0]
+    assert written[-1].cut
 
 
 def test_generation_goes_on_from_the_prompt_token_by_token(fitted):
@@ -190,7 +203,8 @@ def test_generation_goes_on_from_the_prompt_token_by_token(fitted):
     written = ids[row["prompt_length"] :]
     assert tokenizer.eos_token_id not in written
     (found,) = generate(Reader.of(trainer), split.select([0]), task.greedy())
-    assert found == tokenizer.decode(written, skip_special_tokens=True)
+    assert found.text == tokenizer.decode(written, skip_special_tokens=True)
+    assert found.cut
 
 
 def test_a_completion_ends_with_its_end_of_text_token(fitted):
@@ -204,7 +218,8 @@ def test_a_completion_ends_with_its_end_of_text_token(fitted):
     bias[trainer.processing_class.eos_token_id] = 1
     head = trainer.model.lm_head
     hook = head.register_forward_hook(lambda module, args, output: output + bias)
-    assert generate(Reader.of(trainer), split, task.greedy()) == ["", "", ""]
+    written = generate(Reader.of(trainer), split, task.greedy())
+    assert [(completion.text, completion.cut) for completion in written] == [("", False)] * 3
     hook.remove()
     assert trainer.model.generation_config is own  # put back, and not used
 
