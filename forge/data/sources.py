@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -71,8 +71,11 @@ def _directory(directory: Path, name: str | None) -> Source:
     )
 
 
-def read(source: Source, split: str, columns: list[str]) -> dict[str, list[Any]]:
-    """The named columns of a split as lists; class labels by name, -1 as None.
+def read(
+    source: Source, split: str, columns: list[str], optional: Sequence[str] = ()
+) -> dict[str, list[Any]]:
+    """The named columns of a split as lists, `optional` ones where it has them; class labels by
+    name, -1 as None.
 
     A row that lacks a column has None there. Raises `UserError` for a missing split, file or
     column, or a file that cannot be parsed.
@@ -85,6 +88,7 @@ def read(source: Source, split: str, columns: list[str]) -> dict[str, list[Any]]
     names = [list(t) if isinstance(t, dict) else t.column_names for t in tables]
     if not any(len(t[own[0]]) for t, own in zip(tables, names, strict=True) if own):
         raise UserError(f"{where} has no rows")
+    columns = [*columns, *(c for c in optional if any(c in own for own in names))]
     for column in columns:
         lacking = [i for i, own in enumerate(names) if column not in own]
         if len(lacking) == len(tables):
@@ -96,7 +100,7 @@ def read(source: Source, split: str, columns: list[str]) -> dict[str, list[Any]]
 
 
 def _column(table: Table, column: str) -> list[Any]:
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, Image, List
 
     if isinstance(table, dict):
         return table.get(column) or [None] * len(next(iter(table.values()), ()))
@@ -106,9 +110,18 @@ def _column(table: Table, column: str) -> list[Any]:
     if isinstance(feature, Image):  # decoded it would fill the memory
         table = table.cast_column(column, Image(decode=False))
     values = list(table[column])
+    if isinstance(feature, List | dict):  # Arrow fills in the fields that only other rows have
+        return [_without_gaps(value) for value in values]
     if isinstance(feature, ClassLabel):
         return [None if v is None or v < 0 else feature.names[v] for v in values]
     return values
+
+
+def _without_gaps(value: Any) -> Any:
+    """The value without the fields of structs that are None."""
+    if isinstance(value, dict):
+        return {k: _without_gaps(v) for k, v in value.items() if v is not None or k == "content"}
+    return [_without_gaps(v) for v in value] if isinstance(value, list) else value
 
 
 def _parse(path: Path) -> Table:
@@ -182,6 +195,16 @@ def _parse_json(text: str, path: Path) -> dict[str, list[Any]]:
 
 def dataset(columns: dict[str, list[Any]]) -> Dataset:
     """Columns as a dataset whose fingerprint is that of its content."""
-    from datasets import Dataset
+    from datasets import Dataset, Features, Json, List
 
-    return Dataset(Dataset.from_dict(columns).data, fingerprint=fingerprint(columns))
+    firsts = {name: next(iter(values), None) for name, values in columns.items()}
+    varied: dict[str, Json | List] = {}  # whose fields may differ from row to row
+    for name, first in firsts.items():
+        if isinstance(first, dict):
+            varied[name] = Json()
+        elif isinstance(first, list) and first and isinstance(first[0], dict):
+            varied[name] = List(Json())
+    made = Dataset.from_dict({n: values for n, values in columns.items() if n not in varied})
+    if varied:
+        made = Dataset.from_dict(columns, features=Features({**made.features, **varied}))
+    return Dataset(made.data, info=made.info, fingerprint=fingerprint(columns))

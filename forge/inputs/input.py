@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -48,6 +48,7 @@ class Input(ABC):
 
     unit: ClassVar[str]  # of lengths
     columns: list[str]  # of the data, in the order in which a user gives their values
+    optional: Sequence[str] = ()  # columns that are read where the data has them
     kept: list[str]  # of a split's rows, what these become
     padding_free: bool | None = False  # rows one after the other; None: where attention is flash
 

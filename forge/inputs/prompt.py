@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
 from forge.errors import UserError
+from forge.inputs import chat
+from forge.inputs.chat import Chat, Ids, Message, Tools
 from forge.inputs.input import IGNORED, Collator, Columns
 from forge.inputs.text import Collator as Padded
 from forge.inputs.text import Tokens
@@ -21,14 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-Ids: TypeAlias = list[int]
-Message: TypeAlias = dict[str, str]  # role and content
-
-
 @dataclass(kw_only=True)
 class Prompt(Tokens):
     """`prompt` and `completion` name columns of texts, or `messages` one of chats, whose last
-    message is the completion."""
+    message is the completion; tools that a chat may call are in the data's column `tools`."""
 
     prompt: str = "prompt"
     completion: str = "completion"
@@ -39,22 +38,33 @@ class Prompt(Tokens):
 
     def __post_init__(self) -> None:
         self.columns = [self.messages] if self.messages else [self.prompt, self.completion]
+        self.optional = ["tools"] if self.messages else []
         self.kept = ["prompt", "completion"]
         if "{prompt}" not in self.template:
             raise UserError(f"task.template={self.template}: it has no {{prompt}}")
 
     def rows(self, columns: Columns, split: str) -> dict[str, list[Any]]:
-        """A prompt is a text, or a chat's messages; a completion is a text."""
-        pairs: list[tuple[Any, str]]
+        """A prompt is a text, or a chat's messages; a completion is a text. `extras` are there
+        where a chat has any."""
         if self.messages:
-            where = f"split {split}, column {self.messages}"
-            chats = columns[self.messages]
-            pairs = [_turns(chat, f"{where}: row {i}") for i, chat in enumerate(chats)]
-        else:
-            texts = zip(columns[self.prompt], columns[self.completion], strict=True)
-            pairs = [self._pair(*row, f"split {split}: row {i}") for i, row in enumerate(texts)]
+            return self._chats(columns, f"split {split}, column {self.messages}")
+        texts = zip(columns[self.prompt], columns[self.completion], strict=True)
+        pairs = [self._pair(*row, f"split {split}: row {i}") for i, row in enumerate(texts)]
         prompts, completions = map(list, zip(*pairs, strict=True))
         return {"prompt": prompts, "completion": completions}
+
+    def _chats(self, columns: Columns, where: str) -> dict[str, list[Any]]:
+        given = enumerate(columns[str(self.messages)])
+        chats = [chat.turns(messages, f"{where}: row {i}") for i, messages in given]
+        rows: dict[str, list[Any]] = {
+            "prompt": [messages[:-1] for messages in chats],
+            "completion": [messages[-1]["content"] for messages in chats],
+        }
+        extras = [{k: v for k, v in m[-1].items() if k not in chat.PLAIN} for m in chats]
+        for extra, tools in zip(extras, columns.get("tools", ()), strict=False):
+            if tools:
+                extra["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        return rows | ({"extras": extras} if any(extras) else {})
 
     def _pair(self, prompt: Any, completion: Any, where: str) -> tuple[str | list[Message], str]:
         for name, text in ((self.prompt, prompt), (self.completion, completion)):
@@ -65,7 +75,7 @@ class Prompt(Tokens):
 
     def texts(self, rows: Dataset) -> Iterator[str]:
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
-            yield from [prompt] if isinstance(prompt, str) else (m["content"] for m in prompt)
+            yield from [prompt] if isinstance(prompt, str) else (m["content"] or "" for m in prompt)
             yield completion
 
     def make_ready(self, processor: PreTrainedTokenizerBase) -> None:
@@ -81,11 +91,12 @@ class Prompt(Tokens):
         processor.padding_side = processor.truncation_side = "right"
 
     def tokens(
-        self, prompts: list[Any], completions: list[str], tokenizer: PreTrainedTokenizerBase
+        self, rows: Columns, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[tuple[Ids, Ids]]:
         """The tokens of each prompt, and those of its completion with its end."""
+        prompts, completions = list(rows["prompt"]), list(rows["completion"])
         if not isinstance(prompts[0], str):
-            yield from (_encode_chat(*p, tokenizer) for p in zip(prompts, completions, strict=True))
+            yield from self._chat_tokens(rows, tokenizer)
             return
         begin, plain = tokenizer.bos_token, {"add_special_tokens": False, "verbose": False}
         if begin and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:  # of itself
@@ -94,11 +105,21 @@ class Prompt(Tokens):
         for prompt, completion in zip(read, written, strict=True):
             yield prompt, [*completion, tokenizer.eos_token_id]
 
+    def _chat_tokens(
+        self, rows: Columns, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[tuple[Ids, Ids]]:
+        prompts, answers, tools = _messages(rows)
+        for i, row in enumerate(rows["id"]):
+            try:
+                yield chat.encode(prompts[i], answers[i], tools[i], tokenizer)
+            except UserError as error:
+                raise UserError(f"row {row}: {error}") from error
+
     def features(
         self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int
     ) -> dict[str, list[Any]]:
         """Also `labels` (tokens of the completion, else `IGNORED`) and `prompt_length`."""
-        pairs = list(self.tokens(rows["prompt"], rows["completion"], processor))
+        pairs = list(self.tokens(rows, processor))
         ids = [(read + written)[:limit] for read, written in pairs]
         labels = [[IGNORED] * len(read) + written for read, written in pairs]
         return {
@@ -117,16 +138,21 @@ class Prompt(Tokens):
             return self.features(batch, processor, limit)
 
         tokens = [processor.eos_token, processor.bos_token, processor.chat_template]
+        if self.messages or self.chat:
+            tokens.append("header")  # a template without an open prompt is given the header
+            prompts, answers, tools = _messages(rows)
+            whole = [[*p, answer] for p, answer in zip(prompts, answers, strict=True)]
+            chat.warn_of_ignored(whole, tools, processor)
         key = fingerprint(rows._fingerprint, self.identity(processor), tokens, limit)
-        split = cache.stored(rows, encoded, ["prompt", "completion"], key, cache_dir)
+        replaced = [name for name in (*self.kept, "extras") if name in rows.column_names]
+        split = cache.stored(rows, encoded, replaced, key, cache_dir)
         _check_lengths(split, limit)
         return split
 
     def difference(self, rows: Dataset, ours: Any, theirs: Any) -> str | None:
-        prompts, completions = list(rows["prompt"]), list(rows["completion"])
-        chat = not isinstance(prompts[0], str)
+        chat = bool(self.messages or self.chat)
         if not chat or theirs.chat_template:
-            mine, yours = (list(self.tokens(prompts, completions, t)) for t in (ours, theirs))
+            mine, yours = (list(self.tokens(rows, t)) for t in (ours, theirs))
             if mine == yours:
                 return None
         if theirs.eos_token != ours.eos_token:
@@ -168,49 +194,17 @@ class Flattened:
         return batch | ids
 
 
-def _turns(chat: Any, where: str) -> tuple[list[dict[str, str]], str]:
-    """A chat's prompt and the completion that its last message is."""
-    try:
-        turns = [{"role": str(m["role"]), "content": m["content"]} for m in chat]
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{where}: not a list of messages with role and content") from error
-    if not all(isinstance(m["content"], str) for m in turns):
-        raise UserError(f"{where}: a message's content is not a text")
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise UserError(f"{where}: its last message must be the assistant's, after another one")
-    return turns[:-1], turns[-1]["content"]
-
-
-def _encode_chat(
-    prompt: list[dict[str, str]], completion: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Ids, Ids]:
-    """As the chat template writes them, the completion up to its end-of-text token."""
-    from jinja2 import TemplateError
-
-    def write(chat: list[dict[str, str]], asked: bool) -> Ids:
-        try:
-            ids = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=asked, return_dict=False
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"chat [{', '.join(m['role'] for m in chat)}]: the model's template takes no such "
-                f"one ({error})"
-            ) from error
-        return list(ids)
-
-    end: Any = tokenizer.eos_token_id
-    read = write(prompt, True)
-    whole = write([*prompt, {"role": "assistant", "content": completion}], False)
-    if whole[: len(read)] != read:
-        raise UserError(
-            "the chat template writes an answered prompt differently from an open one, so its "
-            "completion cannot be told apart; choose another model, or prompt and completion texts"
-        )
-    written = whole[len(read) :]
-    if end not in written:
-        return read, [*written, end]
-    return read, written[: len(written) - written[::-1].index(end)]  # often a line break follows
+def _messages(
+    rows: Dataset | Columns,
+) -> tuple[list[Chat], list[Message], list[Tools]]:
+    """Of chats the prompts, the messages that answer them, and the tools."""
+    texts, names = list(rows["completion"]), getattr(rows, "column_names", rows)
+    extras = list(rows["extras"]) if "extras" in names else [{}] * len(texts)
+    answers = [
+        {"role": "assistant", "content": text} | {k: v for k, v in extra.items() if k != "tools"}
+        for text, extra in zip(texts, extras, strict=True)
+    ]
+    return list(rows["prompt"]), answers, [extra.get("tools") for extra in extras]
 
 
 def _check_lengths(split: Dataset, max_length: int) -> None:

@@ -107,7 +107,9 @@ class Task:
         return splits
 
     def _split(self, source: sources.Source, split: str) -> Dataset:
-        columns = sources.read(source, split, [*self.input.columns, *self.answer.columns])
+        columns = sources.read(
+            source, split, [*self.input.columns, *self.answer.columns], self.input.optional
+        )
         if self.answer.every_row:
             columns = {name: values[: self.max_rows] for name, values in columns.items()}
         inputs = self.input.rows(columns, split)

@@ -115,6 +115,11 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "you
         (ROWS, {"metrics": ["f1"], "headline": "f1"}, "metric f1: it does not judge a generation"),
         ([{"m": CHAT[:1]}], {"messages": "m"}, "row 0: its last message must be the assistant's"),
         ([{"m": "hi"}], {"messages": "m"}, "row 0: not a list of messages"),
+        (
+            [{"m": [CHAT[0], {"role": "assistant", "content": " "}]}],
+            {"messages": "m"},
+            "has no text",
+        ),
         ([{"m": [{"role": "user", "content": [1]}]}], {"messages": "m"}, "content is not a text"),
     ],
 )
@@ -268,12 +273,75 @@ def test_a_chat_is_written_by_its_template_and_begins_and_ends_once(task_of, tmp
     assert row["labels"][asked:] == row["input_ids"][asked:]
 
 
+TOOLS = (
+    "{% if tools %}[{{ tools[0].name }}]{% endif %}{% for m in messages %}<{{ m.role }}>"
+    "{% if m.name is defined %}({{ m.name }}){% endif %}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}"
+    "{{ m.content or '' }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_keeps_its_tools_calls_and_names(task_of, tmp_path, caplog):
+    def call(**arguments):
+        return {"tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+    asked = {"role": "user", "content": "sum", "name": "ann"}
+    called = {"role": "assistant", "content": None, **call(a=1, b=None)}
+    given = {"role": "tool", "content": "3"}
+    final = {"role": "assistant", "content": "three", "thinking": "hm"}
+    other = [CHAT[0], {**CHAT[1], **call(x="y")}]
+    rows = [{"m": [asked, called, given, final], "tools": [{"name": "f"}]}, {"m": other}]
+    task, tokenizer = task_of(rows, messages="m"), tokenizer_of(template=TOOLS)
+    texts = list(map(tokenizer.decode, tokenized(task, tokenizer, tmp_path, 200)["input_ids"]))
+    end = tokenizer.eos_token
+    asked = f'[f]<user>(ann)sum{end}<assistant>{{"a": 1, "b": null}}{end}<tool>3{end}'
+    assert texts[0] == f"{asked}<assistant>three{end}"
+    assert texts[1] == f'<user>hi{end}<assistant>{{"x": "y"}}you{end}'
+    assert "leaves out the messages' field thinking" in caplog.text
+    assert not [w for w in ("field name", "field tool_calls", "out tools") if w in caplog.text]
+
+
+def test_what_a_template_leaves_out_is_said_once(task_of, tmp_path, caplog):
+    turns = [CHAT[0], {**CHAT[1], "tool_calls": [{"a": 1}]}]
+    task = task_of([{"m": turns, "tools": '[{"name": "f"}]'}] * 3, messages="m")
+    tokenized(task, tokenizer_of(template=CHATML), tmp_path)
+    said = [r.getMessage() for r in caplog.records if "leaves out" in r.getMessage()]
+    assert len(said) == 2 and "tool_calls" in said[0] and "tools" in said[1]
+
+
+def test_the_header_of_a_template_without_an_open_prompt_is_not_learnt(task_of, tmp_path):
+    closed = CHATML.partition("{% if add_generation_prompt")[0]
+    task, tokenizer = task_of([{"m": CHAT}], messages="m"), tokenizer_of(template=closed)
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    learnt = [token for token in row["labels"] if token != IGNORED]
+    assert tokenizer.decode(learnt) == f"you{tokenizer.eos_token}"
+    assert tokenizer.decode(row["input_ids"][: row["prompt_length"]]).endswith("<assistant>")
+
+
+def test_an_answer_may_begin_with_a_line_break(task_of, tmp_path):
+    """Though its template's header ends with one, and a token may hold both."""
+    chats = [[CHAT[0], {"role": "assistant", "content": f"{breaks}you"}] for breaks in ("\n", "")]
+    template = CHATML.replace("<assistant>", "<assistant>\n").replace("}}>{{", "}}>\n{{")
+    tokenizer = tokenizer_of(template=template)
+    tokenizer.add_tokens(["\n\n"])
+    rows = tokenized(task_of([{"m": m} for m in chats], messages="m"), tokenizer, tmp_path)
+    written = [tokenizer.decode([t for t in row["labels"] if t != IGNORED]) for row in rows]
+    assert written == [f"\nyou{tokenizer.eos_token}", f"you{tokenizer.eos_token}"]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         (None, "the tokenizer has no chat template"),
-        ("{{ raise_exception('no system') }}", r"chat \[user\]: .* takes no such one \(no system"),
-        ("{% for m in messages %}{{ messages|length }}{{ m.content }}{% endfor %}", "differently"),
+        (
+            "{{ raise_exception('no system') }}",
+            r"row 0: chat \[user\]: .* takes no such one \(no system",
+        ),
+        (
+            "{% for m in messages %}{{ messages|length }}{{ m.content }}{% endfor %}",
+            "row 0: .*differently",
+        ),
     ],
 )
 def test_a_chat_template_that_will_not_do_is_refused(task_of, tmp_path, template, message):
