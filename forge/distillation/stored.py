@@ -1,7 +1,7 @@
 """A teacher's logits: computed once per row, and stored under the cache directory by content.
 
-The key is weights, encoded rows and precision; one file for the rows of each split, which every
-run of a sweep and later ones share.
+The key is weights, config, encoded rows and precision; one file for the rows of each split, which
+every run of a sweep and later ones share.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> NDA
     half = args.bf16 or args.fp16
     text = teacher.encode(rows, prepared)._fingerprint
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
-    key = fingerprints.fingerprint(teacher.digest, text, precision)
+    key = fingerprints.fingerprint(teacher.digest, teacher.settings, text, precision)
     folder = cache.cache_directory(prepared.config.cache_dir) / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+NAMES = (
+    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type",
+    "transformers_version",
+)  # fmt: skip
 MOST_PERMUTED = 6  # labels; 720 orders to try
 
 
@@ -57,6 +61,12 @@ class FrozenTeacher:
             [(name, fingerprints.digest(tensor.cpu().numpy().tobytes())) for name, tensor in state]
         )
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What of the config decides on the answers: all but names and versions."""
+        config = self.model.config.to_dict()
+        return {key: value for key, value in config.items() if key not in NAMES}
+
     def encode(self, rows: Dataset, prepared: Prepared) -> Dataset:
         """The rows as the teacher reads them: its own processor, its own limit."""
         task = prepared.task
@@ -78,6 +88,8 @@ def load(model: Model, prepared: Prepared) -> FrozenTeacher:
     processor = task.input.load_processor(model, prepared.rows[task.train], "teacher")
     config = loading.load_config(model, task.input.fitting(processor), "teacher")
     task.check(model, processor, config, "teacher")
+    if task.head.labels is not None:
+        task.input.make_ready(processor, config)
     names = list((config.id2label or {}).values())  # before the task's take their place
     loaded = ranks.in_turn(lambda: loading.load(model, task.head, config, "teacher"))
     loaded.eval().requires_grad_(False)

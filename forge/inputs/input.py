@@ -84,8 +84,11 @@ class Input(ABC):
         what it can read.
         """
 
-    def make_ready(self, processor: Processor) -> None:  # noqa: B027  # most need nothing
-        """Set a processor up; raises `UserError` for one that will not do."""
+    def make_ready(self, processor: Processor, config: PretrainedConfig) -> None:  # noqa: B027
+        """Set in a processor and a model's config what each needs of the other.
+
+        Raises `UserError` for a processor that will not do.
+        """
 
     @abstractmethod
     def features(self, rows: Columns, processor: Processor, limit: int) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from forge.inputs.text import Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,7 @@ class Prompt(Tokens):
             yield from [prompt] if isinstance(prompt, str) else (m["content"] or "" for m in prompt)
             yield completion
 
-    def make_ready(self, processor: PreTrainedTokenizerBase) -> None:
+    def make_ready(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
         """Set what batches and ends of texts need; raises `UserError` for a tokenizer without."""
         if processor.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-text token; choose another model")

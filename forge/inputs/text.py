@@ -17,7 +17,7 @@ from forge.data.fingerprints import fingerprint
 from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.inputs.input import Batch, Columns, Input, Size, Usage
-from forge.models import loading, vocabularies
+from forge.models import loading, tokenizers, vocabularies
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,12 +60,7 @@ class Tokens(Input):
                 f"{where} {model.path or config.model_type}: a {config.model_type} does not read "
                 "text; choose e.g. model=tiny or model=distilbert"
             )
-        size = config.get_text_config().vocab_size
-        if len(processor) > size:
-            raise UserError(
-                f"{where}.tokenizer={model.tokenizer}: it has {len(processor)} tokens, the model "
-                f"{size}; name the tokenizer that the model was trained with"
-            )
+        tokenizers.check_vocabulary(processor, config, f"{where}.tokenizer={model.tokenizer}")
 
     def limit(
         self, processor: PreTrainedTokenizerBase, config: PretrainedConfig, cut: bool = False
@@ -176,6 +171,9 @@ class Text(Tokens):
         )
         return cache.stored(rows, encoded, self.kept, key, cache_dir)
 
+    def make_ready(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        tokenizers.fit(processor, config)
+
     def collator(
         self, processor: PreTrainedTokenizerBase, multiple: int | None, *extra: str
     ) -> Collator:
@@ -200,22 +198,10 @@ class Text(Tokens):
 def vocabulary(model: Model, every: Any) -> PreTrainedTokenizerBase:
     """A tokenizer learnt from all texts, for an architecture from random weights."""
     architecture = loading.architecture_class(model.config)()
-    if is_decoder(architecture):
+    if tokenizers.is_decoder(architecture):
         return vocabularies.byte_pairs(model.config, every)
     two_texts = getattr(architecture, "type_vocab_size", 0) > 1
     return vocabularies.word_pieces(model.config, every, two_texts)
-
-
-def is_decoder(config: PretrainedConfig) -> bool:
-    """Whether the architecture is made to go on with a text; BERT could, when it is told to."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return bool(getattr(config, "is_decoder", False))
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def texts(values: list[Any], split: str, column: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from forge import hub
 from forge.config.schema import Model, Node
 from forge.errors import UserError, did_you_mean, one_line
-from forge.models import lora, scaling
+from forge.models import lora, scaling, tokenizers
 from forge.models.heads import Head, head_order, name_labels, permute_head, with_new_head
 from forge.models.layers import shallower
 
@@ -205,5 +205,4 @@ def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
 
 def most_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
     """The tokens of a text that a model and its tokenizer can take; 10^9 and more: no limit."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**9
-    return int(min(tokenizer.model_max_length, positions))
+    return int(min(tokenizer.model_max_length, tokenizers.positions(config)))

@@ -163,16 +163,19 @@ class Classifier:
 
     def bind(self, labels: list[str] | None) -> None:
         import torch
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         from forge import hub
-        from forge.models import heads, loading
+        from forge.models import heads, loading, tokenizers
 
         where = "mode.reward.classifier"
         path = loading.resolve(self.path, f"{where}.path")
         with hub.access("model", path, f"{where}.path=DIR"):
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = loading.read(path)
+            config = AutoConfig.from_pretrained(path)
+            tokenizers.check_vocabulary(self.tokenizer, config, f"{where}.path={self.path}")
+            tokenizers.fit(self.tokenizer, config)
+            self.model = loading.read(path, config=config)
         self.model.requires_grad_(False)
         torch.nn.Module.to(self.model, torch.accelerator.current_accelerator() or "cpu")
         self.limit = loading.reading_limit(self.tokenizer, self.model.config)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
 from forge.inputs.prompt import Flattened
+from forge.models import tokenizers
 from forge.models.forward import Pass, in_batches
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _generate(reader: Reader, rows: Dataset, room: int, stops: list[int]) -> lis
 
 def context(config: Any) -> int:
     """How many tokens a model reads and writes at most."""
-    return getattr(config, "max_position_embeddings", None) or 10**9
+    return tokenizers.positions(config)
 
 
 def check_room(split: Dataset, new_tokens: int, config: Any, model: str = "the model") -> None:

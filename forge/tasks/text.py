@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
-from forge.inputs.text import is_decoder
+from forge.models import tokenizers
 from forge.models.heads import Head
 from forge.tasks import decoding, metrics
 from forge.tasks.answer import Answer, Evaluation, Scores
@@ -105,7 +105,7 @@ class Written(Answer):
         if model.new_head:
             raise UserError(f"{where}.new_head=true: a language model's head is its vocabulary")
         trained = model.path is not None and not model.from_scratch
-        if not (HEAD.is_trained(config) if trained else is_decoder(config)):
+        if not (HEAD.is_trained(config) if trained else tokenizers.is_decoder(config)):
             raise UserError(
                 f"{where} {name}: {', '.join(config.architectures or [config.model_type])} has no "
                 "head that generates text; choose a causal language model, e.g. model=tiny_lm or "

@@ -106,13 +106,14 @@ def prepare(
     processor = ranks.in_turn(lambda: task.input.load_processor(source, some))
     architecture = loading.load_config(source, task.input.fitting(processor))
     task.check(source, processor, architecture, "model")
-    task.input.make_ready(processor)
+    task.input.make_ready(processor, architecture)
     limit = task.input.limit(processor, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
     model = ranks.in_turn(lambda: loading.load(source, task.head, architecture))
     if config.model.init:
         fitting = task.input.fitting(processor)
         model = loading.student(model, config.model, task.head, fitting)
+        task.input.make_ready(processor, model.config)
     recorded = recorded or {}
     splits, data = ranks.in_turn(lambda: encode(rows, processor, limit, task, config.cache_dir))
     _refuse_changed(data, recorded)

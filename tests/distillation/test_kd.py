@@ -485,7 +485,7 @@ def test_two_who_want_the_same_answers_ask_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr(stored, "compute", compute)
     monkeypatch.setattr(stored, "_spot_check", lambda *_: None)
-    teacher = SimpleNamespace(digest="same", encode=lambda *_: rows)
+    teacher = SimpleNamespace(digest="same", settings={}, encode=lambda *_: rows)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: stored.stored_logits(teacher, prepared, "train"), range(4)))
     assert len(asked) == 1

@@ -193,11 +193,13 @@ def test_vocabularies_are_compared_token_by_token_and_not_by_size(task_of):
 
 
 def test_texts_must_be_read_alike_their_ends_and_the_chat_included(task_of):
+    from transformers import PretrainedConfig
+
     from tests.support.texts import CHATML
 
     def check(ours, theirs, **settings):
         task = task_of(**settings)
-        task.input.make_ready(ours)
+        task.input.make_ready(ours, PretrainedConfig())
         return task.input.difference(task.load()["train"], ours, theirs)
 
     assert check(tokenizer_of(), tokenizer_of()) is None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from forge.config.schema import Model
 from forge.inputs.text import vocabulary
@@ -77,7 +78,7 @@ def tokenizer_of(begins=False, template=None):
 
 
 def tokenized(task, tokenizer, tmp_path, max_length=64):
-    task.input.make_ready(tokenizer)
+    task.input.make_ready(tokenizer, PretrainedConfig())
     return task.encode(task.load()["train"], tokenizer, max_length, str(tmp_path))
 
 

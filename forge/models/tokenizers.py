@@ -1,0 +1,71 @@
+"""A tokenizer held against the model that reads its tokens; what either lacks is set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forge.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+OFFSET = {  # architectures that number positions from the padding token's id on, as RoBERTa does
+    "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, where: str
+) -> None:
+    """Raise `UserError` for a tokenizer with more tokens than the model has embeddings."""
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise UserError(
+            f"{where}: it has {len(tokenizer)} tokens, the model {size}; name the tokenizer that "
+            "the model was trained with"
+        )
+
+
+def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Make a classifier read padded batches, and pairs, as each text alone.
+
+    A tokenizer without a padding token pads with the end of a text, as language models do; one
+    that numbers the texts of a pair for a model of one type leaves that out. The model learns the
+    padding token where it counts positions or its last token by it. Raises `UserError` for a
+    tokenizer that has neither token.
+    """
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} has no token to pad batches with; write a "
+            "pad_token into its tokenizer_config.json"
+        )
+    model = config.get_text_config()
+    known, pad = getattr(model, "pad_token_id", None), tokenizer.pad_token_id
+    if known != pad and (is_decoder(model) or (known is None and model.model_type in OFFSET)):
+        config.pad_token_id = model.pad_token_id = pad
+    if getattr(model, "type_vocab_size", None) == 1:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = names
+
+
+def positions(config: PretrainedConfig) -> int:
+    """How many positions a model has; 10^9 where it sets no limit."""
+    config = config.get_text_config()
+    table = getattr(config, "max_position_embeddings", None)
+    if not table:
+        return 10**9
+    return int(table - config.pad_token_id - 1 if config.model_type in OFFSET else table)
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the architecture goes on with a text by default; BERT does only when configured."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return bool(getattr(config, "is_decoder", False))
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
