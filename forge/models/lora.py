@@ -6,9 +6,12 @@ Whoever reads one gets the merged model: every other module sees whole models on
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+log = logging.getLogger(__name__)
 FILE = "adapter_config.json"
 BY_FORGE = {"task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode"}
 RANGES = {"r": (1, 2**16), "lora_alpha": (0, 2**16), "lora_dropout": (0, 0.99)}
@@ -137,9 +141,13 @@ def _whole(base: PreTrainedModel, fresh: Iterable[str], labelled: bool) -> list[
 
 @contextmanager
 def replaced_names() -> Iterator[None]:
-    """PEFT 0.21 and TRL 1.16 use a name that transformers 5.23 has replaced."""
+    """PEFT 0.21 and TRL 1.16 use a name that transformers 5.23 has replaced.
+
+    PEFT's advice about tied weights is for merging, which unties them here.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         yield
 
 
@@ -229,18 +237,53 @@ def from_pretrained(
     from transformers import AutoConfig
 
     own = PeftConfig.from_pretrained(path)
-    settings = {"config": AutoConfig.from_pretrained(path), **options, "revision": own.revision}
+    config = deepcopy(options.get("config") or AutoConfig.from_pretrained(path))
+    settings = {**options, "config": config, "revision": own.revision}
     base = own.base_model_name_or_path
     _check_base(path, base, read_json(Path(path, "config.json")).get("base_digest"))
     settings["ignore_mismatched_sizes"] = True  # the base may have another head, or none
     with hub.access("base model", base, "model.path=DIR"):
+        of_base = AutoConfig.from_pretrained(base, revision=own.revision)
+        config.tie_word_embeddings = of_base.tie_word_embeddings
         built, _ = from_pretrained(auto, base, **settings)
     with replaced_names(), hub.access("adapter", path, "model.path=DIR"):
-        merged: PreTrainedModel = PeftModel.from_pretrained(built, path).merge_and_unload()
+        adapted = PeftModel.from_pretrained(built, path)
+        if shared := _untie(adapted):
+            log.info("%s: %s shared weights; merged, each has its own", path, ", ".join(shared))
+        merged: PreTrainedModel = adapted.merge_and_unload()
     for trace in ("peft_config", "base_digest"):
         vars(merged).pop(trace, None), vars(merged.config).pop(trace, None)
     merged.config._name_or_path = merged.name_or_path = path
     return merged.requires_grad_(True), []
+
+
+def _untie(adapted: PeftModel) -> list[str]:
+    """Give modules that the adapter changes weights of their own; names of those that shared.
+
+    Merged into a matrix that another module shares, an adapter would change that one too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+    from torch import nn
+
+    base: PreTrainedModel = adapted.get_base_model()  # type: ignore[assignment]  # any module to PEFT
+    users = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
+    shared = []
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            changed = module.get_base_layer()
+        elif isinstance(module, ModulesToSaveWrapper):
+            changed = module.original_module
+        else:
+            continue
+        weight = getattr(changed, "weight", None)
+        if weight is not None and users[id(weight)] > 1:
+            changed.weight = nn.Parameter(weight.detach().clone())
+            shared.append(name.rpartition(".")[2])
+    if shared:
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+        base.all_tied_weights_keys = {}
+    return shared
 
 
 def _check_base(path: str, base: str, digest: str | None) -> None:

@@ -23,6 +23,7 @@ from tests.support.drawing import LETTERS, history
 from tests.support.processes import finish, start
 from tests.support.runs import SMALL, TOY, launch_in, results, snippet
 from tests.support.stopping import OFTEN, STEPS, assert_same
+from tests.support.texts import NOTHING_SAVED
 from tests.support.texts import TINY as TINY_LM
 
 LAST = "trainer.load_best_model_at_end=false"
@@ -95,6 +96,32 @@ def test_merged_logits_are_the_adapters(adapted, tmp_path):
     for name, weight in loaded(adapted).items():
         assert torch.equal(weight, alone.state_dict()[name])
     assert predict([adapted], [["dogs run"], ["dogs"]])["rows"]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        ("model.lora.target_modules=[q_proj,embed_tokens]",),
+        ("model.lora.target_modules=[lm_head]",),
+        ("model.lora.target_modules=[q_proj]", "model.lora.modules_to_save=[lm_head]"),
+    ],
+)
+def test_an_adapter_on_tied_weights_is_judged_alike_merged(launch, tmp_path, adapter):
+    """Merged into the matrix that embeddings and head share it would change both."""
+    fast = (*TINY_LM, *NOTHING_SAVED, "task.headline=perplexity", "trainer.learning_rate=5e-2",
+            "task.generate_rows=2")  # fmt: skip
+    tied = "model.config.tie_word_embeddings=true"
+    start = launch(*fast, tied, "trainer.max_steps=20", "trainer.learning_rate=1e-2", at="base")
+    run = launch(*fast, *LORA, *adapter, f"model.path={start}", "trainer.max_steps=20")
+    own = results(run)["headline"]["value"]
+    assert abs(own - results(start)["headline"]["value"]) > 0.01
+    merge(run, tmp_path / "merged")
+    chained = launch(*fast, *LORA, *UNTRAINED, f"model.path={run}", at="chained")
+    whole = launch(*fast, *UNTRAINED, f"model.path={tmp_path / 'merged'}", at="whole")
+    for again in (results(chained), results(whole), *(
+        evaluate(path, [], tmp_path / f"{path.name} again") for path in (run, chained)
+    )):  # fmt: skip
+        assert again["headline"]["value"] == pytest.approx(own, rel=1e-5)
 
 
 def test_the_card_says_how_to_use_it_with_peft(adapted, bases, capsys):
