@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,14 @@ class Distiller(Trainer):
         self._log_terms(terms, model)
         blended = sum(terms.values())
         return (blended, outputs) if return_outputs else blended
+
+    def read_by_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        with ExitStack() as stack:
+            watched = self.watch(self.model, "layer", stack)
+            decisions, outputs = self.decide(self.model, batch, **watched.keywords)
+        ours = Outputs(decisions.logits, outputs.get("hidden_states"), captured=watched.qkv)
+        read = [part for name, loss in self.losses.items() for part in loss.reads(ours.of(name))]
+        return ours.logits, [*read, *([ours.logits] if self.alpha < 1 else [])]
 
     def compared(
         self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Any

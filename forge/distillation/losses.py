@@ -140,6 +140,10 @@ class Loss(nn.Module):
     def bind(self, student_config: Any, teacher_config: Any) -> None:
         """Prepare for two models, refuse what cannot be; most losses need nothing."""
 
+    def reads(self, student: Outputs) -> list[Tensor]:
+        """Of a student's outputs, what this loss is computed from."""
+        return [student.logits]
+
 
 class KL(Loss):
     """Divergence of the softened predictions, times T^2 (Hinton et al. 2015, section 2).
@@ -262,6 +266,10 @@ class Hidden(Loss):
         new = self.pairs if widths[0] != widths[1] else []
         self.projections = nn.ParameterList(nn.Linear(*widths, bias=False).weight for _ in new)
 
+    def reads(self, student: Outputs) -> list[Tensor]:
+        states = student.hidden_states
+        return [states[layer] for layer, _ in self.pairs] if states else []
+
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         _require(bool(self.pairs), "hidden: not bound; call bind(student.config, teacher.config)")
         parts, mask = [], batch["attention_mask"]
@@ -307,6 +315,9 @@ class Attention(Loss):
         s, t = student_config.hidden_size, teacher_config.hidden_size
         rule = f"must divide both widths, {s} and {t}; try {math.gcd(s, t, heads)}"
         _require(s % heads == t % heads == 0, f"relation_heads={heads}: {rule}")
+
+    def reads(self, student: Outputs) -> list[Tensor]:
+        return list(student.qkv.values())
 
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         _require(self.heads > 0, "attention: not bound; call bind(student.config, teacher.config)")

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from forge import ranks
 from forge.errors import UserError
+from forge.inputs.input import pad_multiple
 from forge.models import lora
 from forge.records import checkpoints
 from forge.training.arguments import trains
@@ -20,6 +22,8 @@ from forge.training.memory import memory, peak
 from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
     from transformers import TrainingArguments
 
     from forge.records.record import Record
@@ -50,6 +54,7 @@ def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
         return {}
     _require_batch(trainer)
     trainer.run_id = rec.metadata["id"]
+    ignore_unused_weights(trainer)
     checkpoint = _newest(trainer, rec)
     if args.save_strategy != "no":
         checkpoints.require_space(rec.run_dir, checkpoints.size_of(trainer.model))
@@ -92,6 +97,40 @@ def _require_batch(trainer: Trainer) -> None:
             f"trainer.dataloader_drop_last: not one whole batch of {batch} in {rows} rows; "
             "lower trainer.per_device_train_batch_size"
         )
+
+
+def ignore_unused_weights(trainer: Trainer) -> None:
+    """Have several processes not wait for gradients that do not come; DDP calls it an error.
+
+    What the logits are made of and the loss is not (the head, where it reads hidden states) is
+    frozen, which changes nothing else; for what a batch may leave out DDP looks in every step.
+    """
+    handler, model = trainer.accelerator.ddp_handler, trainer.model
+    if ranks.ranks() == 1 or handler is None or handler.find_unused_parameters:
+        return
+    rows: Dataset = trainer.eval_dataset  # without a teacher's columns
+    collate = trainer.task.collator(trainer.processing_class, pad_multiple(trainer.args))
+    batch = {name: part.to(model.device) for name, part in collate(list(rows.select([0]))).items()}
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def reached(parts: Sequence[Tensor]) -> set[str]:
+        sums = [part.sum() for part in parts if part.requires_grad]
+        gradients = torch.autograd.grad(
+            sums, list(weights.values()), retain_graph=True, allow_unused=True
+        )
+        return {name for name, g in zip(weights, gradients, strict=True) if g is not None}
+
+    training = model.training
+    model.eval()  # no random number is drawn, no statistic updated
+    with trainer.compute_loss_context_manager():
+        logits, read = trainer.read_by_loss({k: v for k, v in batch.items() if k != "id"})
+        of_logits, of_loss = reached([logits]), reached(read)
+    model.train(training)
+    if frozen := sorted(of_logits - of_loss):
+        log.info("frozen  %d weights that no loss reaches (%s, …)", len(frozen), frozen[0])
+        for name in frozen:
+            weights[name].requires_grad_(False)
+    handler.find_unused_parameters = not weights.keys() <= of_logits | of_loss
 
 
 def _newest(trainer: Trainer, rec: Record) -> Path | None:

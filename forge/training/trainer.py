@@ -322,6 +322,11 @@ class Trainer(transformers.Trainer):
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **asked)
         return self.task.decisions(outputs, inputs), outputs
 
+    def read_by_loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The logits of a batch, and of the model's outputs what the loss is computed from."""
+        logits = self.decide(self.model, batch)[0].logits
+        return logits, [logits]
+
     def task_loss(self, decisions: Decisions, inputs: Batch, items: Tensor | int | None) -> Tensor:
         """Divided by `items`, those of the optimizer step on all ranks (None: the batch's own)."""
         smoothing = self.args.label_smoothing_factor

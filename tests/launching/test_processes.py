@@ -16,7 +16,7 @@ from forge.errors import Failure, Preempted, UserError
 from forge.launching import processes
 from forge.records.files import read_json
 from tests.support.processes import finish, start
-from tests.support.runs import results
+from tests.support.runs import results, weights
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,22 @@ def test_a_signal_reaches_all_ranks_and_the_run_goes_on_by_name(tmp_path):
     assert code == 0, err
     assert f"resume  {saved.name}" in out and ", 2 processes" in out
     assert results(run_dir)["train"]["steps"] == stopped["step"] + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["hidden", "attention"])
+def test_a_loss_that_reaches_no_head_trains_in_several_processes(whole, tmp_path, loss):
+    kd = ("mode=kd", "mode.alpha=1", f"mode/loss={loss}", "mode.gate=off", "trainer.max_steps=2",
+          f"teacher.path={whole[0]}")  # fmt: skip
+    code, out, err = finish(tmp_path / "run", *kd, "launcher=ddp")
+    assert code == 0, err
+    assert "weights that no loss reaches (" in out
+    before, after = weights(whole[0]), weights(tmp_path / "run")
+    code, _, err = finish(tmp_path / "alone", *kd)
+    assert code == 0, err
+    head = "classifier.weight"  # as it was at random
+    assert torch.equal(after[head], weights(tmp_path / "alone")[head])
+    assert not torch.equal(after[head], before[head])
 
 
 @pytest.mark.slow
