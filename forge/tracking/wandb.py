@@ -163,7 +163,7 @@ def wandb(
     *,
     rec: Record,
     prepared: Prepared,
-    project: str = "forge",
+    project: str | None = None,
     entity: str | None = None,
     mode: Literal["online", "offline", "disabled"] | None = None,
     tags: list[str] | None = None,
@@ -174,7 +174,8 @@ def wandb(
 ) -> Iterator[TrainerCallback]:
     """One W&B run per Forge run; its id is kept in run_metadata.json, so a resume continues it.
 
-    `settings` are `wandb.Settings`. Raises `UserError` for one that W&B does not know.
+    W&B's environment variables count where no key says otherwise. `settings` are `wandb.Settings`.
+    Raises `UserError` for one that W&B does not know.
     """
     import wandb
 
@@ -185,9 +186,9 @@ def wandb(
     sent = mode or os.environ.get("WANDB_MODE", "online")
     if sent == "online" and not wandb_key():
         sent = "offline"
-    rec.note(wandb_id=rec.metadata.get("wandb_id") or secrets.token_hex(4))
-    about = _about(rec, tags or [])
-    about |= {"project": project, "entity": entity, "notes": notes}
+    about = _about(rec, tags or [], project)
+    about |= {"entity": entity, "notes": notes}
+    rec.note(wandb_id=about["id"])
     curves = WandbRun(rec, about, sent, settings or {}, prepared.task.headline)
     with _following(curves):
         try:
@@ -203,8 +204,8 @@ class About(TypedDict, total=False):
     """Arguments of `wandb.init`: how W&B files the run."""
 
     id: str
-    name: str | None
-    group: str | None
+    name: str
+    group: str
     job_type: str | None
     tags: list[str]
     config: Node
@@ -213,8 +214,12 @@ class About(TypedDict, total=False):
     notes: str | None
 
 
-def _about(rec: Record, tags: list[str]) -> About:
-    """How W&B files the run; it takes at most 64 characters of a tag, 128 of a name."""
+def _about(rec: Record, tags: list[str], project: str | None) -> About:
+    """How W&B files the run; it takes at most 64 characters of a tag, 128 of a name.
+
+    What an environment variable says is left to W&B, which reads it.
+    """
+    tags = [*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))]
     choices, folder = rec.metadata.get("choices", {}), rec.run_dir
     model = rec.metadata["config"]["model"]["path"]
     described = [choices.get("task"), _name(Path(model)) if model else choices.get("model")]
@@ -223,14 +228,21 @@ def _about(rec: Record, tags: list[str]) -> About:
         chosen = None if rec.metadata["config"]["teacher"]["path"] else choices.get("model@teacher")
         chosen = chosen or _name(path.parent if path.name == "model" else path)
         described.append(f"teacher:{chosen}")
-    return {
-        "id": rec.metadata["wandb_id"],
-        "name": _name(folder),
-        "group": _name(folder.parent) if folder.name.isdecimal() else None,  # of a sweep
-        "job_type": choices.get("mode"),
+    in_sweep = folder.name.isdecimal()  # of Forge, whose jobs share an environment
+    own_id = None if in_sweep else os.environ.get("WANDB_RUN_ID")
+    about: About = {
+        "id": rec.metadata.get("wandb_id") or own_id or secrets.token_hex(4),
+        "project": project or os.environ.get("WANDB_PROJECT") or "forge",
         "tags": list(dict.fromkeys(tag[:64] for tag in [*tags, *described] if tag)),
         "config": rec.metadata["config"],
     }
+    if not os.environ.get("WANDB_NAME"):
+        about["name"] = _name(folder)
+    if in_sweep and not os.environ.get("WANDB_RUN_GROUP"):
+        about["group"] = _name(folder.parent)
+    if not os.environ.get("WANDB_JOB_TYPE"):
+        about["job_type"] = choices.get("mode")
+    return about
 
 
 def _name(path: Path) -> str:
@@ -287,6 +299,9 @@ class WandbRun(Curves):
                 )
         finally:
             sys.argv = argv
+        if self.run.id != self.about["id"]:  # W&B's sweep agent gives its runs their ids
+            self.about["id"] = self.run.id
+            self.rec.note(wandb_id=self.run.id)
         if self.run.offline:
             self.sent = max((_last_step(file) for file in before), default=-1)
         else:

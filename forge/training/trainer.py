@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
-from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils.generic import ModelOutput
@@ -37,65 +33,11 @@ from forge.tasks.answer import Predictions
 from forge.tasks.decisions import Decisions
 from forge.tasks.task import Task, first
 from forge.training.memory import memory
+from forge.training.restore import Restore, progress_file
 from forge.training.sampler import ShuffledLengthGroups
 from forge.training.signals import InWorker
 
 log = logging.getLogger(__name__)
-PROGRESS = "progress.json"  # a checkpoint's file of the sums that the next log averages
-
-
-def progress_file(checkpoint: Path) -> Path:
-    """The file of this rank's sums; as with transformers' rng_state, ranks have one each."""
-    name, suffix = PROGRESS.split(".")
-    return checkpoint / (f"{name}_{ranks.rank()}.{suffix}" if ranks.ranks() > 1 else PROGRESS)
-
-
-class Restore(TrainerCallback):
-    """Gives a trainer back what transformers forgets: sums, patience, where the best one is."""
-
-    def __init__(self, trainer: Trainer, checkpoint: Path) -> None:
-        self.trainer, self.checkpoint = trainer, checkpoint
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        self.trainer.restore(read_json(progress_file(self.checkpoint)))
-        self.best(state)
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                saved: Any = state.stateful_callbacks  # without one that is new in this attempt
-                own = saved.setdefault("EarlyStoppingCallback", callback.state())
-                vars(callback).update(own["attributes"])
-
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader[object] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Tell the sampler its epoch: with several ranks accelerate's wrappers of batches to skip
-        and of a rank's share hide it (accelerate 1.15), and the first epoch's
-        order would come again."""
-        assert train_dataloader is not None
-        sampler: Any = train_dataloader.batch_sampler
-        while hasattr(sampler, "batch_sampler"):
-            sampler = sampler.batch_sampler
-        if hasattr(sampler.sampler, "set_epoch"):
-            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-            sampler.sampler.set_epoch(state.global_step // steps)
-
-    def best(self, state: TrainerState) -> None:
-        """Point at the best checkpoint where it is now; forget one that is gone, and say so."""
-        recorded = read_json(self.checkpoint / "trainer_state.json").get("best_model_checkpoint")
-        if not recorded:
-            return
-        place = self.checkpoint.parent / Path(recorded).name
-        state.best_model_checkpoint = str(place)
-        if reason := checkpoints.problem(place, self.trainer.run_id):
-            log.warning("%s, the best so far: %s; the best of the rest counts", place.name, reason)
-            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +50,11 @@ class Ready:
     teachers: Mapping[str, Predictions] = field(default_factory=dict)  # answers by split, with ids
 
 
-class Trainer(transformers.Trainer):
+with redirect_stdout(io.StringIO()):  # it prints WANDB_MODE=offline where nothing is tracked
+    from transformers import Trainer as TransformersTrainer
+
+
+class Trainer(TransformersTrainer):
     """Counts tokens and padding, shuffles length-grouped batches, keeps evaluation in order.
 
     Its checkpoints are committed, and hold what transformers forgets: the sums that the next log
@@ -172,8 +118,8 @@ class Trainer(transformers.Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """An error, not a warning: training would go on with weights as they were."""
-        saving.require_all(self.model, load_result.missing_keys)
-        super()._issue_warnings_after_load(load_result)
+        saving.require_all(self.model, load_result.missing_keys)  # tied ones are not missing
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=[]))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', leaving Python's random numbers as they were: a library draws one the
@@ -255,7 +201,7 @@ class Trainer(transformers.Trainer):
         try:
             if not (checkpoint and self._is_over(checkpoint)):
                 if checkpoint:
-                    self.add_callback(Restore(self, checkpoint))
+                    self.add_callback(Restore(self, checkpoint, self.run_id, self.restore))
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             self.args.save_total_limit = self.limit
@@ -289,7 +235,7 @@ class Trainer(transformers.Trainer):
             return False
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
-        Restore(self, checkpoint).best(state)
+        Restore(self, checkpoint, self.run_id, self.restore).best(state)
         self._tr_loss = torch.tensor(0.0, device=self.args.device)
         self.restore(read_json(progress_file(checkpoint)))
         if self.args.load_best_model_at_end and state.best_model_checkpoint:

@@ -39,6 +39,7 @@ def test_two_processes_are_one_run(whole):
     metadata = read_json(run_dir / "run_metadata.json")
     assert metadata["processes"] == 2 and len(metadata["attempts"]) == 1
     assert "launcher=ddp" in metadata["overrides"] and (run_dir / ".hydra").is_dir()
+    assert "WANDB" not in out  # which the environment sets to offline, and nothing is tracked
     assert out.count("step 12/12 | epoch") == 2  # the training line and the evaluation's, once
     assert (run_dir / "output.log").read_text().count("step 12/12 | epoch") == 2
     assert results(run_dir)["train"]["steps"] == 12

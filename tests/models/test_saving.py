@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from forge.errors import UserError
 from forge.models.saving import require_all
+from tests.support.texts import TINY
 
 
 @pytest.fixture
@@ -23,3 +24,10 @@ def test_a_tied_weight_may_be_missing_and_no_other(model):
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
     with pytest.raises(UserError, match="lm_head"):
         require_all(model, ["lm_head.weight"])
+
+
+def test_a_tied_weight_is_not_reported_missing(launch, caplog):
+    steps = ("trainer.max_steps=2", "trainer.eval_strategy=steps", "trainer.save_strategy=steps",
+             "trainer.eval_steps=1", "trainer.save_steps=1", "task.generate_rows=2")  # fmt: skip
+    launch(*TINY, *steps, "model.config.tie_word_embeddings=true", "task.headline=perplexity")
+    assert "missing" not in caplog.text  # the best checkpoint has been loaded

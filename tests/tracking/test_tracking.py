@@ -23,7 +23,7 @@ from forge.commands import dashboard
 from forge.config.check import build
 from forge.config.schema import to_config
 from forge.errors import UserError
-from forge.records.files import read_json
+from forge.records.files import read_json, write_json
 from forge.records.record import Record
 from forge.tracking import tracker
 from forge.tracking import wandb as tracking_wandb
@@ -175,6 +175,7 @@ class Service:
     def __init__(self, breaks=(), times=99):
         self.breaks, self.times, self.steps, self.keys = breaks, times, [], set()
         self.modes, self.asked, self.codes = [], [], []
+        self.agent = None  # the id that a sweep's agent gives
         self.starting_step = 0
         self.url = "https://wandb.example.org/run"
         self.settings = SimpleNamespace(finish_timeout=0.1)
@@ -188,6 +189,7 @@ class Service:
     def init(self, mode, **asked):
         self.modes.append(mode)
         self.asked.append(asked)
+        self.id = self.agent or asked["id"]
         self.offline = mode == "offline"
         self._maybe("init")
         return self
@@ -268,6 +270,55 @@ def test_wandb_never_stops_a_run(
     assert ("headline" in fake.keys) == bool(steps)
 
 
+def test_an_agents_id_is_the_records_and_a_resume_goes_on_with_it(toy_run, service):
+    fake = service()
+    fake.agent = "agents"
+    run_dir = toy_run(*SHORT, "tracking=wandb")
+    assert read_json(run_dir / "run_metadata.json")["wandb_id"] == "agents"
+    fake.agent = None
+    state = read_json(run_dir / "training_state.json")
+    write_json(run_dir / "training_state.json", state | {"status": "failed"})
+    toy_run(*SHORT, "tracking=wandb")
+    assert [asked["id"] == "agents" for asked in fake.asked] == [False, True]
+
+
+def test_the_environment_counts_where_no_key_says_otherwise(toy_run, service, monkeypatch):
+    fake = service()
+    toy_run(*SHORT, "tracking=wandb", at="alone")
+    for name in ("PROJECT", "NAME", "RUN_GROUP", "JOB_TYPE", "ENTITY", "RUN_ID"):
+        monkeypatch.setenv(f"WANDB_{name}", name.lower())
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    toy_run(*SHORT, "tracking=wandb", at="environment")
+    toy_run(*SHORT, "tracking=wandb", "tracking.project=mine", "tracking.entity=me",
+            "tracking.tags=[mine]", at="keys")  # fmt: skip
+    toy_run(*SHORT, "tracking=wandb", at="sweep/0")
+    alone, environment, keys, job = fake.asked
+    assert alone["project"] == "forge" and alone["name"].endswith("alone")
+    read_by_wandb = {"name", "group", "job_type"}  # what it is not given
+    assert not read_by_wandb & environment.keys() and environment["entity"] is None
+    assert (environment["project"], environment["id"]) == ("project", "run_id")
+    assert environment["tags"][:2] == ["a", "b"]
+    assert (keys["project"], keys["entity"], keys["tags"][:3]) == ("mine", "me", ["mine", "a", "b"])
+    assert job["id"] != "run_id"  # all jobs of a sweep would share it
+
+
+@pytest.mark.slow
+@QUIET
+def test_wandb_itself_files_a_run_as_agent_and_environment_say(toy_run, monkeypatch):
+    names = {"SWEEP_ID": "sweep", "RUN_ID": "agents", "PROJECT": "p", "ENTITY": "e", "NAME": "n"}
+    for name, value in names.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # which had read the environment
+    try:
+        run_dir = toy_run(*SHORT, "tracking=wandb")
+    finally:
+        wandb.teardown()
+    assert read_json(run_dir / "run_metadata.json")["wandb_id"] == "agents"
+    (file,) = run_dir.glob("wandb/offline-run-*/run-agents.wandb")
+    run = steps_and_run(file)[1]
+    assert (run["project"], run["entity"], run["display_name"]) == ("p", "e", "n")
+
+
 @pytest.mark.slow
 @QUIET
 def test_without_a_network_the_run_goes_on_offline(toy_run, monkeypatch, caplog):
@@ -324,14 +375,14 @@ def about(tmp_path, choices, folder, **more):
     metadata = {"wandb_id": "x", "choices": choices, "config": {"model": model, "teacher": model}}
     rec = Record(tmp_path / folder)
     rec.metadata = metadata | more
-    return tracking_wandb._about(rec, ["mine", "t" * 80])
+    return tracking_wandb._about(rec, ["mine", "t" * 80], None)
 
 
 def test_how_a_run_is_filed(tmp_path):
     choices = {"task": "toy", "model": "tiny", "mode": "kd", "model@teacher": "small"}
     alone = about(tmp_path, choices, "outputs/toy/tiny/kd/20260101-120000Z")
     assert alone["name"] == "toy/tiny/kd/20260101-120000Z"
-    assert alone["group"] is None and alone["job_type"] == "kd"
+    assert "group" not in alone and alone["job_type"] == "kd"
     assert alone["tags"] == ["mine", "t" * 64, "toy", "tiny", "kd"]  # alpha 0: no teacher
     taught = {"teacher": {"paths": ["outputs/toy/small/sft/20260101-110000Z"]}}
     job = about(tmp_path, choices, "multirun/toy/tiny/kd/20260101-120000Z/3", **taught)
