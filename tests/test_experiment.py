@@ -210,6 +210,7 @@ def test_what_forge_sets_in_the_trainer_is_refused_with_the_key_to_use(toy_run, 
         ("seed=-1", "seed=-1: between 0"),
         ("trainer.gradient_accumulation_steps=0", "gradient_accumulation_steps=0: at least 1"),
         ("trainer.learning_rate=-1", "learning_rate=-1: at least 0"),
+        ("+trainer.fsdp=full_shard", "trainer.fsdp: weights are sharded over .* on a CPU"),
         ("trainer.max_steps=-5", "max_steps=-5: 0 or more, or -1 for num_train_epochs"),
         ("trainer.num_train_epochs=-1", "num_train_epochs=-1: at least 0"),
         (

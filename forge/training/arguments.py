@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge import ranks
 from forge.config.check import build, check
 from forge.config.schema import Config, Node, Precision
 from forge.errors import UserError, did_you_mean
@@ -90,6 +91,17 @@ def training_arguments(config: Config, task: Task, run_dir: Path) -> TrainingArg
     _check_ranges(config.trainer, task)
     args: TrainingArguments = build({**config.trainer, **follows}, "trainer")
     return args
+
+
+def require_sharding(args: TrainingArguments) -> None:
+    """Raise `UserError` for `trainer.fsdp` where accelerate trains unsharded, without a word."""
+    if not args.fsdp or (args.device.type != "cpu" and ranks.ranks() > 1):
+        return
+    here = "these are on a CPU" if args.device.type == "cpu" else "this is one process"
+    raise UserError(
+        f"trainer.fsdp: weights are sharded over processes with a GPU each, and {here}; leave it "
+        "out, or set launcher=ddp on a machine with several GPUs"
+    )
 
 
 def trains(args: TrainingArguments) -> bool:
