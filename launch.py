@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from forge import ranks
-from forge.config.compose import config_keys, quoted, register
+from forge.config.compose import config_keys, one_word_each, register
 from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        cfg, processes = settled(cfg, run_dir)
+        processes = 1
+        if ranks.COMPOSED not in os.environ:
+            cfg, processes = settled(cfg, run_dir)
         if processes > 1:
-            return launch_ranks(processes, run_dir)
+            return launch_ranks(processes, cfg, run_dir)
         from forge.experiment import run
 
         return run(cfg, run_dir, submitted=submitted)
@@ -78,18 +80,14 @@ def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
         raise
 
 
-def launch_ranks(processes: int, run_dir: Path) -> float:
+def launch_ranks(processes: int, cfg: DictConfig, run_dir: Path) -> float:
     """This run in several processes; its headline."""
     from forge.launching import processes as launching
     from forge.records.files import RESULTS, read_json
 
-    hydra = HydraConfig.get()
-    extra = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    words = [f"--config-dir={folder}" for folder in extra] + list(hydra.overrides.task)
-    words += [f"hydra.run.dir={quoted(str(run_dir))}", "hydra.mode=RUN"]
     os.environ["HYDRA_FULL_ERROR"] = str(int(TRACEBACKS))  # as the user has it
     try:
-        launching.launch(processes, words, Path(__file__).absolute())
+        launching.launch(processes, cfg, run_dir, Path(__file__).absolute())
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     return float(read_json(run_dir / RESULTS)["headline"]["value"])
@@ -121,7 +119,13 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
     try:
         ranks.set_up()
-        if ranks.PARENT not in os.environ and any(w.startswith("resume=") for w in sys.argv):
+        if ranks.COMPOSED in os.environ:
+            from forge.launching.processes import composed
+
+            main(composed())
+            return
+        sys.argv[1:] = one_word_each(sys.argv[1:])
+        if any(word.startswith("resume=") for word in sys.argv):
             from forge.launching.resume import settle
 
             sys.argv[1:] = settle(sys.argv[1:])

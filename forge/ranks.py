@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 
 PARENT = "FORGE_PARENT"  # environment of a rank that `launch` started: the process that did
+COMPOSED = "FORGE_COMPOSED"  # and the file with the config that it composed
 
 
 @dataclass

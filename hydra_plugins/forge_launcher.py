@@ -18,8 +18,14 @@ class HereLauncher(BasicLauncher):
     ) -> Sequence[JobReturn]:
         from forge.launching import sweep
 
-        assert self.config is not None
-        return sweep.run_here(self.config, job_overrides, initial_job_idx, super().launch)
+        assert self.config is not None and self.hydra_context is not None
+        return sweep.run_here(
+            self.config,
+            self.hydra_context.config_loader,
+            job_overrides,
+            initial_job_idx,
+            super().launch,
+        )
 
 
 class SubmitLauncher(SlurmLauncher):  # type: ignore[misc]  # untyped

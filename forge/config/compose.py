@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def register() -> None:
         ("first_rank", lambda value, others=None: others if ranks.rank() else value, False),
         ("run_name", _run_name, True),
         ("start_rate", _start_rate, False),
-        ("either", lambda first, second: second if first in (None, SWEEP) else first, False),
+        ("place", lambda given, new: _reserved(new) if given in (None, SWEEP) else given, False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 
@@ -47,6 +50,28 @@ def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
         model = Path(given["model.path"].strip("'\"")).name
     parts = (given.get("task") or choices["task"], model, given.get("mode") or choices["mode"])
     return "/".join(part.replace("/", "-") for part in parts)
+
+
+@cache
+def _reserved(path: str) -> str:
+    """The directory, made for this process alone: with a number where another has just made it.
+
+    Ranks that others started share one. What only shows a config makes none.
+    """
+    showing = any(word.startswith(("--cfg", "--info")) for word in sys.argv)
+    if showing or ranks.ranks() > 1:
+        return path
+    for number in itertools.count(1):
+        own = Path(path if number == 1 else f"{path}-{number}")
+        try:
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:  # said by who writes there first
+            pass
+        break
+    return str(own)
 
 
 def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
@@ -92,6 +117,17 @@ def searched(words: list[str]) -> list[str]:
         else word
         for word in found
     ]
+
+
+def one_word_each(arguments: list[str]) -> list[str]:
+    """A command line with Hydra's options first, in their long form and each in one word."""
+    from hydra._internal.utils import get_args_parser
+
+    parsed = vars(get_args_parser().parse_intermixed_args(arguments))
+    overrides: list[str] = parsed.pop("overrides")
+    given = {f"--{name.replace('_', '-')}": value for name, value in parsed.items() if value}
+    options = [name if value is True else f"{name}={value}" for name, value in given.items()]
+    return [*options, *overrides]
 
 
 def config_keys(arguments: list[str]) -> list[str]:

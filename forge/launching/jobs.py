@@ -328,7 +328,7 @@ def failures(jobs: dict[int, Job], outcomes: dict[int, Outcome]) -> sweep.Jobs:
     """Why jobs failed; a teacher's failure that cost no run is past."""
     lost = any(ended.error for number, ended in outcomes.items() if number >= 0)
     return {
-        str(number): (jobs[number].overrides, ended.error)
+        number: (jobs[number].overrides, ended.error)
         for number, ended in outcomes.items()
         if ended.error and (number >= 0 or lost)
     }

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import pickle
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
 from forge.errors import Failure, UserError
-from forge.ranks import PARENT
+from forge.ranks import COMPOSED, PARENT
 
 GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
 
@@ -26,10 +34,11 @@ def wanted(launcher: Any) -> int:
     return asked
 
 
-def launch(processes: int, words: list[str], script: Path) -> None:
-    """Run `script` with these arguments in several processes, and wait for them.
+def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None:
+    """Run `script` on a composed config in several processes, and wait for them.
 
-    Raises what the first of them to fail reports, and `Preempted` when a signal ended them.
+    They get the config itself, in a file that this user alone can read. Raises what the first of
+    them to fail reports, and `Preempted` when a signal ended them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -38,7 +47,6 @@ def launch(processes: int, words: list[str], script: Path) -> None:
     from forge.errors import Preempted
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[PARENT] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -51,9 +59,10 @@ def launch(processes: int, words: list[str], script: Path) -> None:
         shutdown_timeout=GRACE,
     )
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}
+    os.environ |= {COMPOSED: _write(cfg, run_dir), PARENT: str(os.getpid())}
     logging.disable(logging.CRITICAL)  # the agent's own words; the ranks say what matters
     try:
-        elastic_launch(config, sys.executable)(str(script), *words)
+        elastic_launch(config, sys.executable)(str(script))
     except SignalException as stopped:
         raise Preempted(stopped.sigval) from None
     except ChildFailedError as failed:
@@ -62,7 +71,29 @@ def launch(processes: int, words: list[str], script: Path) -> None:
         logging.disable(logging.NOTSET)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        Path(os.environ.pop(COMPOSED)).unlink(missing_ok=True)
         del os.environ[PARENT]
+
+
+def _write(cfg: DictConfig, run_dir: Path) -> str:
+    """A file with the config and with Hydra's own, for `composed`."""
+    hydra: Any = copy.deepcopy(HydraConfig.instance().cfg)
+    with read_write(hydra.hydra), open_dict(hydra.hydra):
+        hydra.hydra.run.dir = str(run_dir)
+        hydra.hydra.mode = RunMode.RUN
+    with tempfile.NamedTemporaryFile(prefix="forge-", suffix=".pkl", delete=False) as file:
+        pickle.dump((cfg, hydra), file)
+    return file.name
+
+
+def composed() -> DictConfig:
+    """In a rank: the config that the process which started it composed; Hydra is set up with it."""
+    cfg, hydra = pickle.loads(Path(os.environ[COMPOSED]).read_bytes())
+    setup_globals()
+    HydraConfig.instance().set_config(hydra)
+    configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
+    given: DictConfig = cfg
+    return given
 
 
 def _reason(rank: int, failure: Any) -> BaseException:

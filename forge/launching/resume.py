@@ -10,11 +10,13 @@ from omegaconf import OmegaConf
 from forge.config.compose import override, quoted
 from forge.config.schema import SWEEP
 from forge.errors import USER_ERRORS, UserError
+from forge.records import plan
 from forge.records.files import METADATA
 from forge.records.recorded import is_free, key_of, require_known
 from forge.records.secrets import MASK
 
 SWEPT = "multirun.yaml"  # Hydra's record of a sweep
+CONFIG_NAME = "config"  # as in launch.py
 
 
 def settle(arguments: list[str]) -> list[str]:
@@ -36,32 +38,55 @@ def settle(arguments: list[str]) -> list[str]:
 
 
 def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
+    """What starts the sweep in a folder again: its words that its jobs share, then `ours`.
+
+    What it is over is in its plan; of a search and of an earlier version's sweep it is among its
+    words.
+    """
     recorded = _recorded_sweep(folder)
-    words, replaced = list(recorded.overrides.task), {key_of(word) for word in ours}
-    swept = {key_of(word) for word in words if _sweeps(word)} | {*(recorded.sweeper.params or ())}
+    words, replaced = recorded["overrides"]["task"], {key_of(word) for word in ours}
+    params = recorded["sweeper"].get("params") or {}
+    swept = {key_of(word) for word in words if _sweeps(word)} | {*params}
     if both := sorted(swept & replaced):
         raise UserError(
             f"{both[0]}: the sweep in {folder} is over it; start a new sweep for others"
         )
-    if any(folder.glob(f"*/{METADATA}")):
+    if any((path / METADATA).is_file() for path in plan.directories(folder).values()):
         _require_same(ours, words, folder)
     given = {"resume", *(word.split("=", 1)[0] for word in ours)}
     kept = [word for word in words if word.split("=", 1)[0] not in given]
+    own = recorded["overrides"]["hydra"]
+    own = [word for word in own if key_of(word) not in ("hydra.mode", "hydra.sweep.dir")]
+    search = "BasicSweeper" not in recorded["sweeper"].get("_target_", "BasicSweeper")
+    if plan.read(folder) and not search:
+        kept = [word for word in kept if key_of(word) not in swept]
+        own = [word for word in own if key_of(word) != "hydra.sweeper.params"]
+        own += ["hydra.sweeper.params=null"] if params else []
     for word in kept:
         if key_of(word) not in replaced:
             require_known(key_of(word), word)
-    own = [
-        w for w in recorded.overrides.hydra if key_of(w) not in ("hydra.mode", "hydra.sweep.dir")
-    ]
-    return ["-m", *kept, *own, *ours, f"resume={SWEEP}", f"hydra.sweep.dir={quoted(str(folder))}"]
+    options = [] if any(word.startswith("--config-") for word in ours) else _options(recorded)
+    place = f"hydra.sweep.dir={quoted(str(folder))}"
+    return ["-m", *options, *kept, *own, *ours, f"resume={SWEEP}", place]
 
 
-def _recorded_sweep(folder: Path) -> Any:
-    """What Hydra recorded of a sweep; raises `UserError` for a file that was not written whole."""
+def _options(recorded: dict[str, Any]) -> list[str]:
+    """Hydra's options of the sweep's command that name configs."""
+    sources = recorded.get("runtime", {}).get("config_sources") or []
+    folders = [source["path"] for source in sources if source["provider"] == "command-line"]
+    name = recorded.get("job", {}).get("config_name") or CONFIG_NAME
+    named = [f"--config-name={name}"] if name != CONFIG_NAME else []
+    return [*(f"--config-dir={path}" for path in folders), *named]
+
+
+def _recorded_sweep(folder: Path) -> dict[str, Any]:
+    """What Hydra recorded of a sweep, as it was typed; raises `UserError` for a file that was not
+    written whole."""
     try:
-        recorded = OmegaConf.load(folder / SWEPT).hydra
-        assert recorded.verbose is not None  # the last that is written
-    except (*USER_ERRORS, OSError, AttributeError, AssertionError) as error:
+        file: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEPT))
+        recorded: dict[str, Any] = file["hydra"]
+        assert recorded["verbose"] is not None  # the last that is written
+    except (*USER_ERRORS, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{folder / SWEPT}: cannot be read; give the sweep's command again with "
             f"{override('hydra.sweep.dir', str(folder))}"

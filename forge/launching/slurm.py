@@ -139,10 +139,12 @@ def launch(
     first: int,
 ) -> list[JobReturn]:
     """Submit what is neither finished nor alive, and wait for all, unless `launcher.wait=false`."""
-    sweep_dir, numbered = Path(str(config.hydra.sweep.dir)), dict(enumerate(overrides, first))
-    planned: sweep.Jobs = {str(n): (masked(words), "") for n, words in numbered.items()}
+    sweep_dir = Path(str(config.hydra.sweep.dir))
+    planned: sweep.Jobs = {}
     try:
         check(settings, config)
+        numbered = sweep.planned(config, context.config_loader, overrides, first)
+        planned = {n: (masked(words), "") for n, words in numbered.items()}
         finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
         shared = Shared(context, task_function)
         runs = {n: Run(frozen, shared) for n, frozen in to_run.items()}
@@ -162,7 +164,7 @@ def launch(
     try:
         print(_told(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
         if not settings["wait"]:
-            return [_returned(words, jobs.Outcome()) for words in overrides]
+            return [_returned(words, jobs.Outcome()) for words in numbered.values()]
         outcomes = jobs.follow([*teachers.values(), *alive.values()])
     except KeyboardInterrupt:
         print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
@@ -294,14 +296,10 @@ def _tidy(sweep_dir: Path) -> None:
     folder = sweep_dir / FILES
     for scrap in (*folder.glob("*.pkl"), *folder.glob(".submission_file_*")):
         scrap.unlink()
-    if (sweep_dir / jobs.LEDGER).is_file() or any(sweep_dir.glob("[0-9]*")):
-        return
-    (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-    with suppress(OSError):  # until the first that is not empty
+    with suppress(OSError):  # not empty
         folder.rmdir()
-    with suppress(OSError):
-        for path in (sweep_dir, *sweep_dir.parents):
-            path.rmdir()
+    if not (sweep_dir / jobs.LEDGER).is_file():
+        sweep.discard(sweep_dir)
 
 
 def _told(

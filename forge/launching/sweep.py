@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,15 +13,20 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge.config.compose import override
+from forge.config.schema import SWEEP
 from forge.errors import FULL, UserError, one_line
 from forge.launching.resume import SWEPT
+from forge.records import plan
 from forge.records.files import METADATA, RESULTS, STATE, read_json
+from forge.records.recorded import key_of, require_known
 from forge.records.secrets import masked
 
 if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
     from hydra.core.utils import JobReturn
 
-Jobs: TypeAlias = dict[str, tuple[list[str], str]]  # by number: overrides, and why it failed
+Jobs: TypeAlias = dict[int, tuple[list[str], str]]  # by number: overrides, and why it failed
+NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir unless the user names another
 COLUMNS = ("job", "overrides", "status", "headline", "error")
 
 
@@ -52,29 +58,120 @@ def is_search(config: DictConfig) -> bool:
     return "BasicSweeper" not in config.hydra.sweeper._target_
 
 
+def planned(
+    config: DictConfig,
+    loader: ConfigLoader,
+    given: Sequence[Sequence[str]],
+    first: int,
+) -> dict[int, list[str]]:
+    """The overrides of the jobs to launch, by number; the sweep's plan is written.
+
+    A job is what its overrides say: one that the plan has keeps its number, others get the next
+    ones. Of a sweep that goes on (`resume=`) they are the plan's, with what the command adds; a
+    search makes the same ones again, in their order.
+    """
+    folder = Path(str(config.hydra.sweep.dir))
+    before = plan.read(folder)
+    if not given:
+        raise UserError("the sweep has no jobs: one of its overrides names no value")
+    goes_on, search = config.resume == SWEEP, is_search(config)
+    if before and goes_on and not search:
+        (added,) = given
+        return {n: _with(job.overrides, list(added)) for n, job in before.items()}
+    numbers = {} if search else {tuple(job.overrides): n for n, job in before.items()}
+    free = first if search and goes_on else max([first - 1, *before]) + 1
+    jobs: dict[int, list[str]] = {}
+    for words in given:
+        number = numbers.pop(tuple(masked(list(words))), free)
+        free += number == free
+        jobs[number] = list(words)
+    where = {n: _directory(config, loader, words, n) for n, words in jobs.items()}
+    places = {job.directory: n for n, job in before.items()}
+    for n, directory in where.items():
+        if places.setdefault(directory, n) != n:
+            raise UserError(
+                f"hydra.sweep.subdir: jobs {places[directory]} and {n} would both be in "
+                f"{folder / directory}; name in it every key that the sweep is over"
+            )
+    made = {n: plan.Job(n, masked(words), where[n]) for n, words in jobs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write(folder, before | made)
+    return jobs
+
+
+def _with(overrides: list[str], added: list[str]) -> list[str]:
+    """A job's overrides with a command's, which replace those of the same keys."""
+    new = [word for word in added if word not in overrides]
+    keys = {key_of(word) for word in new}
+    kept = [word for word in overrides if key_of(word) not in keys]
+    for word in kept:
+        require_known(key_of(word), word)
+    return [*kept, *new]
+
+
+def _directory(config: DictConfig, loader: ConfigLoader, words: list[str], number: int) -> str:
+    """Where a job's run is to be, in the sweep's directory."""
+    if config.hydra.sweep._get_node("subdir")._value() == NUMBERED:
+        return str(number)
+    composed = loader.load_sweep_config(config, words)
+    with open_dict(composed):
+        composed.hydra.job.num = number
+    return str(composed.hydra.sweep.subdir)
+
+
 def run_here(
     config: DictConfig,
+    loader: ConfigLoader,
     overrides: Sequence[Sequence[str]],
     first: int,
     launch: Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]],
 ) -> Sequence[JobReturn]:
     """Launch the jobs, numbered from `first`, and sum up, also when they are stopped."""
     folder = Path(str(config.hydra.sweep.dir))
-    jobs: Jobs = {str(n): (masked(list(words)), "") for n, words in enumerate(overrides, first)}
     try:
-        returned = launch(overrides, first)
+        numbered = planned(config, loader, overrides, first)
+    except UserError:
+        discard(folder)
+        raise
+    jobs: Jobs = {n: (masked(words), "") for n, words in numbered.items()}
+    returned: list[JobReturn] = []
+    try:
+        for start, group in _consecutive(numbered):
+            returned += launch(group, start)
     except BaseException:
         sum_up(folder, jobs)
         raise
-    for number, job in enumerate(returned, first):
+    for number, job in zip(numbered, returned, strict=True):
         error = job._return_value
         if isinstance(error, Exception):  # a mistake leaves no directory to read it from
             named = f"{type(error).__name__}: {error}"
             line = one_line(str(error) if isinstance(error, UserError) else named)
-            jobs[str(number)] = (jobs[str(number)][0], line)
+            jobs[number] = (jobs[number][0], line)
     if not is_search(config):
         sum_up(folder, jobs)
     return returned
+
+
+def discard(folder: Path) -> None:
+    """Remove what was written of a sweep none of whose jobs has begun, and folders left empty."""
+    if any(path.is_dir() for path in plan.directories(folder).values()):
+        return
+    for name in (SWEPT, plan.FILE):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # until the first that is not empty
+        for path in (folder, *folder.parents):
+            path.rmdir()
+
+
+def _consecutive(numbered: dict[int, list[str]]) -> list[tuple[int, list[list[str]]]]:
+    """Jobs in groups of consecutive numbers, each with its first."""
+    groups: list[tuple[int, list[list[str]]]] = []
+    for number, words in numbered.items():
+        if groups and number == groups[-1][0] + len(groups[-1][1]):
+            groups[-1][1].append(words)
+        else:
+            groups.append((number, [words]))
+    return groups
 
 
 def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
@@ -114,18 +211,20 @@ def differing(overrides: list[str]) -> list[str]:
 
 def table(folder: Path, jobs: Jobs) -> list[tuple[str, ...]]:
     """A line for each job of a sweep: its number, overrides, status, headline, error."""
-    names = {path.name for path in folder.iterdir() if path.name.isdecimal()} | jobs.keys()
+    directories, plans = plan.directories(folder), plan.read(folder)
     lines: list[tuple[str, ...]] = []
-    for name in sorted(names, key=int):
-        metadata = read_json(folder / name / METADATA)
-        state = read_json(folder / name / STATE)
-        headline = read_json(folder / name / RESULTS).get("headline", {})
-        planned, error = jobs.get(name, ([], ""))
-        overrides = metadata.get("overrides") or planned
+    for number in sorted(directories.keys() | jobs.keys()):
+        run = directories.get(number, folder / str(number))
+        metadata, state = read_json(run / METADATA), read_json(run / STATE)
+        headline = read_json(run / RESULTS).get("headline", {})
+        own = plans[number].overrides if number in plans else []
+        overrides, error = jobs.get(number, (own, ""))
+        overrides = metadata.get("overrides") or overrides
         status = state.get("status", "not started")
         if error and status != "finished":  # killed, it could not say so itself
             status = "failed"
         last = (metadata.get("attempts") or [{}])[-1]
         value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
-        lines.append((name, " ".join(overrides), status, value, error or last.get("error") or ""))
+        error = error or last.get("error") or ""
+        lines.append((str(number), " ".join(overrides), status, value, error))
     return lines

@@ -247,7 +247,8 @@ def composition() -> dict[str, Any]:
         return {"choices": {}, "overrides": []}
     hydra = HydraConfig.get()
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
-    return {"choices": choices, "overrides": masked(list(hydra.overrides.task))}
+    words = [word for word in hydra.overrides.task if not word.startswith("resume=")]
+    return {"choices": choices, "overrides": masked(words)}
 
 
 def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:

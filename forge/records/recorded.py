@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def _changes(
         key = key_of(word)
         node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
         value, before = OmegaConf.select(cfg, node), OmegaConf.select(recorded, node)
+        value = value.name if isinstance(value, Enum) else value
         if key == "experiment":
             value, before = chosen.get(key), metadata.get("choices", {}).get(key)
         choice = "." not in key or node != key
@@ -144,7 +146,8 @@ def _say_changes(metadata: dict[str, Any]) -> None:
     from hydra import compose
 
     try:
-        today = plain(compose("config", list(metadata.get("overrides", ()))))
+        with composing():
+            today = plain(compose("config", list(metadata.get("overrides", ()))))
     except USER_ERRORS as error:
         log.warning(
             "resume  conf/ no longer composes this run (%s); its recorded config counts", error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forge.errors import UserError
+from forge.records import plan
 from forge.results import statistics as results_statistics
 from forge.results.comparison import _same_rows
 from forge.results.runs import APART, Run, finished_runs, number, sortable
@@ -105,8 +106,8 @@ def read_sweep(folder: Path) -> Sweep:
         best = max(full, key=lambda setting: mean(settings[setting]))
         rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
     rows.sort(key=lambda row: [sortable(value) for value in row.values.values()])
-    jobs = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
-    unfinished = len({path.name for path in jobs} - {run.path.name for run in runs})
+    planned = {path.resolve() for path in plan.directories(folder).values()}
+    unfinished = len(planned - {run.path.resolve() for run in runs})
     sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
     for row in rows:
         _compare(sweep, row)

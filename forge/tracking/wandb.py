@@ -29,6 +29,7 @@ from transformers.integrations.integration_utils import (
 
 from forge.config.schema import Node
 from forge.errors import Preempted, UserError, one_line
+from forge.records import plan
 from forge.records.files import RESULTS, read_json
 from forge.records.record import Record
 from forge.records.secrets import masked
@@ -228,7 +229,7 @@ def _about(rec: Record, tags: list[str], project: str | None) -> About:
         chosen = None if rec.metadata["config"]["teacher"]["path"] else choices.get("model@teacher")
         chosen = chosen or _name(path.parent if path.name == "model" else path)
         described.append(f"teacher:{chosen}")
-    in_sweep = folder.name.isdecimal()  # of Forge, whose jobs share an environment
+    in_sweep = plan.is_job(folder)  # of Forge, whose jobs share an environment
     own_id = None if in_sweep else os.environ.get("WANDB_RUN_ID")
     about: About = {
         "id": rec.metadata.get("wandb_id") or own_id or secrets.token_hex(4),
@@ -248,7 +249,7 @@ def _about(rec: Record, tags: list[str], project: str | None) -> About:
 def _name(path: Path) -> str:
     """`<task>/<model>/<mode>/<time>` of a run or sweep, with the number of a sweep's job."""
     parts = [part for part in path.parts if part not in ("/", ".", "..")]
-    return "/".join(parts[-5 if path.name.isdecimal() else -4 :])[-128:]
+    return "/".join(parts[-5 if plan.is_job(path) else -4 :])[-128:]
 
 
 class WandbRun(Curves):

@@ -60,7 +60,7 @@ def test_a_teachers_failure_that_cost_no_run_is_past():
     ledger = {n: job(n) for n in (-1, 0, 1)}
     fine = {-1: jobs.Outcome(error="x"), 0: jobs.Outcome(0.5), 1: jobs.Outcome(0.5)}
     assert jobs.failures(ledger, fine) == {}
-    assert sorted(jobs.failures(ledger, fine | {1: jobs.Outcome(error="y")})) == ["-1", "1"]
+    assert sorted(jobs.failures(ledger, fine | {1: jobs.Outcome(error="y")})) == [-1, 1]
 
 
 def test_a_second_signal_does_not_disturb_the_requeue_that_the_first_began():

@@ -162,7 +162,7 @@ def test_a_run_goes_on_by_name_with_what_it_recorded(tmp_path):
     run = (*TOY, *SMALL, "trainer.max_steps=6", "hydra.run.dir=run")
     assert launch(tmp_path, *run).returncode == 0
     before = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
-    done = launch(tmp_path, "resume=run", "trainer.max_steps=9")
+    done = launch(tmp_path, "resume=run", "trainer.max_steps=9", "precision=fp32")
     assert done.returncode == 0, done.stderr
     assert "resume  trainer.max_steps=9 (recorded: 6)" in done.stdout
     assert "resume  checkpoint-6" in done.stdout and "trained 9 steps" in done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from forge import ranks
+from forge.config.compose import CONF
 from forge.errors import Failure, Preempted, UserError
 from forge.launching import processes
 from forge.records.files import read_json
@@ -43,6 +45,27 @@ def test_two_processes_are_one_run(whole):
     assert out.count("step 12/12 | epoch") == 2  # the training line and the evaluation's, once
     assert (run_dir / "output.log").read_text().count("step 12/12 | epoch") == 2
     assert results(run_dir)["train"]["steps"] == 12
+
+
+@pytest.mark.slow
+def test_all_ranks_train_on_the_config_that_was_composed(tmp_path):
+    """Whatever options of Hydra's it was composed with, wherever they stand."""
+    for folder in ("mine", "more"):
+        shutil.copytree(CONF, tmp_path / folder)
+    (tmp_path / "mine" / "other.yaml").write_text(
+        (CONF / "config.yaml").read_text().replace("seed: 42\nprecision", "seed: 77\nprecision")
+    )
+    narrow = (CONF / "model" / "tiny.yaml").read_text()
+    (tmp_path / "more" / "model" / "narrow.yaml").write_text(narrow)
+    named = ("--config-path", str(tmp_path / "mine"), "--config-name=other")
+    run_dir = tmp_path / "run"
+    code, _, err = finish(
+        run_dir, *named, "launcher=ddp", "model=narrow", "-cd", str(tmp_path / "more")
+    )
+    assert code == 0, err
+    metadata = read_json(run_dir / "run_metadata.json")
+    assert (metadata["config"]["seed"], metadata["processes"]) == (77, 2)
+    assert metadata["choices"]["model"] == "narrow"
 
 
 @pytest.mark.slow
