@@ -7,7 +7,7 @@ import logging
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from filelock import FileLock
@@ -22,7 +22,7 @@ from forge.records import checkpoints
 from forge.records.environment import Commit
 from forge.records.files import RESULTS, STATE, read_json, write_json
 from forge.records.logs import logged_to
-from forge.records.record import record
+from forge.records.record import Composition, record
 from forge.results import card
 from forge.results.tables import table
 from forge.tracking.tracker import tracker
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def run(
     cfg: DictConfig,
     run_dir: str | Path,
-    composed: dict[str, Any] | None = None,
+    composed: Composition | None = None,
     submitted: Commit | None = None,
 ) -> float:
     """Train and evaluate what `cfg` says in `run_dir`; returns the headline metric.

@@ -207,9 +207,9 @@ def differences(run: Run) -> list[str]:
     for name in dict.fromkeys([*recorded, *here["versions"]]):
         if (ours := here["versions"].get(name)) != (theirs := recorded.get(name)):
             lines.append(f"{name}: {ours} here, {theirs} recorded")
-    for name in ("device", "devices"):
-        if here[name] != run.metadata.get(name):
-            lines.append(f"{name}: {here[name]} here, {run.metadata.get(name)} recorded")
+    for name, own in (("device", here["device"]), ("devices", here["devices"])):
+        if own != run.metadata.get(name):
+            lines.append(f"{name}: {own} here, {run.metadata.get(name)} recorded")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 transformers writes `checkpoint-N/` in place, so a kill leaves a directory that looks whole. A
 marker, written last, names the run and every file with its size and hash; a directory without a
-marker that fits is renamed, said, and never loaded.
+marker that fits is renamed, logged, and never loaded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from forge.errors import FULL, Failure
 from forge.records.files import read_json, write_json
@@ -34,7 +35,7 @@ def commit(folder: Path, run_id: str) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = _facts(path)
+        files[str(path.relative_to(folder))] = _fingerprint(path)
     write_json(folder / MARKER, {"run": run_id, "files": files})
     for place in (folder, folder.parent):
         _sync_folder(place)
@@ -42,7 +43,14 @@ def commit(folder: Path, run_id: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _facts(path: Path) -> dict[str, Any]:
+class Fingerprint(TypedDict):
+    """Of a file, as its checkpoint's marker has it."""
+
+    size: int
+    xxh128: str
+
+
+def _fingerprint(path: Path) -> Fingerprint:
     return {"size": path.stat().st_size, "xxh128": digest(path)}
 
 
@@ -50,11 +58,11 @@ def digest(path: Path) -> str:
     """A hash of a file."""
     import xxhash
 
-    found = xxhash.xxh128()
+    running = xxhash.xxh128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
+            running.update(block)
+    return running.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -78,11 +86,11 @@ def problem(folder: Path, run_id: str) -> str | None:
     wanted = marker.get("files")
     if not wanted or not isinstance(wanted, dict):
         return f"its {MARKER} names no files"
-    for name, facts in wanted.items():
+    for name, recorded in wanted.items():
         if not (path := folder / name).is_file():
             return f"{name} is missing"
         try:
-            if facts != _facts(path):
+            if recorded != _fingerprint(path):
                 return f"{name} is not as it was written"
         except OSError as error:  # a block of the disk has gone bad
             return f"{name} cannot be read ({error.strerror})"
@@ -99,16 +107,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def steps(run_dir: Path) -> dict[int, Path]:
     """The checkpoint directories by step, newest first, good or not."""
-    found = {
+    checkpoints = {
         int(match[1]): path
         for path in sorted(run_dir.glob("*-*"), reverse=True)  # checkpoint-N before preempted-N
         if (match := re.fullmatch(rf"(?:checkpoint-|{EXTRA})(\d+)", path.name))
     }
-    return dict(sorted(found.items(), reverse=True))
+    return dict(sorted(checkpoints.items(), reverse=True))
 
 
 def newest(run_dir: Path, run_id: str) -> Path | None:
-    """The newest good checkpoint; every damaged one is renamed and said."""
+    """The newest good checkpoint; every damaged one is renamed and logged."""
     for doomed in run_dir.glob(f"{DOOMED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
     good = []
@@ -139,12 +147,12 @@ def set_aside(folder: Path) -> None:
 
 def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints over `limit`, never the newest and never the best."""
-    found = list(steps(run_dir).values())
-    extra = [path for path in found[1:] if path.name.startswith(EXTRA)]
-    found = [path for path in found if path not in extra]
-    kept = {*found[:1], *(path for path in found if best and path.name == Path(best).name)}
-    spare = [path for path in reversed(found) if path not in kept]
-    for path in [*extra, *spare[: max(0, len(found) - max(limit or len(found), len(kept)))]]:
+    every = list(steps(run_dir).values())
+    extra = [path for path in every[1:] if path.name.startswith(EXTRA)]
+    regular = [path for path in every if path not in extra]
+    kept = {*regular[:1], *(path for path in regular if best and path.name == Path(best).name)}
+    spare = [path for path in reversed(regular) if path not in kept]
+    for path in [*extra, *spare[: max(0, len(regular) - max(limit or len(regular), len(kept)))]]:
         doomed = path.with_name(f"{DOOMED}{path.name}")  # gone at once, whatever happens next
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -160,7 +168,7 @@ def require_space(run_dir: Path, needed: int) -> None:
         )
 
 
-def size_of(model: Any) -> int:
+def size_of(model: nn.Module) -> int:
     """Bytes of a checkpoint: the weights, and two moments of AdamW for each that trains.
 
     Beside an adapter the frozen weights are not saved.

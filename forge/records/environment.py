@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
 
@@ -25,8 +25,9 @@ def git() -> Commit:
     """The commit of this checkout."""
     here = Path(__file__).resolve().parents[2]
 
-    def ask(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     if not shutil.which("git") or not (commit := ask("rev-parse", "HEAD")):
@@ -35,23 +36,31 @@ def git() -> Commit:
 
 
 def version(git: Commit) -> str:
-    """The commit in words, e.g. `0a1b2c3d4e with changes`."""
+    """The commit for a log line, e.g. `0a1b2c3d4e with changes`."""
     changed = " with changes" if git.get("dirty") else ""
     return f"{git['commit'][:10]}{changed}" if git else "no commit"
 
 
-def environment() -> dict[str, Any]:
+class Environment(TypedDict):
+    """Versions of packages, the device's name, and how many there are."""
+
+    versions: dict[str, str]
+    device: str
+    devices: int
+
+
+def environment() -> Environment:
     """Versions and device of this attempt."""
     import torch
 
-    found = {}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return {
-        "versions": {"python": platform.python_version(), **found},
+        "versions": versions,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "devices": max(torch.cuda.device_count(), 1),
     }

@@ -6,15 +6,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from forge.config.moved import with_current_targets
 from forge.errors import UserError
 
+Json: TypeAlias = dict[str, Any]  # an object in a JSON file, of whatever keys it has
 log = logging.getLogger(__name__)
 
 
@@ -34,24 +35,24 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The object in a file, or an empty one when there is no such file.
 
     Its `config`, as a run recorded it, names today's import paths. Raises `Damaged` for what is no
     JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise Damaged(f"{path}: cannot be read, it is damaged ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Damaged(f"{path}: cannot be read, it is no JSON object")
-    if "config" in found:
-        found["config"] = with_current_targets(found["config"])
-    return found
+    if "config" in content:
+        content["config"] = with_current_targets(content["config"])
+    return content
 
 
-def readable(path: Path) -> dict[str, Any]:
+def readable(path: Path) -> Json:
     """The object in a file that the next attempt writes anew; an empty one for a damaged file."""
     try:
         return read_json(path)
@@ -97,7 +98,7 @@ def whole(folder: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Replace the file atomically: a reader sees the old content or the new, never half of it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""What ran and where it stands: run_metadata.json, training_state.json, the run directory's lock.
+"""What ran and how far it is: run_metadata.json, training_state.json, the run directory's lock.
 
 `with record(cfg, run_dir) as rec:` is one attempt at a run. The metadata is written before
 anything slow starts and appended to by every later attempt; the state follows training.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +24,19 @@ from omegaconf import DictConfig, OmegaConf
 from forge import ranks
 from forge.config.compose import dotted_values
 from forge.config.moved import with_current_targets
+from forge.config.schema import Node
 from forge.errors import USER_ERRORS, UserError
 from forge.records.environment import Commit, git, version
-from forge.records.files import METADATA, RESULTS, STATE, now, read_json, readable, write_json
+from forge.records.files import (
+    METADATA,
+    RESULTS,
+    STATE,
+    Json,
+    now,
+    read_json,
+    readable,
+    write_json,
+)
 from forge.records.logs import library_logs
 from forge.records.secrets import masked
 
@@ -41,6 +51,13 @@ NOT_COMPARED = (
 )  # keys that do not change what a run computes
 
 
+class Composition(TypedDict):
+    """What Hydra composed a run from."""
+
+    choices: dict[str, str]  # the option of each group
+    overrides: list[str]
+
+
 class Record:
     """The two JSON files of a run directory; every write, by rank 0, replaces a file whole."""
 
@@ -50,14 +67,14 @@ class Record:
         self.state = readable(run_dir / STATE)
         self.begun = False  # an attempt of this process
 
-    def note(self, **facts: Any) -> None:
+    def note(self, **facts: object) -> None:
         """Add facts about what ran to run_metadata.json."""
         self.metadata |= facts
         if not ranks.rank():
             write_json(self.run_dir / METADATA, self.metadata)
 
-    def stand(self, **facts: Any) -> None:
-        """Update where the run stands in training_state.json."""
+    def update_state(self, **facts: object) -> None:
+        """Update how far the run is in training_state.json."""
         self.state |= facts | {"updated": now()}
         if not ranks.rank():
             write_json(self.run_dir / STATE, self.state)
@@ -73,7 +90,7 @@ class Record:
 def record(
     cfg: DictConfig,
     run_dir: Path,
-    composed: dict[str, Any] | None = None,
+    composed: Composition | None = None,
     submitted: Commit | None = None,
 ) -> Iterator[Record]:
     """One attempt: locked, recorded, and at its end finished, failed or interrupted.
@@ -92,8 +109,8 @@ def record(
         rec = Record(run_dir)
         before = deepcopy(rec)
         try:
-            found = ranks.broadcast(lambda: _begin(rec, cfg, composed, submitted))
-            rec.metadata, rec.state = found
+            begun = ranks.broadcast(lambda: _begin(rec, cfg, composed, submitted))
+            rec.metadata, rec.state = begun
             yield rec
             ranks.barrier()
             _end_attempt(rec, "finished")
@@ -133,13 +150,13 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _begin(
-    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None, submitted: Commit | None
-) -> tuple[dict[str, Any], ...]:
+    rec: Record, cfg: DictConfig, composed: Composition | None, submitted: Commit | None
+) -> tuple[Json, Json]:
     """Start another attempt, unless the run is finished as it is; the two files' content."""
     for scratch in rec.run_dir.glob(".*.json.[0-9]*"):  # of an attempt that was killed
         scratch.unlink()
     if rec.finished and _longer(rec, cfg):
-        rec.stand(status="extended")
+        rec.update_state(status="extended")
     if rec.finished:
         _refuse_other_config(rec, cfg)
     else:
@@ -148,12 +165,15 @@ def _begin(
 
 
 def _start_attempt(
-    rec: Record, cfg: DictConfig, composed: dict[str, Any] | None, submitted: Commit | None
+    rec: Record, cfg: DictConfig, composed: Composition | None, submitted: Commit | None
 ) -> None:
     if rec.metadata and not cfg.get("resume"):  # which has checked what changes
         _refuse_other_config(rec, cfg)
     if rec.metadata:
-        composed = {key: rec.metadata[key] for key in ("choices", "overrides")}
+        composed = {
+            "choices": rec.metadata["choices"],
+            "overrides": rec.metadata["overrides"],
+        }
     elif composed is None:
         composed = composition()
         _write_hydra_files(rec.run_dir, cfg)
@@ -168,7 +188,7 @@ def _start_attempt(
         )
     rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
     rec.begun = True
-    rec.stand(status="running")
+    rec.update_state(status="running")
 
 
 def reached(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -200,7 +220,7 @@ def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
     if rec.begun and "ended" not in rec.metadata["attempts"][-1]:
         rec.metadata["attempts"][-1] |= {"ended": now(), "status": status, "error": error}
         rec.note()
-        rec.stand(status=status)
+        rec.update_state(status=status)
 
 
 def _end_refused(rec: Record, before: Record, error: str) -> None:
@@ -213,7 +233,7 @@ def _end_refused(rec: Record, before: Record, error: str) -> None:
     if rec.begun and not trained:
         rec.note(config=before.metadata["config"])
         if before.finished:
-            rec.stand(status="finished")
+            rec.update_state(status="finished")
 
 
 def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
@@ -232,14 +252,14 @@ def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:
     )
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> Node:
     """The config as plain JSON values, resolved, without secrets, with today's import paths."""
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    masked_plain: dict[str, Any] = masked(with_current_targets(plain))
-    return masked_plain
+    values = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in masked(with_current_targets(values)).items()}
 
 
-def composition() -> dict[str, Any]:
+def composition() -> Composition:
     """Choices and overrides of this process' Hydra composition; empty lists without one."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -247,8 +267,8 @@ def composition() -> dict[str, Any]:
         return {"choices": {}, "overrides": []}
     hydra = HydraConfig.get()
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
-    words = [word for word in hydra.overrides.task if not word.startswith("resume=")]
-    return {"choices": choices, "overrides": masked(words)}
+    overrides = [each for each in hydra.overrides.task if not each.startswith("resume=")]
+    return {"choices": choices, "overrides": masked(overrides)}
 
 
 def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
@@ -257,17 +277,17 @@ def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
 
     if not HydraConfig.initialized():
         return
-    hydra: Any = HydraConfig.instance().cfg
     folder, swept = run_dir / ".hydra", run_dir.parent / "multirun.yaml"
     folder.mkdir(exist_ok=True)
-    files = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
+    composed, overrides = HydraConfig.instance().cfg, HydraConfig.get().overrides.task
+    files = {"config": cfg, "hydra": composed, "overrides": overrides}
     for name, node in files.items():
         hidden = masked(OmegaConf.to_container(node))
         OmegaConf.save(OmegaConf.create(hidden), folder / f"{name}.yaml")
     if swept.is_file():
-        found = OmegaConf.to_container(OmegaConf.load(swept))
-        if masked(found) != found:
-            OmegaConf.save(OmegaConf.create(masked(found)), swept)
+        content = OmegaConf.to_container(OmegaConf.load(swept))
+        if masked(content) != content:
+            OmegaConf.save(OmegaConf.create(masked(content)), swept)
 
 
 def _code(submitted: Commit | None) -> dict[str, object]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from forge.config.compose import CONF, SEARCHPATH, composing, dotted_values
 from forge.config.schema import SWEEP
 from forge.errors import USER_ERRORS, UserError, explain
-from forge.records.files import METADATA, STATE, read_json
+from forge.records.files import METADATA, STATE, Json, read_json
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.secrets import MASK
 
@@ -28,28 +27,29 @@ FREE = (*NOT_COMPARED, "callbacks", "trainer.max_steps", "trainer.num_train_epoc
 FREE_TRAINER = ("save_", "logging_", "dataloader_num_workers", "per_device_eval_batch_size")
 
 
-def key_of(word: str) -> str:
-    return word.lstrip("+~").split("=", 1)[0]
+def key_of(override: str) -> str:
+    """The key of `key=value`, `+key=value` or `~key`."""
+    return override.lstrip("+~").split("=", 1)[0]
 
 
-def require_known(key: str, value: Any) -> None:
+def require_known(key: str, value: object) -> None:
     """Raise `UserError` for a secret, which a record does not hold."""
     if MASK in str(value):
         raise UserError(f"{key}: a secret, which is not recorded; give it again with {key}=…")
 
 
-def recomposed(recorded: Mapping[str, Any], words: list[str]) -> DictConfig:
+def recomposed(recorded: Mapping[str, object], overrides: list[str]) -> DictConfig:
     """A recorded config with overrides on top, in Hydra's grammar.
 
-    An option of a group (`task=rte`) is conf/'s and stands in place of what was recorded. Raises
-    `UserError` for words that do not fit.
+    An option of a group (`task=rte`) is conf/'s and replaces what was recorded. Raises
+    `UserError` for overrides that do not fit.
     """
     from hydra import compose
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     node, defaults = dict(recorded), []
-    parsed = OverridesParser.create().parse_overrides(words)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     for one in parsed:
         group = one.key_or_group
         if (CONF / group).is_dir():
@@ -63,7 +63,7 @@ def recomposed(recorded: Mapping[str, Any], words: list[str]) -> DictConfig:
         try:
             groups = [str(one.input_line) for one in parsed if one.key_or_group == SEARCHPATH]
             known = [key for key, _ in dotted_values(plain(compose("recorded", groups)))]
-            return compose("recorded", words)
+            return compose("recorded", overrides)
         except USER_ERRORS as error:
             raise UserError(explain(error, known)) from error
 
@@ -82,29 +82,27 @@ def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:
     metadata = read_json(run_dir / METADATA)
     if not metadata:
         return cfg
-    recorded = OmegaConf.create(metadata["config"])
+    recorded = DictConfig(metadata["config"])
     for key, value in dotted_values(metadata["config"]):
         if MASK in str(value):
             now = OmegaConf.select(cfg, key)
             require_known(key, value if now is None else now)
             OmegaConf.update(recorded, key, now)
-    _say_changes(metadata)
-    words = _changes(recorded, cfg, metadata, read_json(run_dir / STATE))
-    return recomposed(plain(recorded), words)
+    _log_changes_of_conf(metadata)
+    changes = _changes(recorded, cfg, metadata, read_json(run_dir / STATE))
+    return recomposed(plain(recorded), changes)
 
 
-def _changes(
-    recorded: DictConfig, cfg: DictConfig, metadata: dict[str, Any], state: dict[str, Any]
-) -> list[str]:
-    """The command line's overrides that change the recorded config of a run that stands at `state`.
+def _changes(recorded: DictConfig, cfg: DictConfig, metadata: Json, state: Json) -> list[str]:
+    """The command line's overrides that change the recorded config of a run in `state`.
 
     Raises `UserError` for one that may not.
     """
     changes = []
     done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
     chosen = HydraConfig.get().runtime.choices
-    for word in HydraConfig.get().overrides.task:
-        key = key_of(word)
+    for each in HydraConfig.get().overrides.task:
+        key = key_of(each)
         node = key.partition("@")[2] or key.replace("/", ".")  # a group's, e.g. model@teacher
         value, before = OmegaConf.select(cfg, node), OmegaConf.select(recorded, node)
         value = value.name if isinstance(value, Enum) else value
@@ -123,12 +121,12 @@ def _changes(
             raise UserError(
                 f"{key}={value}: {behind} {done[key]}s are done; a run can only be extended"
             )
-        changes.append(word)
+        changes.append(each)
         log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
     return changes
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -141,7 +139,7 @@ def is_free(key: str) -> bool:
     return name != key and name.startswith(FREE_TRAINER)
 
 
-def _say_changes(metadata: dict[str, Any]) -> None:
+def _log_changes_of_conf(metadata: Json) -> None:
     """Name what conf/ would compose otherwise today."""
     from hydra import compose
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SECRET = "(token|secret|password|passwd|api_?key|access_key)"
 
@@ -22,19 +24,23 @@ SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)
 MASK = "***"
 
 
-def masked(value: Any, key: str = "") -> Any:
+def masked(value: T, key: str = "") -> T:
     """A copy of nested lists, dicts and `key=value` strings with secrets as ***."""
     if isinstance(value, dict):
-        return {k: masked(v, str(k)) for k, v in value.items()}
+        return type(value)({k: masked(v, str(k)) for k, v in value.items()})
     if isinstance(value, list):
-        return [masked(v) for v in value]
+        return type(value)(masked(v) for v in value)
     if value and isinstance(value, str):
-        name, equals, given = value.partition("=")
-        if SECRET_KEY.search(key):
-            return MASK
-        if equals and SECRET_KEY.search(name):
-            return f"{name}={MASK}"
-        if given.startswith(("{", "[")):
-            value = SECRET_ITEM.sub(rf"\1{MASK}", value)
-        return SECRET_VALUE.sub(MASK, value)
+        return type(value)(_masked_text(value, key))
     return value
+
+
+def _masked_text(text: str, key: str) -> str:
+    name, equals, given = text.partition("=")
+    if SECRET_KEY.search(key):
+        return MASK
+    if equals and SECRET_KEY.search(name):
+        return f"{name}={MASK}"
+    if given.startswith(("{", "[")):
+        text = SECRET_ITEM.sub(rf"\1{MASK}", text)
+    return SECRET_VALUE.sub(MASK, text)

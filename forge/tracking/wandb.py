@@ -113,7 +113,7 @@ class Curves(TrainerCallback):
         assert self.service is not None
         self.service.on_log(args, state, control, logs=row)
         tracked = self.rec.state.get("tracked", {}) | {self.name: state.global_step}
-        self.rec.stand(tracked=tracked)
+        self.rec.update_state(tracked=tracked)
 
     def _try(self, action: Callable[[], None]) -> None:
         while self.working:

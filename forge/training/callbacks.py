@@ -204,7 +204,7 @@ class State(TrainerCallback):
         if not state.is_world_process_zero:
             return
         best = state.best_model_checkpoint
-        self.rec.stand(
+        self.rec.update_state(
             step=state.global_step,
             max_steps=state.max_steps,
             epoch=state.epoch,

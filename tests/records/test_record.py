@@ -148,7 +148,7 @@ def test_a_refusal_leaves_the_record_as_it_was(composed, tmp_path):
 
 def test_a_mistake_that_shows_amid_training_keeps_the_record_of_its_checkpoints(composed, tmp_path):
     with pytest.raises(UserError), record(composed("task=toy"), tmp_path / "run") as rec:
-        rec.stand(step=5)  # as a reward that raises, after a checkpoint
+        rec.update_state(step=5)  # as a reward that raises, after a checkpoint
         raise UserError("x")
     assert json.loads((tmp_path / "run" / "training_state.json").read_text())["status"] == "failed"
     assert json.loads((tmp_path / "run" / "run_metadata.json").read_text())["id"]
@@ -157,7 +157,7 @@ def test_a_mistake_that_shows_amid_training_keeps_the_record_of_its_checkpoints(
 def test_a_refused_change_leaves_a_run_as_it_was_recorded(composed, tmp_path):
     cfg, run_dir = composed("task=toy"), tmp_path / "run"
     with record(cfg, run_dir) as rec:
-        rec.stand(step=5)
+        rec.update_state(step=5)
     write_json(run_dir / "results.json", {"headline": {"value": 1.0}})
     asked = composed("task=toy", "resume=x", "trainer.max_steps=9")
     with pytest.raises(UserError), record(asked, run_dir):
@@ -165,7 +165,7 @@ def test_a_refused_change_leaves_a_run_as_it_was_recorded(composed, tmp_path):
     assert Record(run_dir).finished
     assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == -1
     with pytest.raises(UserError), record(asked, run_dir) as rec:
-        rec.stand(step=8)
+        rec.update_state(step=8)
         raise UserError("a reward that raises")
     assert Record(run_dir).state["status"] == "failed"
     assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == 9
