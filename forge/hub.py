@@ -61,6 +61,12 @@ def access(kind: str, path: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            owner = "teacher" if way_out.startswith("teacher") else "model"
+            raise UserError(
+                f"{what}: it brings code of its own, which is run only when you trust it with "
+                f"+{owner}.from_pretrained.trust_remote_code=true"
+            ) from error
         if local or reachable():
             raise UserError(f"{what}: {one_line(str(error))[:300]}") from error
         raise UserError(

@@ -46,10 +46,16 @@ class Head:
 
     def is_trained(self, config: PretrainedConfig) -> bool:
         """Whether a checkpoint with this config was saved with such a head."""
-        known = class_names(self.auto_class)
+        known = class_names(self.auto_class) | {remote_class(config, f"AutoModelFor{self.auto}")}
         return any(
             name in known or name.endswith(f"For{self.auto}") for name in config.architectures or ()
         )
+
+
+def remote_class(config: PretrainedConfig, auto: str) -> str | None:
+    """The class that code beside the weights names for a transformers.Auto… class."""
+    named = (getattr(config, "auto_map", None) or {}).get(auto)
+    return named.rpartition(".")[2] if isinstance(named, str) else None
 
 
 def class_names(auto_class: type[_BaseAutoModelClass]) -> set[str]:
@@ -138,11 +144,20 @@ def permute_head(model: PreTrainedModel, order: list[int]) -> None:
             linear.bias.copy_(linear.bias[order].clone())
 
 
+def from_config(
+    auto: type[_BaseAutoModelClass], config: PretrainedConfig, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model of random values; of code that is not transformers' where the config's is not."""
+    remote = not type(config).__module__.startswith("transformers.")
+    built: PreTrainedModel = auto.from_config(config, dtype=dtype, trust_remote_code=remote)
+    return built
+
+
 def with_new_head(
     auto: type[_BaseAutoModelClass], path: str, config: PretrainedConfig, options: Node
 ) -> tuple[PreTrainedModel, list[str]]:
     """The encoder at `path` under a head of random values, and the names of what is random."""
-    built: PreTrainedModel = auto.from_config(config, dtype=options["dtype"])
+    built = from_config(auto, config, options["dtype"])
     trained, missing = lora.from_pretrained(auto, path, **options)
     built.base_model.load_state_dict(trained.base_model.state_dict())
     return built, [*missing, *(name for name, _ in head_modules(built))]

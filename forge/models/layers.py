@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from forge.errors import UserError
+from forge.models.heads import from_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,7 +36,7 @@ def shallower(
     config.num_hidden_layers = len(chosen)
     if types := getattr(owner, "layer_types", None):
         config.layer_types = [types[i] for i in chosen]
-    student: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+    student = from_config(auto_class, config)
     weights, wanted = _with_layers(source, chosen), student.state_dict()
     for name in sorted(weights.keys() | wanted.keys()):
         mine, theirs = (list(w[name].shape) if name in w else "absent" for w in (wanted, weights))

@@ -14,12 +14,19 @@ from forge import hub
 from forge.config.schema import Model, Node
 from forge.errors import UserError, did_you_mean, one_line
 from forge.models import lora, scaling, tokenizers
-from forge.models.heads import Head, head_order, name_labels, permute_head, with_new_head
+from forge.models.heads import (
+    Head,
+    from_config,
+    head_order,
+    name_labels,
+    permute_head,
+    remote_class,
+    with_new_head,
+)
 from forge.models.layers import shallower
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +108,10 @@ def architecture_class(config: Node) -> Callable[..., PretrainedConfig]:
 
 
 def revision(model: Model) -> Node:
-    """Which version of the files at `model.path` is meant."""
+    """Which version of the files at `model.path` is meant; their code is run when asked for."""
     keys = ("revision", "trust_remote_code", "subfolder")
-    return {k: v for k, v in model.from_pretrained.items() if k in keys}
+    chosen = {k: v for k, v in model.from_pretrained.items() if k in keys}
+    return {"trust_remote_code": False} | chosen
 
 
 def load(
@@ -170,31 +178,30 @@ def _random_weights(
             f"{where}.config.num_hidden_layers"
         )
     with _sizes():
-        built: PreTrainedModel = head.auto_class.from_config(config, dtype=torch.float32)
+        built = from_config(head.auto_class, config)
     log.info("weights: random (%s)", config.model_type)
     return built
 
 
 def read(path: str, **options: Any) -> PreTrainedModel:
-    """The model in a directory as it is, with its own head, in evaluation mode."""
+    """The model in a directory as it is, with its own head, in evaluation mode.
+
+    Raises `UserError` for one whose code lies beside it, unless `trust_remote_code` is set.
+    """
     import transformers
 
-    config = options.get("config") or transformers.AutoConfig.from_pretrained(path)
+    trust = options.get("trust_remote_code", False)
+    with hub.access("model", path, "model.path=DIR"):
+        config = options.get("config") or transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=trust
+        )
     name = (config.architectures or [""])[0]
-    model_class = getattr(transformers, name, None) or _remote_class(name)
+    remote = [auto for auto in getattr(config, "auto_map", None) or {} if auto[:9] == "AutoModel"]
+    mapped = [auto for auto in remote if trust and remote_class(config, auto) == name]
+    model_class = getattr(transformers, next(iter(mapped), name))
     model, _ = lora.from_pretrained(model_class, path, **options)
     model.eval()
     return scaling.apply(model)
-
-
-def _remote_class(name: str) -> type[_BaseAutoModelClass]:
-    """The Auto class for a model whose code is not in transformers, by the end of its name."""
-    import transformers
-
-    auto: type[_BaseAutoModelClass] = getattr(
-        transformers, f"AutoModelFor{name.rpartition('For')[2]}"
-    )
-    return auto
 
 
 def reading_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

@@ -237,14 +237,17 @@ def from_pretrained(
     from transformers import AutoConfig
 
     own = PeftConfig.from_pretrained(path)
-    config = deepcopy(options.get("config") or AutoConfig.from_pretrained(path))
+    trust = options.get("trust_remote_code", False)
+    config = options.get("config") or AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    config = deepcopy(config)
     settings = {**options, "config": config, "revision": own.revision}
     base = own.base_model_name_or_path
     _check_base(path, base, read_json(Path(path, "config.json")).get("base_digest"))
     settings["ignore_mismatched_sizes"] = True  # the base may have another head, or none
     with hub.access("base model", base, "model.path=DIR"):
-        of_base = AutoConfig.from_pretrained(base, revision=own.revision)
-        config.tie_word_embeddings = of_base.tie_word_embeddings
+        of_base = AutoConfig.from_pretrained(base, revision=own.revision, trust_remote_code=trust)
+        if hasattr(of_base, "tie_word_embeddings"):  # pictures have none
+            config.tie_word_embeddings = of_base.tie_word_embeddings
         built, _ = from_pretrained(auto, base, **settings)
     with replaced_names(), hub.access("adapter", path, "model.path=DIR"):
         adapted = PeftModel.from_pretrained(built, path)

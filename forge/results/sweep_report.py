@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+log = logging.getLogger(__name__)
+
+
 def measure_models(sweep: Sweep) -> None:
     """Weights, size and latency here of each architecture in the sweep, and of its teachers.
 
@@ -31,13 +34,14 @@ def measure_models(sweep: Sweep) -> None:
         path = row.runs[0].path / "model"
         if not path.is_dir():  # not copied along
             continue
-        facts, model = _load(str(path))
+        if (loaded := _load(str(path))) is None:
+            continue
+        facts, model = loaded
         models.setdefault((facts["name"], facts["weights"]), (facts, model))
     for name in {path for row in sweep.rows for path in row.teacher.get("paths", ())}:
-        try:
-            facts, model = _load(name)
-        except (OSError, ValueError):  # of another machine
+        if (loaded := _load(name)) is None:
             continue
+        facts, model = loaded
         facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
         models[name,] = (facts, model)
     metadata = sweep.rows[0].runs[0].metadata
@@ -55,13 +59,18 @@ def measure_models(sweep: Sweep) -> None:
         facts["speed_up"] = sum(teachers) / facts["ms_32"] if teachers and alone else None
 
 
-def _load(path: str) -> tuple[dict[str, Any], Any]:
+def _load(path: str) -> tuple[dict[str, Any], Any] | None:
+    """A model and facts of it; None, and a warning, for one that is gone or brings own code."""
     from transformers.utils import logging as library
 
     from forge.models import loading, lora
 
     library.disable_progress_bar()
-    model = loading.read(path)
+    try:
+        model = loading.read(path)
+    except (UserError, OSError, ValueError) as error:
+        log.warning("report  no latency of %s: %s", path, error)
+        return None
     config = model.config
     weights = sum(p.numel() for p in model.parameters())
     files = [] if lora.is_adapter(path) else Path(path).glob("*.safetensors")

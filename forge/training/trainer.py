@@ -72,6 +72,7 @@ class Trainer(TransformersTrainer):
     def __init__(self, *, task: Task, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.task = task
+        self.label_names = ["labels"]  # whatever the model's own code names
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
         self.last_ids: torch.Tensor | None = None
