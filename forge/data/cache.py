@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forge.data.sources import Columns
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def stored(
     rows: Dataset,
-    encode: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]],
+    encode: Callable[[Columns], Columns],
     replaced: list[str],
     key: str,
     cache_dir: Path,

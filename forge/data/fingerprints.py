@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: object) -> str:
     """A hash of content (columns, texts, numbers), the same on every machine and in every run."""
     import xxhash
 
@@ -23,5 +22,5 @@ def digest(content: bytes) -> str:
     return xxhash.xxh128(content).hexdigest()
 
 
-def _spelled(value: Any) -> str:
+def _spelled(value: object) -> str:
     return digest(value) if isinstance(value, bytes) else str(value)

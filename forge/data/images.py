@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forge.data import sources
+from forge.data.sources import Columns
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def beside(file: Path, path: str) -> str:
     return str((file.parent / Path(path).expanduser()).absolute())
 
 
-def _folder(directory: Path, image: str, label: str | None) -> dict[str, list[Any]]:
+def _folder(directory: Path, image: str, label: str | None) -> Columns:
     found = [p for p in sorted(directory.rglob("*")) if p.suffix.lower() in SUFFIXES]
     depth = len(directory.parts)
     if label is not None and (stray := [p for p in found if len(p.parts) == depth + 1]):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
-Table: TypeAlias = "Dataset | dict[str, list[Any]]"  # by column
+Columns: TypeAlias = dict[str, list[Any]]  # of a table, by name
+Table: TypeAlias = "Dataset | Columns"
 Row: TypeAlias = dict[str, Any]  # one row of a dataset, by column
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -71,9 +72,7 @@ def _directory(directory: Path, name: str | None) -> Source:
     )
 
 
-def read(
-    source: Source, split: str, columns: list[str], optional: Sequence[str] = ()
-) -> dict[str, list[Any]]:
+def read(source: Source, split: str, columns: list[str], optional: Sequence[str] = ()) -> Columns:
     """The named columns of a split as lists, `optional` ones where it has them; class labels by
     name, -1 as None.
 
@@ -117,7 +116,7 @@ def _column(table: Table, column: str) -> list[Any]:
     return values
 
 
-def _without_gaps(value: Any) -> Any:
+def _without_gaps(value: object) -> object:
     """The value without the fields of structs that are None."""
     if isinstance(value, dict):
         return {k: _without_gaps(v) for k, v in value.items() if v is not None or k == "content"}
@@ -151,7 +150,7 @@ def _parse_parquet(path: Path) -> Dataset:
         raise UserError(f"{path}: not a parquet file ({one_line(str(error))[:200]})") from error
 
 
-def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:
+def _parse_csv(text: str, path: Path) -> Columns:
     """RFC 4180 for .csv; a .tsv has no quoting (as IANA's text/tab-separated-values and GLUE)."""
     csv.field_size_limit(2**31 - 1)
     form: dict[str, Any] = {"strict": True}
@@ -173,7 +172,7 @@ def _parse_csv(text: str, path: Path) -> dict[str, list[Any]]:
     return {name: [row[i] for _, row in rows] for i, name in enumerate(header)}
 
 
-def _parse_json(text: str, path: Path) -> dict[str, list[Any]]:
+def _parse_json(text: str, path: Path) -> Columns:
     """One object per line, or one array of objects."""
     array = path.suffix.lower() == ".json" and text.lstrip().startswith("[")
     pieces = [text] if array else text.split("\n")
@@ -193,7 +192,7 @@ def _parse_json(text: str, path: Path) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def dataset(columns: dict[str, list[Any]]) -> Dataset:
+def dataset(columns: Columns) -> Dataset:
     """Columns as a dataset whose fingerprint is that of its content."""
     from datasets import Dataset, Features, Json, List
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from forge import hub
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
 from forge.data.images import beside
+from forge.data.sources import Columns, Row
 from forge.errors import UserError, one_line
-from forge.inputs.input import Batch, Columns, Input, Processor, Size, Usage
+from forge.inputs.input import Batch, Input, Processor, Size, Usage
 from forge.models import loading
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Image(Input):
     def __post_init__(self) -> None:
         self.kept = ["image", "path"]  # bytes, and where they are from
 
-    def rows(self, columns: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, split: str) -> Columns:
         """Relative paths are of the folder of the file that `split` names, else of this one."""
         column = self.columns[0]
         found = [_read(value, split, column, i) for i, value in enumerate(columns[column])]
@@ -62,7 +63,7 @@ class Image(Input):
         with hub.access("image processor", path, f"{where}.path=DIR"):
             return AutoImageProcessor.from_pretrained(path, **loading.revision(model))
 
-    def identity(self, processor: Processor) -> list[Any]:
+    def identity(self, processor: Processor) -> list[object]:
         return [type(processor).__name__, processor.to_dict()]
 
     def fitting(self, processor: Processor) -> dict[str, object]:
@@ -86,7 +87,7 @@ class Image(Input):
         pixels = self.example(processor, 1, 0)["pixel_values"]
         return max(pixels.shape[-2:])
 
-    def features(self, rows: Columns, processor: Processor, limit: int) -> dict[str, list[Any]]:
+    def features(self, rows: Columns, processor: Processor, limit: int) -> Columns:
         """The bytes, each tried; nothing is ever cut, and all rows are of one length."""
         for data, path in zip(rows["image"], rows["path"], strict=True):
             _decode(data, path)
@@ -96,7 +97,7 @@ class Image(Input):
     def encode(self, rows: Dataset, processor: Processor, limit: int, cache_dir: Path) -> Dataset:
         from datasets import concatenate_datasets
 
-        def lengths(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        def lengths(batch: Columns) -> Columns:
             found = self.features(batch, processor, limit)
             return {name: found[name] for name in ("length", "truncated")}
 
@@ -146,7 +147,7 @@ class Collator:
     def __init__(self, processor: Processor, *extra: str) -> None:
         self.processor, self.extra = processor, ("labels", *extra)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         import torch
 
         pictures = [_decode(row["image"], None) for row in rows]
@@ -155,7 +156,7 @@ class Collator:
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in others}
 
 
-def _read(value: Any, split: str, column: str, row: int) -> tuple[bytes, str]:
+def _read(value: object, split: str, column: str, row: int) -> tuple[bytes, str]:
     """The bytes of a picture's file and its path; `#` and its row where it has none."""
     where = f"split {split}, column {column}, row {row}"
     data, path = value, None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from forge.data.sources import Columns, Row
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
@@ -16,9 +18,8 @@ if TYPE_CHECKING:
     from forge.config.schema import Model
 
 Processor: TypeAlias = Any  # tokenizer or image processor: transformers has no common type
-Columns: TypeAlias = Mapping[str, list[Any]]  # of a split, by name
 Batch: TypeAlias = "Mapping[str, Tensor]"
-Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
+Collator: TypeAlias = Callable[[list[Row]], Batch]
 
 IGNORED = -100  # the label of a position that is not trained on, as in PyTorch
 
@@ -53,7 +54,7 @@ class Input(ABC):
     padding_free: bool | None = False  # rows one after the other; None: where attention is flash
 
     @abstractmethod
-    def rows(self, columns: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, split: str) -> Columns:
         """The columns `kept` of all rows; raises `UserError` for rows that cannot be read."""
 
     @abstractmethod
@@ -63,7 +64,7 @@ class Input(ABC):
         """The processor of `model`; where the model has no path, perhaps made for `rows`."""
 
     @abstractmethod
-    def identity(self, processor: Processor) -> list[Any]:
+    def identity(self, processor: Processor) -> list[object]:
         """What of a processor decides on what a model reads, for keys of caches."""
 
     @abstractmethod
@@ -91,7 +92,7 @@ class Input(ABC):
         """
 
     @abstractmethod
-    def features(self, rows: Columns, processor: Processor, limit: int) -> dict[str, list[Any]]:
+    def features(self, rows: Columns, processor: Processor, limit: int) -> Columns:
         """Columns `kept` as the model reads them, with `length` (for batches of like length) and
         `truncated` (whether some of a row was cut)."""
 
@@ -126,7 +127,7 @@ class Input(ABC):
         """Of the positions [B, L] 1 for what is not padding; None where there is no padding."""
 
     @abstractmethod
-    def shown(self, rows: Dataset | Columns) -> dict[str, list[Any]]:
+    def shown(self, rows: Dataset | Columns) -> Columns:
         """What a reader is shown of each row, by the data's column names."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ import numpy as np
 
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
+from forge.data.sources import Columns, Row
 from forge.errors import UserError
 from forge.inputs import chat
 from forge.inputs.chat import Chat, Ids, Message, Tools
-from forge.inputs.input import IGNORED, Collator, Columns
+from forge.inputs.input import IGNORED, Collator
 from forge.inputs.text import Collator as Padded
 from forge.inputs.text import Tokens
 
@@ -43,7 +44,7 @@ class Prompt(Tokens):
         if "{prompt}" not in self.template:
             raise UserError(f"task.template={self.template}: it has no {{prompt}}")
 
-    def rows(self, columns: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, split: str) -> Columns:
         """A prompt is a text, or a chat's messages; a completion is a text. `extras` are there
         where a chat has any."""
         if self.messages:
@@ -53,10 +54,10 @@ class Prompt(Tokens):
         prompts, completions = map(list, zip(*pairs, strict=True))
         return {"prompt": prompts, "completion": completions}
 
-    def _chats(self, columns: Columns, where: str) -> dict[str, list[Any]]:
+    def _chats(self, columns: Columns, where: str) -> Columns:
         given = enumerate(columns[str(self.messages)])
         chats = [chat.turns(messages, f"{where}: row {i}") for i, messages in given]
-        rows: dict[str, list[Any]] = {
+        rows: Columns = {
             "prompt": [messages[:-1] for messages in chats],
             "completion": [messages[-1]["content"] for messages in chats],
         }
@@ -66,10 +67,9 @@ class Prompt(Tokens):
                 extra["tools"] = json.loads(tools) if isinstance(tools, str) else tools
         return rows | ({"extras": extras} if any(extras) else {})
 
-    def _pair(self, prompt: Any, completion: Any, where: str) -> tuple[str | list[Message], str]:
-        for name, text in ((self.prompt, prompt), (self.completion, completion)):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{where}, column {name}: no text; fill or remove it")
+    def _pair(self, prompt: object, completion: object, where: str) -> tuple[str | Chat, str]:
+        prompt = _text(prompt, f"{where}, column {self.prompt}")
+        completion = _text(completion, f"{where}, column {self.completion}")
         text = self.template.replace("{prompt}", prompt)
         return ([{"role": "user", "content": text}] if self.chat else text), completion
 
@@ -115,9 +115,7 @@ class Prompt(Tokens):
             except UserError as error:
                 raise UserError(f"row {row}: {error}") from error
 
-    def features(
-        self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int
-    ) -> dict[str, list[Any]]:
+    def features(self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int) -> Columns:
         """Also `labels` (tokens of the completion, else `IGNORED`) and `prompt_length`."""
         pairs = list(self.tokens(rows, processor))
         ids = [(read + written)[:limit] for read, written in pairs]
@@ -134,7 +132,7 @@ class Prompt(Tokens):
     def encode(
         self, rows: Dataset, processor: PreTrainedTokenizerBase, limit: int, cache_dir: Path
     ) -> Dataset:
-        def encoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        def encoded(batch: Columns) -> Columns:
             return self.features(batch, processor, limit)
 
         tokens = [processor.eos_token, processor.bos_token, processor.chat_template]
@@ -149,7 +147,9 @@ class Prompt(Tokens):
         _check_lengths(split, limit)
         return split
 
-    def difference(self, rows: Dataset, ours: Any, theirs: Any) -> str | None:
+    def difference(
+        self, rows: Dataset, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
+    ) -> str | None:
         chat = bool(self.messages or self.chat)
         if not chat or theirs.chat_template:
             mine, yours = (list(self.tokens(rows, t)) for t in (ours, theirs))
@@ -178,6 +178,12 @@ class Prompt(Tokens):
         return None
 
 
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: no text; fill or remove it")
+    return value
+
+
 class Flattened:
     """Batches of one sequence, the rows one after the other; positions restart with each row."""
 
@@ -186,7 +192,7 @@ class Flattened:
 
         self.flatten = DataCollatorWithFlattening()
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
         import torch
 
         batch: dict[str, Any] = self.flatten(rows)

@@ -7,16 +7,17 @@ import logging
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
 from forge.data.missing import is_missing
+from forge.data.sources import Columns, Row
 from forge.errors import UserError
-from forge.inputs.input import Batch, Columns, Input, Size, Usage
+from forge.inputs.input import Batch, Input, Size, Usage
 from forge.models import loading, tokenizers, vocabularies
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Tokens(Input):
             )
         return asked
 
-    def identity(self, processor: PreTrainedTokenizerBase) -> list[Any]:
+    def identity(self, processor: PreTrainedTokenizerBase) -> list[object]:
         """What of a tokenizer decides on the tokens of a text."""
         spelled = json.loads(processor.backend_tokenizer.to_str()) if processor.is_fast else {}
         spelled.pop("truncation", None), spelled.pop("padding", None)
@@ -151,15 +152,13 @@ class Text(Tokens):
     def texts(self, rows: Dataset) -> Iterator[str]:
         return (text for column in self.kept for text in rows[column])
 
-    def features(
-        self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int
-    ) -> dict[str, list[Any]]:
+    def features(self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int) -> Columns:
         return encode([rows[column] for column in self.kept], processor, limit)
 
     def encode(
         self, rows: Dataset, processor: PreTrainedTokenizerBase, limit: int, cache_dir: Path
     ) -> Dataset:
-        def encoded(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+        def encoded(batch: Columns) -> Columns:
             return self.features(batch, processor, limit)
 
         key = fingerprint(
@@ -195,7 +194,7 @@ class Text(Tokens):
         )
 
 
-def vocabulary(model: Model, every: Any) -> PreTrainedTokenizerBase:
+def vocabulary(model: Model, every: Iterable[str]) -> PreTrainedTokenizerBase:
     """A tokenizer learnt from all texts, for an architecture from random weights."""
     architecture = loading.architecture_class(model.config)()
     if tokenizers.is_decoder(architecture):
@@ -204,7 +203,7 @@ def vocabulary(model: Model, every: Any) -> PreTrainedTokenizerBase:
     return vocabularies.word_pieces(model.config, every, two_texts)
 
 
-def texts(values: list[Any], split: str, column: str) -> list[str]:
+def texts(values: Sequence[object], split: str, column: str) -> list[str]:
     """A column as texts; raises `UserError` where a row has none."""
     missing = [i for i, value in enumerate(values) if value is None or value != value]
     odd = [i for i, value in enumerate(values) if not isinstance(value, str | int | float | None)]
@@ -223,9 +222,7 @@ def texts(values: list[Any], split: str, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def encode(
-    texts: list[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, list[Any]]:
+def encode(texts: list[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Columns:
     """One or two columns of texts as `input_ids`, …, `length` and `truncated`."""
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
@@ -250,10 +247,10 @@ class Collator:
         from transformers import DataCollatorWithPadding
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        self.pad: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(
+        self.pad: Callable[[list[Row]], Batch] = DataCollatorWithPadding(
             tokenizer, pad_to_multiple_of=multiple
         )
         self.columns = (*tokenizer.model_input_names, "labels", *extra)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+    def __call__(self, rows: list[Row]) -> Batch:
         return self.pad([{k: row[k] for k in self.columns if k in row} for row in rows])

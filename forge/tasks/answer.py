@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from forge.data.sources import Columns
 from forge.models.scaling import Scale
 from forge.tasks.decisions import Decisions, cross_entropy
 from forge.tasks.metrics import Facts
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from forge.config.schema import Model
-    from forge.inputs.input import Batch, Columns
+    from forge.inputs.input import Batch
 
 Scores: TypeAlias = dict[str, Any]  # by metric: a number, an interval, a count
-Predictions: TypeAlias = dict[str, list[Any]]  # the columns of a predictions' file
+Predictions: TypeAlias = Columns  # the columns of a predictions' file
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Answer(ABC):
         """Names of the model's outputs in their order; None: the vocabulary."""
 
     @abstractmethod
-    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
         """Columns of right answers, the first with None for a row without one.
 
         `columns` are the data's, `inputs` what the input kept. Raises `UserError`.
@@ -82,17 +82,17 @@ class Answer(ABC):
         """Whether a metric is for answers of this kind."""
 
     @abstractmethod
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: np.ndarray) -> np.ndarray:
         """Answers from logits [rows, C]."""
 
-    def baseline(self, labels: NDArray[Any]) -> NDArray[Any]:
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
         """Logits [rows, C] of always giving the commonest answer: what a teacher must beat."""
         assert self.labels is not None
-        one_hot: NDArray[Any] = np.zeros((len(labels), len(self.labels)))
+        one_hot: np.ndarray = np.zeros((len(labels), len(self.labels)))
         one_hot[:, Counter(labels.tolist()).most_common(1)[0][0]] = 1
         return one_hot
 
-    def predictions(self, rows: Dataset, logits: NDArray[Any]) -> Predictions:
+    def predictions(self, rows: Dataset, logits: np.ndarray) -> Predictions:
         """The columns of a predictions' file."""
         return {
             "label": list(rows["labels"]),

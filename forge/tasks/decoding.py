@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from forge.data.sources import Row
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
 from forge.inputs.prompt import Flattened
@@ -20,9 +21,27 @@ from forge.models.forward import Pass, in_batches
 if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
-    from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainingArguments,
+    )
+
+T = TypeVar("T")
 
 LOGITS = 2**28  # at once, 1 GB in fp32: a large vocabulary makes a batch smaller
+
+
+class Settings(TypedDict, total=False):
+    """Of a `transformers.GenerationConfig`."""
+
+    max_new_tokens: Required[int]
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,7 @@ class Reader:
     """A language model with its tokenizer, and how it is run. With several ranks each takes its
     share of the rows."""
 
-    model: Any
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     args: TrainingArguments
 
@@ -38,7 +57,8 @@ class Reader:
     def of(cls, trainer: transformers.Trainer) -> Reader:
         """The model that a trainer trains."""
         tokenizer: Any = trainer.processing_class
-        return cls(trainer.model, tokenizer, trainer.args)
+        model: Any = trainer.model
+        return cls(model, tokenizer, trainer.args)
 
 
 def losses(reader: Reader, split: Dataset) -> tuple[list[float], list[int]]:
@@ -55,11 +75,11 @@ def of_completions(
     reader: Reader,
     split: Dataset,
     of: Callable[[Tensor, Tensor], Tensor],
-    keep: Callable[[Tensor], Any],
-) -> list[Any]:
+    keep: Callable[[Tensor], T],
+) -> list[T]:
     """For each row `keep` of what `of` makes of its completion's tokens: logits and labels."""
 
-    def answer(batch: dict[str, Tensor]) -> list[Any]:
+    def answer(batch: dict[str, Tensor]) -> list[T]:
         labels = batch.pop("labels")[:, 1:]  # the logits at a token are about the next one
         logits = reader.model(**batch).logits[:, :-1]
         asked = labels != IGNORED
@@ -70,7 +90,7 @@ def of_completions(
 
     tokenizer: Any = reader.tokenizer
 
-    def collate(rows: list[dict[str, Any]]) -> Any:
+    def collate(rows: list[Row]) -> Any:
         ids = {"input_ids": [row["input_ids"] for row in rows]}
         batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt")
         batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
@@ -94,7 +114,7 @@ class Completion:
     cut: bool  # it was not at its end when its room was used up
 
 
-def generate(reader: Reader, split: Dataset, settings: dict[str, Any]) -> list[Completion]:
+def generate(reader: Reader, split: Dataset, settings: Settings) -> list[Completion]:
     """What the model writes after each prompt; `settings` are those of a GenerationConfig.
 
     A completion has `max_new_tokens`, or what its own prompt leaves of the model's context: rows
@@ -126,13 +146,14 @@ def _generate(reader: Reader, rows: Dataset, room: int, stops: list[int]) -> lis
     """Completions of at most `room` tokens."""
     tokenizer: Any = reader.tokenizer
 
-    def collate(rows: list[dict[str, Any]]) -> Any:
+    def collate(rows: list[Row]) -> Any:
         prompts = {"input_ids": [row["input_ids"][: row["prompt_length"]] for row in rows]}
         return tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
 
     def answer(batch: dict[str, Tensor]) -> list[Completion]:
         longest = batch["input_ids"].shape[1]
-        written = reader.model.generate(**batch, max_new_tokens=room)[:, longest:].tolist()
+        model: Any = reader.model
+        written = model.generate(**batch, max_new_tokens=room)[:, longest:].tolist()
         return [
             Completion(text(ids, stops, tokenizer), not set(stops) & set(ids)) for ids in written
         ]
@@ -143,12 +164,14 @@ def _generate(reader: Reader, rows: Dataset, room: int, stops: list[int]) -> lis
     )  # fmt: skip
 
 
-def context(config: Any) -> int:
+def context(config: PretrainedConfig) -> int:
     """How many tokens a model reads and writes at most."""
     return tokenizers.positions(config)
 
 
-def check_room(split: Dataset, new_tokens: int, config: Any, model: str = "the model") -> None:
+def check_room(
+    split: Dataset, new_tokens: int, config: PretrainedConfig, model: str = "the model"
+) -> None:
     """Raise `UserError` for a prompt after which the context has no room for an answer."""
     room = context(config)
     lengths = list(split["prompt_length"])
@@ -175,7 +198,7 @@ def ends(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> li
     return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
-def flattened(model: Any, split: Dataset, device: torch.device) -> Flattened:
+def flattened(model: PreTrainedModel, split: Dataset, device: torch.device) -> Flattened:
     """What makes batches of one sequence each, without padding.
 
     Raises `UserError` unless the model says of a row what it says of that row alone.
@@ -193,7 +216,7 @@ def flattened(model: Any, split: Dataset, device: torch.device) -> Flattened:
     return collate
 
 
-def moved(model: Any, batch: dict[str, Tensor], alone: Tensor) -> float:
+def moved(model: PreTrainedModel, batch: dict[str, Tensor], alone: Tensor) -> float:
     """How far the logits of a row [1, tokens], the last in a batch, are from those of it alone.
 
     As a share of the largest one; 0 within rounding. A model that does not take the batch gives 1.

@@ -22,7 +22,8 @@ from forge.tasks.metrics import Facts
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forge.inputs.input import Batch, Columns
+    from forge.data.sources import Columns
+    from forge.inputs.input import Batch
 
 log = logging.getLogger(__name__)
 MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name

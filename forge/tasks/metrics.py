@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import evaluate
 import numpy as np
@@ -18,7 +18,7 @@ from datasets import Features, Value
 
 from forge.errors import UserError, did_you_mean, one_line
 
-Score: TypeAlias = Callable[[Any, Any], float]  # of references and predictions of one length
+Score: TypeAlias = Callable[..., float]  # of references and predictions of one length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,65 +53,67 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
             features=Features({"predictions": value, "references": value}),
         )
 
-    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    def _compute(
+        self, predictions: Sequence[object], references: Sequence[object]
+    ) -> dict[str, float]:
         return {str(self.config_name): float(self.function.score(references, predictions))}
 
 
-def accuracy(true: Any, predicted: Any) -> float:
+def accuracy(true: Sequence[int], predicted: Sequence[int]) -> float:
     """Share of right answers."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(true, predicted))
 
 
-def f1(true: Any, predicted: Any) -> float:
+def f1(true: Sequence[int], predicted: Sequence[int]) -> float:
     """F1 of the second label, for two labels (as GLUE scores MRPC and QQP)."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, pos_label=1, average="binary", zero_division=0))
 
 
-def f1_macro(true: Any, predicted: Any) -> float:
+def f1_macro(true: Sequence[int], predicted: Sequence[int]) -> float:
     """Mean over labels of each label's F1."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, average="macro", zero_division=0))
 
 
-def matthews_correlation(true: Any, predicted: Any) -> float:
+def matthews_correlation(true: Sequence[int], predicted: Sequence[int]) -> float:
     """Matthews correlation coefficient, 0 for a constant answer (as GLUE scores CoLA)."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(true, predicted))
 
 
-def pearson(true: Any, predicted: Any) -> float:
+def pearson(true: Sequence[float], predicted: Sequence[float]) -> float:
     """Pearson correlation; 0 when either side is constant, where it is undefined."""
     from scipy.stats import pearsonr
 
     return 0.0 if constant(true) or constant(predicted) else float(pearsonr(true, predicted)[0])
 
 
-def spearman(true: Any, predicted: Any) -> float:
+def spearman(true: Sequence[float], predicted: Sequence[float]) -> float:
     """Spearman rank correlation; 0 when either side is constant, where it is undefined."""
     from scipy.stats import spearmanr
 
     return 0.0 if constant(true) or constant(predicted) else float(spearmanr(true, predicted)[0])
 
 
-def mse(true: Any, predicted: Any) -> float:
+def mse(true: Sequence[float], predicted: Sequence[float]) -> float:
     """Mean squared error; lower is better."""
     from sklearn.metrics import mean_squared_error
 
     return float(mean_squared_error(true, predicted))
 
 
-def exact_match(true: Any, predicted: Any) -> float:
+def exact_match(true: Sequence[str], predicted: Sequence[str]) -> float:
     """Share of right answers among generated ones: pass@1."""
     return float(sum(a == b for a, b in zip(true, predicted, strict=True)) / len(true))
 
 
-def perplexity(tokens: Any, nll: Any) -> float:
+def perplexity(tokens: Sequence[int], nll: Sequence[float]) -> float:
     """exp of the mean negative log-likelihood of a token, from each row's tokens and their sum."""
     return math.exp(min(sum(nll) / sum(tokens), 700))
 
@@ -135,7 +137,7 @@ FUNCTIONS = {
 }
 
 
-def constant(values: Any) -> bool:
+def constant(values: Iterable[object]) -> bool:
     """Whether all values are the same."""
     return len(set(values)) < 2
 

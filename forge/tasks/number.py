@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from forge.data.missing import is_missing
 from forge.errors import UserError
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from forge.inputs.input import Batch, Columns
+    from forge.data.sources import Columns
+    from forge.inputs.input import Batch
 
 log = logging.getLogger(__name__)
 FAR = 10.0  # published recipes train on values within this, such as STS-B's 0 to 5, as they are
@@ -78,7 +78,7 @@ class Number(Answer):
         for note in self.notes:
             log.info("%s", note)
 
-    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
         values = columns[self.column]
         numbers = [None if is_missing(value) else _number(value) for value in values]
         wrong = [i for i, n in enumerate(numbers) if n is not None and not math.isfinite(n)]
@@ -101,10 +101,10 @@ class Number(Answer):
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "float64")
 
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: np.ndarray) -> np.ndarray:
         return logits.reshape(len(logits), -1)[:, 0]
 
-    def baseline(self, labels: NDArray[Any]) -> NDArray[Any]:
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
         """Always the mean."""
         return np.full((len(labels), 1), labels.mean())
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forge.data import cache, sources
 from forge.errors import UserError, did_you_mean
@@ -148,7 +147,7 @@ class Task:
         """What makes batches of encoded rows."""
         return self.input.collator(processor, multiple, *extra)
 
-    def decisions(self, outputs: Any, batch: Batch) -> Decisions:
+    def decisions(self, outputs: Mapping[str, Tensor], batch: Batch) -> Decisions:
         """What a model's outputs decide."""
         return self.answer.decisions(outputs["logits"], batch)
 
@@ -156,7 +155,7 @@ class Task:
         """The task's loss: a sum over decisions, divided by the items of the whole step."""
         return mean(self.answer.loss(decisions, smoothing), items)
 
-    def judge(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    def judge(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Every metric of the task, from logits [rows, C]."""
         scores: dict[str, float] = {}
         for module in self.modules:

@@ -13,11 +13,10 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from forge.config.schema import Model
-    from forge.inputs.input import Batch, Columns
+    from forge.data.sources import Columns
+    from forge.inputs.input import Batch
 
 log = logging.getLogger(__name__)
 HEAD = Head("CausalLM", peft_type="CAUSAL_LM")
@@ -90,7 +90,7 @@ class Written(Answer):
         """Whether an extracted answer is the reference answer."""
         return answer == label != ""
 
-    def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[Any]]:
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
         labels = [self.extract(completion) for completion in inputs["completion"]]
         if "" in labels:
             i = labels.index("")
@@ -124,7 +124,7 @@ class Written(Answer):
     def judged_by(self, metric: Facts) -> bool:
         return metric.of_texts
 
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: np.ndarray) -> np.ndarray:
         raise AssertionError("texts are generated, not read off logits")
 
     def quick_evaluation(self, reader: Reader, split: Dataset) -> Scores:
@@ -200,14 +200,19 @@ class Written(Answer):
         total = sum(counts)
         return math.exp(-sum(n / total * math.log(n / total) for n in counts))
 
-    def greedy(self) -> dict[str, Any]:
+    def greedy(self) -> decoding.Settings:
         """`transformers.GenerationConfig`'s settings for the one answer that is judged."""
         return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
 
-    def sampled(self) -> dict[str, Any]:
+    def sampled(self) -> decoding.Settings:
         """Those for samples: from the whole distribution."""
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-        return {"max_new_tokens": self.max_new_tokens, **sampling}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
 
 
 def _of_tokens(nll: list[float], tokens: list[int]) -> dict[str, float]:
