@@ -43,7 +43,7 @@ def architecture(run: Run) -> PretrainedConfig:
     from transformers import AutoConfig
 
     folder = str(run.path / "model")
-    trust = source(run).from_pretrained.get("trust_remote_code")
+    trust = source(run).from_pretrained.get("trust_remote_code", False)
     with hub.access("model", folder, "RUN"):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     return config

@@ -225,6 +225,7 @@ def texts(values: Sequence[object], split: str, column: str) -> list[str]:
 def encode(texts: list[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Columns:
     """One or two columns of texts as `input_ids`, …, `length` and `truncated`."""
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    tokenizers.fill_empty(encoded, tokenizer)
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     full = [i for i, n in enumerate(encoded["length"]) if n == max_length]
     cut = set()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from forge.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 OFFSET = {  # architectures that number positions from the padding token's id on, as RoBERTa does
     "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
@@ -48,6 +48,14 @@ def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     if getattr(model, "type_vocab_size", None) == 1:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
+
+
+def fill_empty(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give each text of no tokens one of padding that is read: a model reads at least one."""
+    filling = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1, "token_type_ids": 0}
+    for row in [i for i, ids in enumerate(encoded["input_ids"]) if not ids]:
+        for name in filling.keys() & encoded.keys():
+            encoded[name][row] = [filling[name]]
 
 
 def positions(config: PretrainedConfig) -> int:

@@ -171,8 +171,8 @@ class Classifier:
         where = "mode.reward.classifier"
         path = loading.resolve(self.path, f"{where}.path")
         with hub.access("model", path, f"{where}.path=DIR"):
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            config = AutoConfig.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             tokenizers.check_vocabulary(self.tokenizer, config, f"{where}.path={self.path}")
             tokenizers.fit(self.tokenizer, config)
             self.model = loading.read(path, config=config)
@@ -189,6 +189,8 @@ class Classifier:
     def __call__(self, completions: list[str], **columns: Any) -> list[float]:
         import torch
 
+        from forge.models import tokenizers
+
         texts = {**columns, "completion": completions}
         for column in self.read:
             if column not in texts:
@@ -197,13 +199,10 @@ class Classifier:
         read = [[str(text)[:cut] for text in texts[column]] for column in self.read]
         rows = list(zip(*read, strict=True))
         distinct = list(dict.fromkeys(rows))  # a group shares its text
-        batch = self.tokenizer(
-            *map(list, zip(*distinct, strict=True)),
-            truncation=True,
-            max_length=self.limit,
-            padding=True,
-            return_tensors="pt",
-        )
+        texts_read = map(list, zip(*distinct, strict=True))
+        encoded = self.tokenizer(*texts_read, truncation=True, max_length=self.limit)
+        tokenizers.fill_empty(encoded, self.tokenizer)
+        batch = self.tokenizer.pad(encoded, return_tensors="pt", verbose=False)
         with torch.no_grad():
             logits = self.model(**batch.to(self.model.device)).logits.float()
         found = dict(zip(distinct, logits.softmax(-1).tolist(), strict=True))

@@ -162,6 +162,19 @@ def test_a_reward_model_reads_texts_and_pairs_as_alone(tmp_path):
         assert len(set(together)) == 3
 
 
+def test_a_text_without_a_token_is_read_as_padding(run, tmp_path, jsonl):
+    path = write(tmp_path / "start", GPT2)
+    jsonl("rows.jsonl", [{"first": " ".join(WORDS[: i % 9]), "label": i % 2} for i in range(24)])
+    one = "trainer.per_device_eval_batch_size=1"
+    together, each = run(path, steps=0), run(path, one, steps=0, at="one")
+    np.testing.assert_allclose(logits(together), logits(each), atol=1e-5)
+    reward = Classifier(str(path), label="0")
+    reward.bind(None)
+    empty, dog = reward(["", "dog"])
+    assert [empty, dog] == pytest.approx([reward([text])[0] for text in ("", "dog")], abs=1e-5)
+    assert logits(each)[0] == pytest.approx(alone(each, [["</s>"]])[0], abs=1e-5)
+
+
 @pytest.mark.parametrize("model", [ROBERTA, {"model_type": "bert", "pad_token_id": 1}])
 def test_long_texts_are_cut_at_the_positions_that_a_model_has(run, rows, tmp_path, jsonl, model):
     path = write(tmp_path / "start", model, "<pad>")
