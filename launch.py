@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 
 from forge import ranks
 from forge.config.compose import config_keys, one_word_each, register
-from forge.errors import FULL, USER_ERRORS, Failure, UserError, explain
+from forge.config.explain import explain
+from forge.errors import FULL, USER_ERRORS, Failure, UserError
+from forge.records.logs import leave_quietly, print_anywhere
 
 if TYPE_CHECKING:
     from forge.records.environment import Commit
@@ -117,6 +119,7 @@ def stop(error: Exception) -> None:
 def cli() -> None:
     """`main`, with a user's mistakes in one line; HYDRA_FULL_ERROR=1 shows their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to the lines below
+    print_anywhere()
     try:
         ranks.set_up()
         if ranks.COMPOSED in os.environ:
@@ -130,6 +133,12 @@ def cli() -> None:
 
             sys.argv[1:] = settle(sys.argv[1:])
         main()
+    except AssertionError as error:  # OmegaConf's, for +launcher.x=1 where launcher is null
+        if in_run or "Unexpected type for root" not in str(error):
+            raise
+        stop(UserError("a key below a null: choose an option of its group first (launcher=ddp)"))
+    except BrokenPipeError:
+        sys.exit(leave_quietly())
     except (*USER_ERRORS, Failure, OSError, ValueError) as error:
         if TRACEBACKS or (in_run and not isinstance(error, (*USER_ERRORS, Failure))):
             raise

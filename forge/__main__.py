@@ -12,7 +12,9 @@ from typing import Annotated, Any, Optional
 import typer
 from typer import Argument, Option
 
-from forge.errors import USER_ERRORS, Failure, UserError, explain
+from forge.config.explain import explain
+from forge.errors import USER_ERRORS, Failure, UserError
+from forge.records.logs import print_anywhere
 
 app = typer.Typer(
     help="Runs start with launch.py.",
@@ -259,6 +261,7 @@ def _finite(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
+    print_anywhere()
     try:
         words = sys.argv[1:] if arguments is None else arguments
         app(words or ["--help"], prog_name="python -m forge")

@@ -62,6 +62,11 @@ def set_up() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGKILL)
+    if int(os.environ.get("RANK", 0)) and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"RANK={os.environ['RANK']} is set in the environment, and WORLD_SIZE is not: unset "
+            "RANK, or start the ranks with torchrun, srun or launcher=ddp"
+        )
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment, environment_variables
 

@@ -54,10 +54,11 @@ def _checked(node: Node, where: str) -> Node:
     parameters = inspect.signature(callee).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if not takes_any or where == "mode":  # whose other arguments the run gives it
-        for key in given.keys() - parameters.keys():
+        later = node.get("_partial_")  # what has no default then is not for a config
+        known = [n for n, p in parameters.items() if not later or p.default is not p.empty]
+        for key in given.keys() - {n for n, p in parameters.items() if _by_name(p)}:
             raise UserError(
-                f"{where}.{key}: {node['_target_']} has no such setting"
-                + did_you_mean(key, parameters)
+                f"{where}.{key}: {node['_target_']} has no such setting{did_you_mean(key, known)}"
             )
     if not node.get("_partial_"):
         needed = {n for n, p in parameters.items() if p.default is p.empty and _by_name(p)}

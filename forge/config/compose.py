@@ -165,9 +165,12 @@ def quoted(value: Any) -> str:
     if not isinstance(value, str) or WORD.fullmatch(value):
         return str(value)
     escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value).replace("${", "\\${")
+    escaped = re.sub(r"\\+$", lambda found: 2 * found[0], escaped)
     return f"'{escaped}'"
 
 
 def override(key: str, value: Any) -> str:
     """`key=value` as one types it: in Hydra's quotes and the shell's."""
-    return shlex.quote(f"{key}={quoted(value)}")
+    word = f"{key}={quoted(value)}"
+    legible = "'" in word and not re.search(r'["$`\\!]', word)
+    return f'"{word}"' if legible else shlex.quote(word)

@@ -28,7 +28,15 @@ NOTHING = "<NONE>"  # what torch's launcher takes for the message of a rank that
 
 def wanted(launcher: Any) -> int:
     """How many processes a run is to have here, by its launcher node."""
-    asked = (launcher or {}).get("processes", 1)
+    settings = dict(launcher or {})
+    if "cluster" in settings:  # one of a submitted sweep's jobs
+        return 1
+    if unknown := sorted(settings.keys() - {"processes"}):
+        raise UserError(
+            f"launcher.{unknown[0]}: the processes of launcher=ddp are all on this machine, and "
+            "launcher.processes says how many; jobs on several nodes are launcher=slurm"
+        )
+    asked = settings.get("processes", 1)
     if type(asked) is not int or asked < 1:
         raise UserError(f"launcher.processes={asked}: a number, at least 1")
     return asked

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
@@ -37,6 +38,9 @@ from forge.records.environment import Commit, git
 from forge.records.secrets import masked
 
 BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
+# What a process of this machine is started with:
+LOCAL = ("cluster", "wait", "time", "python", "max_num_timeout", "gpus_per_node",
+         "array_parallelism")  # fmt: skip
 OTHERS = 20  # seconds that a rank waits for rank 0
 
 
@@ -53,8 +57,9 @@ class Shared:
 class Run:
     """A run as it travels: pickled at submission, called in the job."""
 
-    def __init__(self, config: DictConfig, shared: Shared) -> None:
+    def __init__(self, config: DictConfig, shared: Shared, at_once: int | None = None) -> None:
         self.config, self.shared = config, shared
+        self.at_once = at_once  # of a sweep's processes on this machine
         self.entry: dict[str, Any] = {}  # in the ledger
 
     def __call__(self) -> float:
@@ -67,6 +72,7 @@ class Run:
         here = submitit.JobEnvironment()
         if here.name() == "local":
             os.setsid()  # the terminal's Ctrl-C is not meant for us
+            self.turn = _wait_for_turn(here.paths.folder.parent, self.at_once)
         signal.signal(signal.SIGUSR2, once(signal.getsignal(signal.SIGUSR2)))  # submitit's
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         try:
@@ -113,6 +119,18 @@ class Run:
         return DelayedSubmission(self)
 
 
+def _wait_for_turn(folder: Path, at_once: int | None) -> FileLock | None:
+    """A lock that at most so many processes hold, until they end in whatever way."""
+    places = [FileLock(folder / f"turn-{i}.lock") for i in range(at_once or 0)]
+    while places:
+        for place in places:
+            with suppress(Timeout):
+                place.acquire(blocking=False)
+                return place
+        time.sleep(0.5)
+    return None
+
+
 def be_deaf() -> None:
     """Ignore the signals that SLURM sends."""
     for number in BLOCKED:
@@ -147,7 +165,8 @@ def launch(
         planned = {n: (masked(words), "") for n, words in numbered.items()}
         finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
         shared = Shared(context, task_function)
-        runs = {n: Run(frozen, shared) for n, frozen in to_run.items()}
+        at_once = settings.get("array_parallelism") if settings["cluster"] == "local" else None
+        runs = {n: Run(frozen, shared, at_once) for n, frozen in to_run.items()}
         teachers: dict[int, jobs.Job] = {}
         for waiting, untaught in _by_teacher(to_run, settings["cluster"]):
             needs = dict(settings)
@@ -179,15 +198,20 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     """Raise `UserError` for settings that nobody knows or that cannot be met here."""
     from submitit.slurm.slurm import SlurmExecutor
 
-    known = {*OURS, *SlurmExecutor._valid_parameters()}
-    for key in settings.keys() - known:
-        raise UserError(f"launcher.{key}: no such setting{did_you_mean(key, known, listed=False)}")
+    local = settings["cluster"] == "local"
     together = [key for key in ("nodes", "tasks_per_node") if (settings.get(key) or 1) != 1]
-    if settings["cluster"] == "local" and together:
+    if local and together:
         raise UserError(
             f"launcher.{together[0]}={settings[together[0]]}: in the background a job is one "
             "process; several that train one model together are launcher=ddp"
         )
+    known = {*LOCAL} if local else {*OURS, *SlurmExecutor._valid_parameters()}
+    for key in sorted(settings.keys() - known):
+        hint = did_you_mean(key, sorted(LOCAL)) if local else did_you_mean(key, known, listed=False)
+        raise UserError(f"launcher.{key}: no such setting{hint}")
+    at_once = settings.get("array_parallelism")
+    if at_once is not None and (type(at_once) is not int or at_once < 1):
+        raise UserError(f"launcher.array_parallelism={at_once}: a number of jobs, at least 1")
     if settings["cluster"] == "slurm" and SlurmExecutor.affinity() < 0:
         raise UserError("launcher=slurm: there is no srun here; go to a login node of the cluster")
     limit, delay = settings["time"], settings.get("signal_delay_s", 0)

@@ -183,19 +183,17 @@ def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
     lines = table(folder, jobs or {})
     words = differing([line[1] for line in lines])
     short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
-    if lines:
-        print(tables.drawn(COLUMNS, short))
     try:
         with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
-        print(sweep_report.report(folder)[1])
+        told = sweep_report.report(folder)[1]
     except UserError as error:
-        print(f"report  {error}")
+        told = f"report  {error}"
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(f"report  {folder}: the disk is full")
-    sys.stdout.flush()
+        told = f"report  {folder}: the disk is full"
+    print(*([tables.drawn(COLUMNS, short)] if lines else []), told, sep="\n", flush=True)
     if failed := sum(line[2] != "finished" for line in lines):
         way_out = f"go on with python launch.py {override('resume', str(folder))}"
         print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)

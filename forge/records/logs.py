@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from typing import TextIO
 
 from forge import ranks
 from forge.errors import FULL
+
+DASHES = "\u2500\u2501\u2013\u2014"
 
 
 @contextmanager
@@ -73,6 +78,34 @@ class LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not (isinstance(error, OSError) and error.errno in FULL):
             super().handleError(record)
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """What a run prints; where nobody reads on (`| head`) it goes on all the same."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
+def print_anywhere() -> None:
+    """Let a terminal that knows no such character show a dash for a line, else its number."""
+
+    def shown(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError) and error.object[error.start] in DASHES:
+            return "-", error.start + 1
+        return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("forge", shown)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="forge")
+
+
+def leave_quietly() -> int:
+    """The exit code when nobody reads what is printed (SIGPIPE's); nothing more is written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 class Readable(logging.Filter):

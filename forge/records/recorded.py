@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from forge.config.compose import CONF, SEARCHPATH, composing, dotted_values
+from forge.config.explain import explain
 from forge.config.schema import SWEEP
-from forge.errors import USER_ERRORS, UserError, explain
+from forge.errors import USER_ERRORS, UserError
 from forge.records.files import METADATA, STATE, Json, read_json
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.secrets import MASK

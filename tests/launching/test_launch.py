@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from forge.records.files import read_json
 from tests.support.commands import LAUNCH, forge, launch
 from tests.support.runs import SMALL, TOY
 
@@ -27,7 +28,10 @@ from tests.support.runs import SMALL, TOY
         ("precision=bf17", r"precision: invalid value 'bf17', expected one of \[auto, fp32, bf16"),
         ("seed=abc", r"seed: value 'abc'"),
         ("model.from_scratch=maybe", r"model\.from_scratch: value 'maybe' is not a valid bool"),
-        ("task=[", r"no viable alternative"),
+        ("task=[", r"task: Hydra reads \[ as"),
+        ("task.label=a=b", r'task\.label: .* "task\.label=\'a=b\'"'),
+        ("--config-name=nope", r"--config-name=nope: no such config"),
+        ("+launcher.nodes=2", r"a key below a null: choose an option"),
         ("tracking=null", r"null is no option of a group"),
         ("hydra.run.dir=/proc/nowhere", r"run directory: .*hydra\.run\.dir=DIR"),
     ],
@@ -223,7 +227,8 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
 
     from tests.support.runs import SMALL, TOY
 
-    words = (*TOY, *SMALL, "trainer.max_steps=4", "seed=1,2", "launcher=background")
+    words = (*TOY, *SMALL, "trainer.max_steps=4", "seed=1,2", "launcher=background",
+             "launcher.array_parallelism=1")  # fmt: skip
     driver = subprocess.Popen(
         [sys.executable, str(LAUNCH), *words, "hydra.sweep.dir=sweep"], cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -240,3 +245,41 @@ def test_ctrl_c_leaves_jobs_in_the_background_alone_and_one_comes_back(tmp_path)
     assert watched.returncode == 0, watched.stderr
     table = (tmp_path / "sweep" / "sweep.csv").read_text()
     assert table.count(",finished,accuracy") == 2
+    records = [tmp_path / "sweep" / seed / "run_metadata.json" for seed in "01"]
+    attempts = [read_json(record)["attempts"][0] for record in records]
+    first, second = sorted((attempt["started"], attempt["ended"]) for attempt in attempts)
+    assert first[1] <= second[0]  # one at a time
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["launcher=background", "+launcher.mem_gb=3"],
+            r"launcher\.mem_gb: no such setting; known:",
+        ),
+        (["launcher=background", "launcher.array_parallelism=0"], r"array_parallelism=0: a number"),
+        (["launcher=ddp", "+launcher.nodes=2"], r"launcher\.nodes: the processes of launcher=ddp"),
+    ],
+)
+def test_a_launcher_knows_its_settings(tmp_path, words, message):
+    done = launch(tmp_path, "seed=1,2" if "background" in words[0] else "seed=1", *words)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_of_nobody_is_refused(tmp_path):
+    alone = launch(tmp_path, "task=toy", RANK="1")
+    assert alone.returncode == 2 and "RANK=1 is set in the environment" in alone.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_output_nobody_reads_on_runs_to_its_end(tmp_path):
+    words = ["-m", *TOY, *SMALL, "trainer.max_steps=1", "seed=1,2", "hydra.sweep.dir=sweep"]
+    command = [sys.executable, str(LAUNCH), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does
+        assert process.stderr.read() == "" and process.wait(timeout=120) == 141
+    assert (tmp_path / "sweep" / "sweep.csv").read_text().count(",finished,") == 2
