@@ -61,16 +61,16 @@ class Restore(TrainerCallback):
         train_dataloader: DataLoader[object] | None = None,
         **kwargs: object,
     ) -> None:
-        """Tell the sampler its epoch: with several ranks accelerate's wrappers of batches to skip
-        and of a rank's share hide it (accelerate 1.15), and the first epoch's
-        order would come again."""
+        """Set the sampler's epoch: with several ranks accelerate's wrappers (1.15) hide it from
+        transformers, and the first epoch's order would come again."""
         assert train_dataloader is not None
-        sampler: Any = train_dataloader.batch_sampler
+        sampler: object = train_dataloader.batch_sampler
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
-        if hasattr(sampler.sampler, "set_epoch"):
+        of_rows = getattr(sampler, "sampler", None)
+        if of_rows is not None and hasattr(of_rows, "set_epoch"):
             steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-            sampler.sampler.set_epoch(state.global_step // steps)
+            of_rows.set_epoch(state.global_step // steps)
 
     def best(self, state: TrainerState) -> None:
         """Point at the best checkpoint where it is now; forget one that is gone, and say so."""
