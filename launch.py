@@ -50,14 +50,14 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
 
         return run(cfg, run_dir, submitted=submitted)
     except (*USER_ERRORS, Failure, OSError) as error:
-        told: Exception = error
+        reported: Exception = error
         if isinstance(error, OSError):
             if error.errno not in FULL:
                 raise
-            told = Failure(f"{run_dir}: the disk is full; make room and give the same command")
+            reported = Failure(f"{run_dir}: the disk is full; make room and give the same command")
         if HydraConfig.get().mode is RunMode.RUN and not TRACEBACKS:
-            stop(told)  # here, before Hydra adds a line of its own
-        raise told from error
+            stop(reported)  # here, before Hydra adds a line of its own
+        raise reported from error
 
 
 def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
@@ -129,9 +129,9 @@ def cli() -> None:
             return
         sys.argv[1:] = one_word_each(sys.argv[1:])
         if any(word.startswith("resume=") for word in sys.argv):
-            from forge.launching.resume import settle
+            from forge.launching.resume import resumed_arguments
 
-            sys.argv[1:] = settle(sys.argv[1:])
+            sys.argv[1:] = resumed_arguments(sys.argv[1:])
         main()
     except AssertionError as error:  # OmegaConf's, for +launcher.x=1 where launcher is null
         if in_run or "Unexpected type for root" not in str(error):

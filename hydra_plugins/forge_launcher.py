@@ -41,7 +41,7 @@ class SubmitLauncher(SlurmLauncher):  # type: ignore[misc]  # untyped
             self.hydra_context,
             self.task_function,
             self.config,
-            [list(words) for words in job_overrides],
+            [list(overrides) for overrides in job_overrides],
             initial_job_idx,
         )
 

@@ -12,17 +12,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from forge.config.compose import override
 from forge.errors import Failure, UserError, one_line
 from forge.launching import sweep
-from forge.records.files import METADATA, RESULTS, STATE, now, read_json
+from forge.records.files import METADATA, RESULTS, STATE, Json, now, read_json
 
 LEDGER = "jobs.jsonl"
 OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL",
@@ -33,6 +33,7 @@ GRACE = {"NODE_FAIL": 60, "PREEMPTED": 60, "UNKNOWN": 60, "COMPLETED": 15}
 MEMORY = re.compile(r"memory limit|oom[-_ ]kill|out of memory", re.I)
 RESTING = ("finished", "pending")  # below the others, where a terminal may cut the table
 COLUMNS = ("job", "id", "overrides", "state", "step", "headline", "time")
+Line: TypeAlias = tuple[str, str, str, str, str, str, str]  # of these
 
 
 @dataclass
@@ -61,12 +62,12 @@ class Job:
 
 def entered(sweep_dir: Path) -> list[Job]:
     """Every submission, in their order."""
-    found = []
+    submissions = []
     file = sweep_dir / LEDGER
     for line in file.read_text().splitlines() if file.is_file() else ():
         with suppress(json.JSONDecodeError):  # a line that was being written
-            found.append(Job(**json.loads(line)))
-    return found
+            submissions.append(Job(**json.loads(line)))
+    return submissions
 
 
 def read_ledger(sweep_dir: Path) -> dict[int, Job]:
@@ -85,17 +86,17 @@ def enter(sweep_dir: Path, jobs: Iterable[Job]) -> None:
 
 
 def states(jobs: Iterable[Job]) -> dict[str, str]:
-    """The state of each job in SLURM's words; one call asks for all.
+    """The state of each job as SLURM names it; one call asks for all.
 
     Raises `Failure` when SLURM does not answer, which says nothing about the jobs.
     """
     jobs = list(jobs)
-    found = {job.job: _process_state(job) for job in jobs if job.cluster == "local"}
+    processes = {job.job: _process_state(job) for job in jobs if job.cluster == "local"}
     asked = [job.job for job in jobs if job.cluster != "local"]
-    told = _sacct(asked) if asked else {}
-    if any(job not in told for job in asked):  # no accounts, or not yet in them
-        told = _squeue() | told
-    return found | {job: told.get(job, "UNKNOWN") for job in asked}
+    known = _sacct(asked) if asked else {}
+    if any(job not in known for job in asked):  # no accounts, or not yet in them
+        known = _squeue() | known
+    return processes | {job: known.get(job, "UNKNOWN") for job in asked}
 
 
 def _sacct(jobs: list[str]) -> dict[str, str]:
@@ -113,17 +114,17 @@ def _squeue() -> dict[str, str]:
     return dict(line.split("|") for line in text.split())
 
 
-def _run(*words: str) -> str | None:
+def _run(*command: str) -> str | None:
     """What a command prints; None when it fails."""
     with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         return done.stdout if done.returncode == 0 else None
     return None
 
 
 def _process_state(job: Job) -> str:
     if job.host != socket.gethostname():
-        raise UserError(f"job {job.number} is process {job.job} of {job.host}; look there")
+        raise UserError(f"job {job.number} is process {job.job} of {job.host}; ask there")
     with suppress(ChildProcessError):
         os.waitpid(int(job.job), os.WNOHANG)  # a child of ours that has ended
     try:
@@ -153,20 +154,20 @@ def outcome(job: Job) -> Outcome | None:
     if not all(path.exists() for path in job.results):
         return None
     ends = [pickle_load(path) for path in job.results]
-    for end, told in ends:
+    for end, value in ends:
         if end == "error":
-            return Outcome(error=_reason(told))
+            return Outcome(error=_reason(value))
     return Outcome(value=ends[0][1])
 
 
-def _reason(told: str) -> str:
+def _reason(traceback: str) -> str:
     """The exception that a traceback ends with, in one line."""
-    last = told.rpartition('\n  File "')[2]
+    last = traceback.rpartition('\n  File "')[2]
     lines = [line for line in last.splitlines()[1:] if line and not line.startswith(" ")]
-    line = one_line(lines[0] if lines else told)
-    name, colon, words = line.partition(": ")
+    line = one_line(lines[0] if lines else traceback)
+    name, colon, message = line.partition(": ")
     name = name.rpartition(".")[2]
-    return words if name in ("UserError", "Failure") else f"{name}{colon}{words}"
+    return message if name in ("UserError", "Failure") else f"{name}{colon}{message}"
 
 
 def _death(job: Job, state: str) -> Outcome:
@@ -174,13 +175,13 @@ def _death(job: Job, state: str) -> Outcome:
     if read_json(Path(job.directory, STATE)).get("status") == "finished":
         headline = read_json(Path(job.directory, RESULTS)).get("headline", {})
         return Outcome(value=headline.get("value"))
-    said = job.log.read_text(errors="replace")[-4000:] if job.log.is_file() else ""
-    if state.startswith("OUT_OF_ME") or MEMORY.search(said):
+    output = job.log.read_text(errors="replace")[-4000:] if job.log.is_file() else ""
+    if state.startswith("OUT_OF_ME") or MEMORY.search(output):
         return Outcome(error="killed for its memory; raise launcher.mem_gb")
     if job.cluster == "local":
         return Outcome(error=f"process {job.job} is gone; see {job.log}")
-    told = "not known to it any more" if state == "UNKNOWN" else state
-    return Outcome(error=f"SLURM: {told}" + (f"; see {job.log}" if said else ""))
+    reason = "not known to it any more" if state == "UNKNOWN" else state
+    return Outcome(error=f"SLURM: {reason}" + (f"; see {job.log}" if output else ""))
 
 
 class Watcher:
@@ -197,14 +198,14 @@ class Watcher:
     def left(self) -> list[Job]:
         return [job for job in self.jobs if job.number not in self.outcomes]
 
-    def look(self) -> None:
-        """Look for results; ask SLURM now and then, the longer it takes the less often."""
+    def poll(self) -> None:
+        """Read results; ask SLURM now and then, the longer it takes the less often."""
         failing = False
         for job in self.left:
-            found = outcome(job)
-            if found and not found.error:
-                self.outcomes[job.number] = found
-            failing |= found is not None
+            ended = outcome(job)
+            if ended and not ended.error:
+                self.outcomes[job.number] = ended
+            failing |= ended is not None
         clock = time.monotonic()
         if not self.left or clock < self.next:
             return
@@ -225,19 +226,19 @@ class Watcher:
                 self.over.pop(job.job, None)
                 continue
             since = self.over.setdefault(job.job, clock)
-            found = outcome(job)
+            ended = outcome(job)
             grace = (
-                0 if found and state in ("FAILED", "COMPLETED") else GRACE.get(state.split()[0], 5)
+                0 if ended and state in ("FAILED", "COMPLETED") else GRACE.get(state.split()[0], 5)
             )
             if clock - since >= grace:
-                self.outcomes[job.number] = found or _death(job, state)
+                self.outcomes[job.number] = ended or _death(job, state)
 
-    def lines(self) -> list[tuple[str, ...]]:
+    def lines(self) -> list[Line]:
         """The table's rows."""
-        words = sweep.differing([" ".join(job.overrides) for job in self.jobs])
-        return [self._line(job, own) for job, own in zip(self.jobs, words, strict=True)]
+        shown = sweep.differing([" ".join(job.overrides) for job in self.jobs])
+        return [self._line(job, own) for job, own in zip(self.jobs, shown, strict=True)]
 
-    def _line(self, job: Job, words: str) -> tuple[str, ...]:
+    def _line(self, job: Job, overrides: str) -> Line:
         run = Path(job.directory)
         state, metadata = read_json(run / STATE), read_json(run / METADATA)
         headline = read_json(run / RESULTS).get("headline")
@@ -245,15 +246,15 @@ class Watcher:
         value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
         started = (metadata.get("attempts") or [{}])[0].get("started")
         until = state.get("updated") if job.number in self.outcomes else now()
-        word, spent = self._word(job, state), _time(started, until)
+        status, spent = self._status(job, state), _time(started, until)
         number = str(job.number) if job.number >= 0 else f"teacher {-job.number}"
-        return number, job.job, words, word, steps, value, spent
+        return number, job.job, overrides, status, steps, value, spent
 
-    def _word(self, job: Job, state: dict[str, Any]) -> str:
+    def _status(self, job: Job, state: Json) -> str:
         if ended := self.outcomes.get(job.number):
             return "failed" if ended.error else "finished"
-        word = self.states.get(job.job, "submitted").lower()
-        return str(state.get("status", "starting")) if word == "running" else word
+        queued = self.states.get(job.job, "submitted").lower()
+        return str(state.get("status", "starting")) if queued == "running" else queued
 
 
 def _time(started: str | None, until: str | None) -> str:
@@ -268,7 +269,7 @@ def follow(jobs: Iterable[Job]) -> dict[int, Outcome]:
     watcher = Watcher(jobs)
     with _display() as show:
         while True:
-            watcher.look()
+            watcher.poll()
             show(watcher.lines())
             if not watcher.left:
                 break
@@ -281,26 +282,26 @@ def follow(jobs: Iterable[Job]) -> dict[int, Outcome]:
 
 
 @contextmanager
-def _display() -> Iterator[Any]:
+def _display() -> Iterator[Callable[[list[Line]], None]]:
     from rich import box
     from rich.live import Live
     from rich.table import Table
 
     shown: dict[str, str] = {}
 
-    def lines(rows: list[tuple[str, ...]]) -> None:
-        for number, job, words, state, steps, value, _ in rows:
+    def lines(rows: list[Line]) -> None:
+        for number, job, overrides, state, steps, value, _ in rows:
             if shown.get(number) != state:
-                told = (number, job, state, steps, value, "" if number in shown else words)
+                new = (number, job, state, steps, value, "" if number in shown else overrides)
                 shown[number] = state
-                print("job", "  ".join(filter(None, told)), flush=True)
+                print("job", "  ".join(filter(None, new)), flush=True)
 
     if not sys.stdout.isatty():
         yield lines
         return
     with Live(refresh_per_second=2) as live:
 
-        def table(rows: list[tuple[str, ...]]) -> None:
+        def table(rows: list[Line]) -> None:
             counts = Counter(row[3] for row in rows)
             title = ", ".join(f"{count} {state}" for state, count in counts.items())
             drawn = Table(*COLUMNS, title=title, box=box.SIMPLE_HEAD)
@@ -340,11 +341,3 @@ def way_out(sweep_dir: Path) -> str:
 
 def how_to_come_back(sweep_dir: Path) -> str:
     return f"come back with python -m forge runs --watch {shlex.quote(str(sweep_dir))}"
-
-
-def at() -> dict[str, str]:
-    """Where and when a submission happens."""
-    return {
-        "host": socket.gethostname(),
-        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

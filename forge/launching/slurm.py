@@ -1,4 +1,4 @@
-"""Submit the runs of a sweep: configs frozen, truthful exit codes, requeued runs that go on.
+"""Submit the runs of a sweep: what is neither finished nor under way, their teachers first.
 
 submitit carries each run to SLURM (or to a process of this machine); Hydra's launcher for it is
 in hydra_plugins/. What is submitted is a `Run`: the composed config and nothing that is read again.
@@ -7,149 +7,32 @@ in hydra_plugins/. What is submitted is a `Run`: the composed config and nothing
 from __future__ import annotations
 
 import copy
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from filelock import FileLock, Timeout
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from forge import ranks
-from forge.config.compose import register
-from forge.config.schema import is_taught, to_config
+from forge.config.schema import Node, is_taught, to_config
 from forge.data import fingerprints
 from forge.errors import Failure, UserError, did_you_mean
 from forge.launching import jobs, sweep
+from forge.launching.in_job import Run, Shared
 from forge.launching.submission import FILES, OURS, complete, submit
 from forge.records import record
-from forge.records.environment import Commit, git
+from forge.records.environment import Commit
 from forge.records.secrets import masked
 
-BLOCKED = {signal.SIGUSR2, signal.SIGTERM}  # until there are handlers for them
 # What a process of this machine is started with:
 LOCAL = ("cluster", "wait", "time", "python", "max_num_timeout", "gpus_per_node",
          "array_parallelism")  # fmt: skip
-OTHERS = 20  # seconds that a rank waits for rank 0
-
-
-@dataclass
-class Shared:
-    """What all runs of a sweep take with them."""
-
-    context: HydraContext
-    task_function: Callable[..., float]  # of a config and, by keyword, the commit `submitted`
-    singletons: Any = field(default_factory=Singleton.get_state)
-    submitted: Commit = field(default_factory=git)
-
-
-class Run:
-    """A run as it travels: pickled at submission, called in the job."""
-
-    def __init__(self, config: DictConfig, shared: Shared, at_once: int | None = None) -> None:
-        self.config, self.shared = config, shared
-        self.at_once = at_once  # of a sweep's processes on this machine
-        self.entry: dict[str, Any] = {}  # in the ledger
-
-    def __call__(self) -> float:
-        """The headline; a run that fails raises, and then SLURM calls its job FAILED."""
-        import submitit
-
-        Singleton.set_state(copy.deepcopy(self.shared.singletons))
-        setup_globals()
-        register()
-        here = submitit.JobEnvironment()
-        if here.name() == "local":
-            os.setsid()  # the terminal's Ctrl-C is not meant for us
-            self.turn = _wait_for_turn(here.paths.folder.parent, self.at_once)
-        signal.signal(signal.SIGUSR2, once(signal.getsignal(signal.SIGUSR2)))  # submitit's
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
-        try:
-            ranks.set_up()
-            return self._run(here.job_id)
-        except BaseException as stopped:
-            self._leave(stopped)
-            raise
-        finally:
-            be_deaf()  # the rest is bookkeeping, in threads of libraries too
-
-    def _run(self, job_id: str) -> float:
-        config = copy.deepcopy(self.config)
-        with open_dict(config):
-            config.hydra.job.id = job_id
-        ended = run_job(
-            partial(self.shared.task_function, submitted=self.shared.submitted),
-            config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=self.shared.context,
-        )
-        if ended.status is not JobStatus.COMPLETED:  # Hydra has swallowed the exception
-            raise ended._return_value
-        return float(ended.return_value)
-
-    def _leave(self, stopped: BaseException) -> None:
-        """Requeue a run that USR2 stopped; end as any other signal says."""
-        code = getattr(stopped, "exit_code", None)  # forge.errors.Preempted
-        if code is None:
-            return
-        if code == 128 + signal.SIGUSR2:
-            requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: rank 0 leaves
-            requeue(signal.SIGUSR2, None)
-            time.sleep(OTHERS)  # rank 0 does it, unless it waits for this one in a collective
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
-            time.sleep(OTHERS)  # the other ranks end with the job
-        sys.exit(code)
-
-    def checkpoint(self) -> Any:
-        """What submitit submits again: the same."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-def _wait_for_turn(folder: Path, at_once: int | None) -> FileLock | None:
-    """A lock that at most so many processes hold, until they end in whatever way."""
-    places = [FileLock(folder / f"turn-{i}.lock") for i in range(at_once or 0)]
-    while places:
-        for place in places:
-            with suppress(Timeout):
-                place.acquire(blocking=False)
-                return place
-        time.sleep(0.5)
-    return None
-
-
-def be_deaf() -> None:
-    """Ignore the signals that SLURM sends."""
-    for number in BLOCKED:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def once(handler: Any) -> Callable[[int, FrameType | None], None]:
-    """A handler that is deaf while it works: another signal in the midst of submitit's would find
-    half a checkpoint and fail the job."""
-
-    def first(number: int, frame: FrameType | None) -> None:
-        be_deaf()
-        handler(number, frame)
-
-    return first
 
 
 def launch(
-    settings: dict[str, Any],
+    settings: Node,
     context: HydraContext,
     task_function: Callable[..., float],
     config: DictConfig,
@@ -162,7 +45,7 @@ def launch(
     try:
         check(settings, config)
         numbered = sweep.planned(config, context.config_loader, overrides, first)
-        planned = {n: (masked(words), "") for n, words in numbered.items()}
+        planned = {n: (masked(overrides), "") for n, overrides in numbered.items()}
         finished, alive, to_run = _sort(config, context, numbered, sweep_dir)
         shared = Shared(context, task_function)
         at_once = settings.get("array_parallelism") if settings["cluster"] == "local" else None
@@ -181,9 +64,9 @@ def launch(
         sweep.sum_up(sweep_dir, planned)
         raise
     try:
-        print(_told(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
+        print(_summary(sweep_dir, settings["wait"], finished, alive, runs, teachers), flush=True)
         if not settings["wait"]:
-            return [_returned(words, jobs.Outcome()) for words in numbered.values()]
+            return [_returned(own, jobs.Outcome()) for own in numbered.values()]
         outcomes = jobs.follow([*teachers.values(), *alive.values()])
     except KeyboardInterrupt:
         print(f"\nthe jobs go on; {jobs.how_to_come_back(sweep_dir)}", flush=True)
@@ -194,7 +77,7 @@ def launch(
     return [_returned(numbered[n], outcomes[n], alive.get(n)) for n in numbered]
 
 
-def check(settings: dict[str, Any], config: DictConfig) -> None:
+def check(settings: Node, config: DictConfig) -> None:
     """Raise `UserError` for settings that nobody knows or that cannot be met here."""
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -218,7 +101,7 @@ def check(settings: dict[str, Any], config: DictConfig) -> None:
     if type(limit) is not int or limit * 60 <= delay:
         raise UserError(
             f"launcher.time={limit}: minutes, more than the {delay} seconds before the end at "
-            "which a job is told to save (launcher.signal_delay_s)"
+            "which a job is asked to save (launcher.signal_delay_s)"
         )
     if not settings["wait"] and sweep.is_search(config):
         raise UserError("launcher.wait=false: a search needs the results of its runs")
@@ -233,15 +116,15 @@ def _sort(
     ledger = {n: job for n, job in jobs.read_ledger(sweep_dir).items() if n in numbered}
     states = jobs.states(ledger.values())
     alive = {n: job for n, job in ledger.items() if not jobs.is_over(states[job.job])}
-    for number, words in numbered.items():
+    for number, overrides in numbered.items():
         if number in alive:
-            if not config.resume and alive[number].overrides != words:
+            if not config.resume and alive[number].overrides != masked(overrides):
                 raise UserError(
                     f"{sweep_dir}: its job {number} is under way with other overrides "
                     f"({' '.join(alive[number].overrides)}); take another hydra.sweep.dir"
                 )
             continue
-        frozen = context.config_loader.load_sweep_config(config, words)
+        frozen = context.config_loader.load_sweep_config(config, overrides)
         with open_dict(frozen):
             frozen.hydra.job.num = number
         run_dir = sweep_dir / str(OmegaConf.select(frozen, "hydra.sweep.subdir"))
@@ -263,12 +146,12 @@ def _by_teacher(
     for number, frozen in to_run.items():
         taught = name == "slurm" and is_taught(frozen)
         groups.setdefault(_teacher_key(frozen) if taught else "", []).append(number)
-    found: list[tuple[list[int], DictConfig | None]] = []
+    grouped: list[tuple[list[int], DictConfig | None]] = []
     for key, numbers in groups.items():
         config = to_run[numbers[0]]
         first = config if key and _untrained(config) else None
-        found.append((numbers, first))
-    return found
+        grouped.append((numbers, first))
+    return grouped
 
 
 def _teacher_key(config: DictConfig) -> str:
@@ -293,21 +176,23 @@ def train(cfg: DictConfig, submitted: Commit) -> float:
     return train_teachers(cfg)
 
 
-def _teach(settings: dict[str, Any], sweep_dir: Path, run: Run, key: str) -> jobs.Job:
+def _teach(settings: Node, sweep_dir: Path, run: Run, key: str) -> jobs.Job:
     """The job that trains a teacher: submitted, unless it is under way since an earlier command."""
     directory = f"teacher-{key}"
     run.config = copy.deepcopy(run.config)
     run.config.hydra.sweep.subdir = directory
     ledger = jobs.read_ledger(sweep_dir)
     earlier = [job for n, job in ledger.items() if n < 0 and Path(job.directory).name == directory]
-    told = jobs.states(earlier)
-    alive = [job for job in earlier if not jobs.is_over(told[job.job])]
+    states = jobs.states(earlier)
+    alive = [job for job in earlier if not jobs.is_over(states[job.job])]
     number = earlier[0].number if earlier else min([0, *ledger]) - 1
-    words = {number: [f"model@teacher={run.config.hydra.runtime.choices['model@teacher']}"]}
-    return alive[0] if alive else submit(settings, sweep_dir, {number: run}, words)[number]
+    overrides = [f"model@teacher={run.config.hydra.runtime.choices['model@teacher']}"]
+    if alive:
+        return alive[0]
+    return submit(settings, sweep_dir, {number: run}, {number: overrides})[number]
 
 
-def _after(settings: dict[str, Any], job: jobs.Job) -> dict[str, Any]:
+def _after(settings: Node, job: jobs.Job) -> Node:
     """The settings of jobs that start when another has ended well, and are cancelled if not."""
     given = [settings["dependency"]] if settings.get("dependency") else []
     more = {**settings.get("additional_parameters", {}), "kill-on-invalid-dep": "yes"}
@@ -326,7 +211,7 @@ def _tidy(sweep_dir: Path) -> None:
         sweep.discard(sweep_dir)
 
 
-def _told(
+def _summary(
     sweep_dir: Path,
     waits: bool,
     finished: dict[int, jobs.Outcome],
@@ -349,11 +234,11 @@ def _told(
     return ", ".join(parts)
 
 
-def _returned(words: list[str], ended: jobs.Outcome, job: jobs.Job | None = None) -> JobReturn:
+def _returned(overrides: list[str], ended: jobs.Outcome, job: jobs.Job | None = None) -> JobReturn:
     """The outcome in Hydra's terms."""
-    found = JobReturn(overrides=words, status=JobStatus.COMPLETED)
-    found.return_value = ended.value
+    returned = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    returned.return_value = ended.value
     if ended.error and job:
-        found.status = JobStatus.FAILED
-        found.return_value = Failure(f"job {job.number} ({job.job}): {ended.error}")
-    return found
+        returned.status = JobStatus.FAILED
+        returned.return_value = Failure(f"job {job.number} ({job.job}): {ended.error}")
+    return returned

@@ -1,21 +1,32 @@
-"""What submitit is asked to start, and the words for what it refuses."""
+"""What submitit is asked to start, and the lines for what it refuses."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from forge.config.schema import Node
 from forge.errors import UserError, one_line
 from forge.launching import jobs
+from forge.launching.in_job import Run
+from forge.launching.sealing import SECRETS
+from forge.records.secrets import masked
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
 
 COMMON = ("name", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb")
 OURS = ("cluster", "wait", "time", "max_num_timeout", "python", *COMMON)
@@ -24,9 +35,9 @@ FILES = ".submitit"  # submitit's folder in a sweep's
 
 
 def submit(
-    settings: dict[str, Any],
+    settings: Node,
     sweep_dir: Path,
-    runs: dict[int, Any],
+    runs: dict[int, Run],
     numbered: dict[int, list[str]],
 ) -> dict[int, jobs.Job]:
     """Submit runs as arrays that SLURM takes, each entered in the ledger; jobs by number."""
@@ -40,21 +51,14 @@ def submit(
     except (AssertionError, TypeError, ValueError) as error:
         raise _misfit(error) from error
     numbers, size = list(runs), _array_size(settings["cluster"])
+    secrets = sorted(set().union(*(run.own_secrets() for run in runs.values())))
     submitted: dict[int, jobs.Job] = {}
     for start in range(0, len(numbers), size):
         chunk = numbers[start : start + size]
         for number in chunk:
-            runs[number].entry = {
-                "number": number,
-                "overrides": numbered[number],
-                "directory": str(
-                    sweep_dir.absolute() / str(runs[number].config.hydra.sweep.subdir)
-                ),
-                "ranks": (settings.get("nodes") or 1) * (settings.get("tasks_per_node") or 1),
-                "cluster": settings["cluster"],
-                **jobs.at(),
-            }
-        with _outside(settings["cluster"]):
+            runs[number].secrets = secrets
+            runs[number].entry = _entry(settings, sweep_dir, runs[number], number, numbered[number])
+        with _outside(settings["cluster"], secrets):
             try:
                 sent = executor.submit_array([runs[n] for n in chunk])
             except FailedJobError as error:
@@ -67,13 +71,31 @@ def submit(
     return submitted
 
 
-def _as_job(run: Any, job_id: str, folder: Path) -> jobs.Job:
-    return jobs.Job(job=job_id, folder=str(folder), **run.entry)
+def _entry(
+    settings: Node, sweep_dir: Path, run: Run, number: int, overrides: list[str]
+) -> jobs.Job:
+    """A run's line in the ledger before its job has an id and a folder."""
+    return jobs.Job(
+        job="",
+        number=number,
+        overrides=masked(overrides),
+        directory=str(sweep_dir.absolute() / str(run.config.hydra.sweep.subdir)),
+        folder="",
+        ranks=(settings.get("nodes") or 1) * (settings.get("tasks_per_node") or 1),
+        cluster=settings["cluster"],
+        host=socket.gethostname(),
+        submitted=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _as_job(run: Run, job_id: str, folder: Path) -> jobs.Job:
+    assert run.entry is not None
+    return replace(run.entry, job=job_id, folder=str(folder))
 
 
 def complete(sweep_dir: Path) -> None:
-    """Enter what was submitted by a process that was killed before it could: submitit's files
-    tell. A job whose file is not in its place yet ends by itself, without a run."""
+    """Enter what was submitted by a process that was killed before it could, from submitit's
+    files. A job whose file is not in its place yet ends by itself, without a run."""
     from submitit.core.utils import DelayedSubmission
 
     known = {job.job for job in jobs.entered(sweep_dir)}
@@ -81,10 +103,11 @@ def complete(sweep_dir: Path) -> None:
         job_id = file.name.removesuffix("_submitted.pkl")
         if job_id not in known:
             run = DelayedSubmission.load(file).function
+            assert isinstance(run, Run)
             jobs.enter(sweep_dir, [_as_job(run, job_id, file.parent.absolute())])
 
 
-def _executor(settings: dict[str, Any], sweep_dir: Path) -> Any:
+def _executor(settings: Node, sweep_dir: Path) -> AutoExecutor:
     """submitit's executor with our settings under its names."""
     import submitit
 
@@ -107,24 +130,24 @@ def _executor(settings: dict[str, Any], sweep_dir: Path) -> Any:
     return executor
 
 
-def _python(settings: dict[str, Any]) -> str:
+def _python(settings: Node) -> str:
     """What starts Python: signals wait for their handlers, a checkout's modules are found."""
-    words = ["env"]
+    command = ["env"]
     if settings["cluster"] == "slurm":
         block = (
             "--block-signal=USR2,TERM"  # coreutils 8.31; without it a moment too early is lethal
         )
         if subprocess.run(["env", block, "true"], capture_output=True).returncode == 0:
-            words.append(block)
+            command.append(block)
     elif not settings.get("gpus_per_node"):  # submitit would hide them all
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        words += (
+        command += (
             ["-u", "CUDA_VISIBLE_DEVICES"] if shown is None else [f"CUDA_VISIBLE_DEVICES={shown}"]
         )
     if (CHECKOUT / "launch.py").is_file():
         path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        words.append(f"PYTHONPATH={path}")
-    return f"{shlex.join(words)} {settings.get('python') or shlex.quote(sys.executable)}"
+        command.append(f"PYTHONPATH={path}")
+    return f"{shlex.join(command)} {settings.get('python') or shlex.quote(sys.executable)}"
 
 
 def _array_size(name: str) -> int:
@@ -132,13 +155,13 @@ def _array_size(name: str) -> int:
     if name != "slurm":
         return sys.maxsize
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
-    found = re.search(r"MaxArraySize\s*= (\d+)", shown.stdout)
-    return max(1, int(found[1])) if found else 1000
+    limit = re.search(r"MaxArraySize\s*= (\d+)", shown.stdout)
+    return max(1, int(limit[1])) if limit else 1000
 
 
 @contextmanager
-def _outside(name: str) -> Iterator[None]:
-    """As if submitted from outside of any job, and of this terminal."""
+def _outside(name: str, secrets: list[str]) -> Iterator[None]:
+    """As if submitted from outside of any job, and of this terminal; jobs inherit the secrets."""
     from submitit import helpers
 
     kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
@@ -146,22 +169,24 @@ def _outside(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(helpers.clean_env())
         stack.enter_context(redirect_stderr(io.StringIO()))  # sbatch's, which the error repeats
-        for key, value in kept.items():
-            os.environ[key] = value
+        os.environ |= {**kept, SECRETS: json.dumps(secrets)}
+        stack.callback(os.environ.pop, SECRETS)
         for number in ignored:  # by the processes to start; what they are asked to do, they catch
             stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
         yield
 
 
 def _misfit(error: Exception) -> UserError:
-    """submitit's words for a setting that it cannot take."""
-    return UserError(f"launcher: a setting does not fit ({one_line(str(error)) or 'no words'})")
+    """submitit's message for a setting that it cannot take."""
+    return UserError(
+        f"launcher: a setting does not fit ({one_line(str(error)) or 'unknown reason'})"
+    )
 
 
 def _refusal(error: Exception, sweep_dir: Path) -> UserError:
-    """sbatch's words in one line."""
+    """sbatch's message in one line."""
     lines = re.sub(r"sbatch: ((error|fatal): )?|^Try .*", "", str(error), flags=re.M).split("\n")
-    told = "; ".join(filter(None, lines))
+    message = "; ".join(filter(None, lines))
     there = len(jobs.read_ledger(sweep_dir))
     some = f"; {there} jobs went in before, {jobs.way_out(sweep_dir)}" if there else ""
-    return UserError(f"sbatch refused: {told} (its options come from launcher.*){some}")
+    return UserError(f"sbatch refused: {message} (its options come from launcher.*){some}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -19,7 +21,7 @@ from forge.launching.resume import SWEPT
 from forge.records import plan
 from forge.records.files import METADATA, RESULTS, STATE, read_json
 from forge.records.recorded import key_of, require_known
-from forge.records.secrets import masked
+from forge.records.secrets import MASK, masked, secrets_in
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -33,7 +35,7 @@ COLUMNS = ("job", "overrides", "status", "headline", "error")
 class Sweep(Callback):
     """Hydra calls this in the process that starts a sweep."""
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """A key on the command line replaces what an experiment sweeps it over."""
         params = config.hydra.sweeper.get("params")
         if params:
@@ -44,10 +46,10 @@ class Sweep(Callback):
         if is_search(config):  # Hydra's own sweeper alone writes what `resume=` reads
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            whole = OmegaConf.create(masked(OmegaConf.to_container(config)))
-            OmegaConf.save(whole, folder / SWEPT)
+            OmegaConf.save(config, folder / SWEPT)
+            _mask_record(folder)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Sum up a search, whose jobs are launched a few at a time."""
         if is_search(config):
             sum_up(Path(config.hydra.sweep.dir))
@@ -81,11 +83,11 @@ def planned(
     numbers = {} if search else {tuple(job.overrides): n for n, job in before.items()}
     free = first if search and goes_on else max([first - 1, *before]) + 1
     jobs: dict[int, list[str]] = {}
-    for words in given:
-        number = numbers.pop(tuple(masked(list(words))), free)
+    for overrides in given:
+        number = numbers.pop(tuple(masked(list(overrides))), free)
         free += number == free
-        jobs[number] = list(words)
-    where = {n: _directory(config, loader, words, n) for n, words in jobs.items()}
+        jobs[number] = list(overrides)
+    where = {n: _directory(config, loader, overrides, n) for n, overrides in jobs.items()}
     places = {job.directory: n for n, job in before.items()}
     for n, directory in where.items():
         if places.setdefault(directory, n) != n:
@@ -93,27 +95,36 @@ def planned(
                 f"hydra.sweep.subdir: jobs {places[directory]} and {n} would both be in "
                 f"{folder / directory}; name in it every key that the sweep is over"
             )
-    made = {n: plan.Job(n, masked(words), where[n]) for n, words in jobs.items()}
+    made = {n: plan.Job(n, masked(overrides), where[n]) for n, overrides in jobs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder, before | made)
+    _mask_record(folder)
     return jobs
+
+
+def _mask_record(folder: Path) -> None:
+    """Hydra's record of the sweep in a folder, without secrets."""
+    if (folder / SWEPT).is_file():
+        content = OmegaConf.to_container(OmegaConf.load(folder / SWEPT))
+        if masked(content) != content:
+            OmegaConf.save(OmegaConf.create(masked(content)), folder / SWEPT)
 
 
 def _with(overrides: list[str], added: list[str]) -> list[str]:
     """A job's overrides with a command's, which replace those of the same keys."""
-    new = [word for word in added if word not in overrides]
-    keys = {key_of(word) for word in new}
-    kept = [word for word in overrides if key_of(word) not in keys]
-    for word in kept:
-        require_known(key_of(word), word)
+    new = [each for each in added if each not in overrides]
+    keys = {key_of(each) for each in new}
+    kept = [each for each in overrides if key_of(each) not in keys]
+    for each in kept:
+        require_known(key_of(each), each)
     return [*kept, *new]
 
 
-def _directory(config: DictConfig, loader: ConfigLoader, words: list[str], number: int) -> str:
+def _directory(config: DictConfig, loader: ConfigLoader, overrides: list[str], number: int) -> str:
     """Where a job's run is to be, in the sweep's directory."""
     if config.hydra.sweep._get_node("subdir")._value() == NUMBERED:
         return str(number)
-    composed = loader.load_sweep_config(config, words)
+    composed = loader.load_sweep_config(config, overrides)
     with open_dict(composed):
         composed.hydra.job.num = number
     return str(composed.hydra.sweep.subdir)
@@ -133,11 +144,12 @@ def run_here(
     except UserError:
         discard(folder)
         raise
-    jobs: Jobs = {n: (masked(words), "") for n, words in numbered.items()}
+    jobs: Jobs = {n: (masked(own), "") for n, own in numbered.items()}
     returned: list[JobReturn] = []
     try:
-        for start, group in _consecutive(numbered):
-            returned += launch(group, start)
+        with _masked_log(numbered.values()):
+            for start, group in _consecutive(numbered):
+                returned += launch(group, start)
     except BaseException:
         sum_up(folder, jobs)
         raise
@@ -150,6 +162,26 @@ def run_here(
     if not is_search(config):
         sum_up(folder, jobs)
     return returned
+
+
+@contextmanager
+def _masked_log(overrides: Iterable[list[str]]) -> Iterator[None]:
+    """Hydra's launcher prints the overrides of each job: without secrets."""
+    secrets = secrets_in(list(overrides))
+
+    def mask(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        for secret in secrets:
+            text = text.replace(secret, MASK)
+        record.msg, record.args = text, ()
+        return True
+
+    log = logging.getLogger(BasicLauncher.__module__)
+    log.addFilter(mask)
+    try:
+        yield
+    finally:
+        log.removeFilter(mask)
 
 
 def discard(folder: Path) -> None:
@@ -166,11 +198,11 @@ def discard(folder: Path) -> None:
 def _consecutive(numbered: dict[int, list[str]]) -> list[tuple[int, list[list[str]]]]:
     """Jobs in groups of consecutive numbers, each with its first."""
     groups: list[tuple[int, list[list[str]]]] = []
-    for number, words in numbered.items():
+    for number, overrides in numbered.items():
         if groups and number == groups[-1][0] + len(groups[-1][1]):
-            groups[-1][1].append(words)
+            groups[-1][1].append(overrides)
         else:
-            groups.append((number, [words]))
+            groups.append((number, [overrides]))
     return groups
 
 
@@ -181,19 +213,19 @@ def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
     from forge.results import sweep_report, tables
 
     lines = table(folder, jobs or {})
-    words = differing([line[1] for line in lines])
-    short = [(line[0], own, *line[2:]) for line, own in zip(lines, words, strict=True)]
+    differ = differing([line[1] for line in lines])
+    short = [(line[0], own, *line[2:]) for line, own in zip(lines, differ, strict=True)]
     try:
         with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
-        told = sweep_report.report(folder)[1]
+        summary = sweep_report.report(folder)[1]
     except UserError as error:
-        told = f"report  {error}"
+        summary = f"report  {error}"
     except OSError as error:
         if error.errno not in FULL:
             raise
-        told = f"report  {folder}: the disk is full"
-    print(*([tables.drawn(COLUMNS, short)] if lines else []), told, sep="\n", flush=True)
+        summary = f"report  {folder}: the disk is full"
+    print(*([tables.drawn(COLUMNS, short)] if lines else []), summary, sep="\n", flush=True)
     if failed := sum(line[2] != "finished" for line in lines):
         way_out = f"go on with python launch.py {override('resume', str(folder))}"
         print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
@@ -202,9 +234,9 @@ def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
 
 def differing(overrides: list[str]) -> list[str]:
     """Each job's overrides without those that all of several jobs share."""
-    words = [line.split() for line in overrides]
-    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [" ".join(word for word in line if word not in shared) for line in words]
+    split = [line.split() for line in overrides]
+    shared = set.intersection(*map(set, split)) if len(split) > 1 else set()
+    return [" ".join(each for each in line if each not in shared) for line in split]
 
 
 def table(folder: Path, jobs: Jobs) -> list[tuple[str, ...]]:

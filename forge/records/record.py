@@ -272,22 +272,18 @@ def composition() -> Composition:
 
 
 def _write_hydra_files(run_dir: Path, cfg: DictConfig) -> None:
-    """What Hydra writes of a composition, without secrets; also in the sweep's multirun.yaml."""
+    """What Hydra writes of a composition, without secrets."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
         return
-    folder, swept = run_dir / ".hydra", run_dir.parent / "multirun.yaml"
+    folder = run_dir / ".hydra"
     folder.mkdir(exist_ok=True)
     composed, overrides = HydraConfig.instance().cfg, HydraConfig.get().overrides.task
     files = {"config": cfg, "hydra": composed, "overrides": overrides}
     for name, node in files.items():
         hidden = masked(OmegaConf.to_container(node))
         OmegaConf.save(OmegaConf.create(hidden), folder / f"{name}.yaml")
-    if swept.is_file():
-        content = OmegaConf.to_container(OmegaConf.load(swept))
-        if masked(content) != content:
-            OmegaConf.save(OmegaConf.create(masked(content)), swept)
 
 
 def _code(submitted: Commit | None) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -26,21 +27,36 @@ MASK = "***"
 
 def masked(value: T, key: str = "") -> T:
     """A copy of nested lists, dicts and `key=value` strings with secrets as ***."""
-    if isinstance(value, dict):
-        return type(value)({k: masked(v, str(k)) for k, v in value.items()})
-    if isinstance(value, list):
-        return type(value)(masked(v) for v in value)
-    if value and isinstance(value, str):
-        return type(value)(_masked_text(value, key))
-    return value
+    copy: T = _replaced(value, key, lambda secret: MASK)
+    return copy
 
 
-def _masked_text(text: str, key: str) -> str:
-    name, equals, given = text.partition("=")
-    if SECRET_KEY.search(key):
+def secrets_in(value: object) -> set[str]:
+    """The texts that `masked` would replace."""
+    secrets: set[str] = set()
+
+    def note(secret: str) -> str:
+        secrets.add(secret)
         return MASK
-    if equals and SECRET_KEY.search(name):
-        return f"{name}={MASK}"
+
+    _replaced(value, "", note)
+    return secrets - {MASK}
+
+
+def _replaced(value: object, key: str, mask: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _replaced(v, str(k), mask) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(v, key, mask) for v in value]
+    if value and type(value) in (str, int, float) and SECRET_KEY.search(key):
+        return mask(str(value))
+    if not isinstance(value, str):
+        return value
+    if key == "override_dirname":  # Hydra's: a run's overrides, side by side
+        return ",".join(str(_replaced(each, "", mask)) for each in value.split(","))
+    name, _, given = value.partition("=")
+    if given not in ("", "null") and SECRET_KEY.search(name):
+        return f"{name}={mask(given)}"
     if given.startswith(("{", "[")):
-        text = SECRET_ITEM.sub(rf"\1{MASK}", text)
-    return SECRET_VALUE.sub(MASK, text)
+        value = SECRET_ITEM.sub(lambda match: match[1] + mask(match[3]), value)
+    return SECRET_VALUE.sub(lambda match: mask(match[0]), value)

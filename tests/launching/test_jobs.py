@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from forge.launching import jobs
-from forge.launching.slurm import _teacher_key, once
+from forge.launching.in_job import once
+from forge.launching.slurm import _teacher_key
 
 
 def job(number):

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from forge.errors import Preempted, UserError
-from forge.launching.resume import settle
+from forge.launching.resume import resumed_arguments
 from forge.records import checkpoints
 from forge.records.files import read_json
 from forge.results.equality import unequal
@@ -293,16 +293,16 @@ def test_what_a_resumed_sweep_cannot_change_is_refused(tmp_path):
     on_top = ["trainer.max_steps=9", "+x.token=y"]
     quoted = "'{}'".format(str(folder).replace("'", "\\'"))
     for named in (folder, quoted):
-        assert settle([f"resume={named}", *on_top]) == [
+        assert resumed_arguments([f"resume={named}", *on_top]) == [
             "-m", "seed=1,2", "model=tiny", *on_top, "resume=sweep", f"hydra.sweep.dir={quoted}"
         ]  # fmt: skip
     for key in ("seed", "mode.alpha"):
         with pytest.raises(UserError, match=rf"{key}: the sweep in .* is over it"):
-            settle([f"resume={folder}", f"{key}=0", *on_top])
+            resumed_arguments([f"resume={folder}", f"{key}=0", *on_top])
     with pytest.raises(
         UserError, match=r"x\.token: a secret, which is not recorded; give it again"
     ):
-        settle([f"resume={folder}"])
+        resumed_arguments([f"resume={folder}"])
 
 
 def test_a_sweep_with_runs_goes_on_with_their_settings(tmp_path):
@@ -312,28 +312,28 @@ def test_a_sweep_with_runs_goes_on_with_their_settings(tmp_path):
     on_top = [f"resume={tmp_path}", "+x.token=y", "hydra.verbose=true", "launcher=background"]
     same = ["trainer.max_steps=4", "trainer.save_steps=2"]
     for other in ("task=cola", "trainer.learning_rate=1", "model@teacher=bert"):
-        assert other in settle([*on_top, other])  # nothing has run yet
+        assert other in resumed_arguments([*on_top, other])  # nothing has run yet
         (tmp_path / "0").mkdir(exist_ok=True)
         (tmp_path / "0" / "run_metadata.json").write_text("{}")
         with pytest.raises(UserError, match=rf"the runs in .* are not of {other}"):
-            settle([*on_top, other])
+            resumed_arguments([*on_top, other])
         (tmp_path / "0" / "run_metadata.json").unlink()
     (tmp_path / "0" / "run_metadata.json").write_text("{}")
-    assert set(same) < set(settle([*on_top, *same]))
+    assert set(same) < set(resumed_arguments([*on_top, *same]))
 
 
 @pytest.mark.parametrize("content", ["", "hydra", "hydra: {a: b}", "a: ["])
 def test_a_sweeps_record_that_is_cut_short_is_said(tmp_path, content):
     (tmp_path / "multirun.yaml").write_text(content)
     with pytest.raises(UserError, match=r"multirun\.yaml: .*give the sweep's command again with"):
-        settle([f"resume={tmp_path}"])
+        resumed_arguments([f"resume={tmp_path}"])
 
 
 def test_a_checkpoint_is_no_run_but_its_run_is_named(tmp_path):
     (tmp_path / "run_metadata.json").write_text("{}")
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(UserError, match=rf"its run is resume={tmp_path}$"):
-        settle([f"resume={tmp_path / 'checkpoint-5'}"])
+        resumed_arguments([f"resume={tmp_path / 'checkpoint-5'}"])
 
 
 def test_a_signal_outside_training_stops_at_once(toy_run, monkeypatch, tmp_path):

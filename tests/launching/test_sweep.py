@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from forge.config.compose import register
 from forge.errors import UserError
 from forge.launching import sweep
-from forge.launching.resume import settle
+from forge.launching.resume import resumed_arguments
 from forge.records import plan
 from forge.records.files import read_json, write_json
 from tests.support.commands import launch
@@ -91,11 +91,13 @@ def test_a_resumed_sweep_is_over_its_plan_and_keeps_its_options(tmp_path):
     node["runtime"] = {"config_sources": [{"provider": "command-line", "path": "/extra"}]}
     OmegaConf.save(OmegaConf.create({"hydra": node}), tmp_path / "multirun.yaml")
     plan.write(tmp_path, {0: plan.Job(0, ["seed=2"], "0")})
-    assert settle([f"resume={tmp_path}"]) == [
+    assert resumed_arguments([f"resume={tmp_path}"]) == [
         "-m", "--config-dir=/extra", "model.path='/d/${seed}'", "hydra.sweeper.params=null",
         "resume=sweep", f"hydra.sweep.dir={tmp_path}",
     ]  # fmt: skip
-    assert "--config-dir=/extra" not in settle([f"resume={tmp_path}", "--config-dir=/other"])
+    assert "--config-dir=/extra" not in resumed_arguments(
+        [f"resume={tmp_path}", "--config-dir=/other"]
+    )
 
 
 def test_a_new_directory_is_nobody_elses(tmp_path, monkeypatch):

@@ -28,6 +28,10 @@ from forge.records.secrets import masked
         ("x=hf_" + "a" * 30, "x=***"),
         ("https://me:secret@host/x", "https://***@host/x"),
         ({"token": None}, {"token": None}),
+        ({"password": 123456, "token": True}, {"password": "***", "token": True}),
+        ({"api_key": ["k", "l"]}, {"api_key": ["***", "***"]}),
+        ({"override_dirname": "seed=1,+a.token=x"}, {"override_dirname": "seed=1,+a.token=***"}),
+        ("a.token=null", "a.token=null"),
     ],
 )
 def test_secrets_are_masked(value, expected):
