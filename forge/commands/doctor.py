@@ -158,7 +158,12 @@ def wandb() -> Finding:
 def slurm() -> Finding:
     if not shutil.which("sbatch"):
         return Finding("ok", "not here")
-    return Finding("ok", one_line(subprocess.check_output(["sbatch", "-V"], text=True, timeout=20)))
+    asked = subprocess.run(["sbatch", "-V"], capture_output=True, text=True, timeout=20)
+    if asked.returncode == 0:
+        return Finding("ok", one_line(asked.stdout))
+    reason = (asked.stderr.strip() or "sbatch says nothing").splitlines()[-1]
+    way_out = "on a cluster's login node SLURM_CONF says where its slurm.conf is"
+    return Finding("warn", f"its tools are here, and no cluster ({one_line(reason)})", way_out)
 
 
 def training() -> Finding:

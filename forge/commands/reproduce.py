@@ -26,6 +26,7 @@ from forge.results import examine
 from forge.results.equality import TIMED
 from forge.results.runs import Run, read_run
 
+UNKNOWN = "unknown"
 LONGER = ("trainer.max_steps", "trainer.num_train_epochs")  # what resume= may extend
 SCHEMA: dict[str, Any] = {
     "": Config,
@@ -197,7 +198,11 @@ def differences(run: Run) -> list[str]:
     lines = []
     if len(commits) > 1:
         lines.append(f"commit: its attempts ran {', '.join(commits)}")
-    if (now := str(code.get("commit", "none"))[:10]) != (then := (commits or ["none"])[-1]):
+    now, then = str(code.get("commit", UNKNOWN))[:10], (commits or [UNKNOWN])[-1]
+    if UNKNOWN in (now, then):
+        why = f" ({code['unreadable']})" if "unreadable" in code else ""
+        lines.append(f"commit: {now} here{why}, {then} recorded: it may be other code")
+    elif now != then:
         lines.append(f"commit: {now} here, {then} recorded")
     if any(attempt.get("dirty") for attempt in attempts):
         lines.append("code: the run had changes that no commit holds")

@@ -6,6 +6,7 @@ asked for.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -57,6 +58,8 @@ def _directory(directory: Path, name: str | None) -> Source:
         if (folder / "dataset_dict.json").is_file():
             stored: Source = datasets.load_from_disk(str(folder))
             return stored
+        if (folder / "state.json").is_file():  # of one datasets.Dataset
+            return {"train": _stored_split(folder)}
         splits: dict[str, list[Path]] = {}
         for file in sorted(folder.glob("*")):
             if file.suffix.lower() in SUFFIXES:
@@ -124,21 +127,61 @@ def _without_gaps(value: object) -> object:
 
 
 def _parse(path: Path) -> Table:
+    if path.is_dir():
+        return _stored_split(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
-        return _parse_parquet(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}: line {line} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8"
-        ) from error
+        if suffix == ".parquet":
+            return _parse_parquet(path)
+        text = _decoded(path.read_bytes(), path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{path}: {reason}; mend that, or name another file") from error
     return _parse_csv(text, path) if suffix in (".csv", ".tsv") else _parse_json(text, path)
+
+
+def _stored_split(folder: Path) -> Dataset:
+    """The rows of a directory that `save_to_disk` wrote of one `datasets.Dataset`."""
+    from datasets import load_from_disk
+
+    if (folder / "state.json").is_file():
+        stored: Dataset = load_from_disk(str(folder))
+        return stored
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        raise UserError(
+            f"{folder}: it holds the splits {', '.join(splits)}; name one of them, such as "
+            f"{folder / splits[0]}"
+        )
+    raise UserError(f"{folder}: a directory, and not one that save_to_disk wrote; name a file")
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    """UTF-8 unless a byte-order mark says otherwise; raises `UserError` for another encoding."""
+    marks = {
+        codecs.BOM_UTF8: "utf-8-sig",
+        codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8")
+    convert = "convert it, e.g. iconv -f {} -t utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line, odd = content[: error.start].count(b"\n") + 1, content.count(0) > len(content) // 4
+        way_out = convert.format("utf-16le" if odd else "latin1")
+        raise UserError(f"{path}: line {line} is not {encoding.upper()}; {way_out}") from error
+    if "\0" in text:
+        low = content[1::2].count(0) >= content[::2].count(0)
+        way_out = convert.format("utf-16le" if low else "utf-16be")
+        raise UserError(f"{path}: it holds null bytes, so it is not UTF-8; {way_out}")
+    return text
 
 
 def _parse_parquet(path: Path) -> Dataset:

@@ -260,7 +260,8 @@ class Watcher:
 def _time(started: str | None, until: str | None) -> str:
     if not started or not until:
         return ""
-    seconds = int((datetime.fromisoformat(until) - datetime.fromisoformat(started)).total_seconds())
+    spent = datetime.fromisoformat(until) - datetime.fromisoformat(started)
+    seconds = max(0, int(spent.total_seconds()))  # clocks of machines differ
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

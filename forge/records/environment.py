@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from forge.errors import one_line
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("forge", "torch", "transformers", "datasets", "accelerate", "tokenizers", "trl", "peft")
 
 
@@ -19,24 +21,32 @@ class Commit(TypedDict, total=False):
 
     commit: str
     dirty: bool
+    unreadable: str  # why the commit of a checkout is not known
 
 
-def git() -> Commit:
-    """The commit of this checkout."""
-    here = Path(__file__).resolve().parents[2]
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    if not shutil.which("git") or not (commit := ask("rev-parse", "HEAD")):
+def git(here: Path = CHECKOUT) -> Commit:
+    """The commit of this checkout, also where another user owns it."""
+    if not (here / ".git").exists():
         return {}
-    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-c", f"safe.directory={here}", "-C", str(here), *arguments],
+                capture_output=True, text=True, check=True,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )  # fmt: skip
+    except OSError as error:
+        return {"unreadable": f"git: {error.strerror}"}
+    except subprocess.CalledProcessError as error:
+        return {"unreadable": one_line(error.stderr)[:200]}
+    return {"commit": commit, "dirty": bool(status)}
 
 
 def version(git: Commit) -> str:
     """The commit for a log line, e.g. `0a1b2c3d4e with changes`."""
+    if "unreadable" in git:
+        return f"a commit that cannot be read ({git['unreadable']})"
     changed = " with changes" if git.get("dirty") else ""
     return f"{git['commit'][:10]}{changed}" if git else "no commit"
 

@@ -168,7 +168,8 @@ def _live(facts: dict[str, Any], path: str, now: datetime) -> dict[str, Any]:
     over = status in ("finished", "running", "unreadable")
     run = dict.fromkeys(FACTS) | {"run": path} | facts
     if run["updated"]:
-        run["age"] = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
+        seconds = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
+        run["age"] = max(0, seconds)  # clocks of machines differ
     run["status"] = status
     return run | {"resume": None if over else f"python launch.py {override('resume', path)}"}
 

@@ -136,6 +136,9 @@ def test_slurm(monkeypatch, tmp_path):
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho slurm 24.05.1\n")
     (tmp_path / "sbatch").chmod(0o755)
     assert doctor.slurm() == Finding("ok", "slurm 24.05.1")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho one >&2; echo no slurm.conf >&2; exit 1\n")
+    assert doctor.slurm().status == "warn"
+    assert "its tools are here, and no cluster (no slurm.conf)" in doctor.slurm().found
 
 
 @pytest.mark.slow

@@ -95,6 +95,19 @@ def test_secrets_are_asked_for(recorded):
     assert found == ["task=toy"]
 
 
+@pytest.mark.parametrize(
+    ("here", "then"),
+    [({}, {}), ({"unreadable": "dubious"}, {"commit": "b" * 40}), ({"commit": "a" * 40}, {})],
+)
+def test_a_commit_that_is_not_known_is_never_as_recorded(recorded, monkeypatch, here, then):
+    monkeypatch.setattr(reproduce, "git", lambda: here)
+    run = recorded("task=toy")
+    run.metadata["attempts"] = [{"command": []} | then]
+    (line,) = [line for line in differences(run) if line.startswith("commit")]
+    assert "unknown" in line and "it may be other code" in line
+    assert ("dubious" in line) == ("unreadable" in here)
+
+
 def test_each_thing_that_is_other_here_is_a_line(recorded, monkeypatch):
     monkeypatch.setattr(reproduce, "git", lambda: {"commit": "a" * 40, "dirty": True})
     attempts = ({"commit": "a" * 40, "dirty": False}, {"commit": "b" * 40, "dirty": True})

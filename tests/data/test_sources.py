@@ -1,6 +1,8 @@
 """Rows are read as they stand in the files; what cannot be read is named."""
 
 import json
+import pathlib
+from unittest.mock import Mock
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -93,6 +95,39 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
     source = write(tmp_path / "a.csv", "text,label\nok,1\nna\xefve,0\n", "latin1")
     with pytest.raises(UserError, match=r"a\.csv: line 3 is not UTF-8; convert it"):
         columns(source)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
+    source = write(tmp_path / "a.csv", "text,label\nna\xefve,1\n", encoding)
+    assert columns(source) == {"text": ["na\xefve"], "label": ["1"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16le", "utf-16be"])
+def test_without_a_mark_the_encoding_is_guessed_for_the_advice(tmp_path, encoding):
+    source = write(tmp_path / "a.jsonl", '{"text": "plain", "label": 1}', encoding)
+    with pytest.raises(UserError, match=rf"null bytes.* iconv -f {encoding} -t utf-8"):
+        columns(source)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    source = write(tmp_path / "a.csv", "text,label\n")
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", Mock(side_effect=denied))
+    with pytest.raises(UserError, match=r"a\.csv: permission denied; mend that, or name another"):
+        columns(source)
+
+
+def test_a_saved_dataset_is_a_split(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    assert columns(sources.load(path=str(tmp_path / "one")))["label"] == ["a", "NA"]
+    assert columns({"train": [tmp_path / "one"]})["label"] == ["a", "NA"]
+    DatasetDict(a=Dataset.from_list(ROWS), b=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "d")
+    assert columns({"train": [tmp_path / "d" / "b"]})["label"] == ["a", "NA"]
+    with pytest.raises(UserError, match=r"holds the splits a, b; name one of them, such as .*d/a"):
+        columns({"train": [tmp_path / "d"]})
+    with pytest.raises(UserError, match="a directory, and not one that save_to_disk wrote"):
+        columns({"train": [tmp_path]})
 
 
 def test_a_missing_file_and_split_are_named(tmp_path):
