@@ -13,9 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from copy import copy
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
@@ -28,11 +26,12 @@ from transformers.integrations.integration_utils import (
 )
 
 from forge.config.schema import Node
-from forge.errors import Preempted, UserError, one_line
+from forge.errors import Preempted, UserError
 from forge.records import plan
 from forge.records.files import RESULTS, read_json
 from forge.records.record import Record
 from forge.records.secrets import masked
+from forge.tracking.curves import Curves, error_line, following
 from forge.tracking.predictions import predicted
 from forge.training import signals
 
@@ -51,97 +50,6 @@ LEAVING = 15.0  # seconds for a goodbye in a run that was stopped
 FINISHING = 10.0  # seconds on top of W&B's own limit
 
 
-class Curves(TrainerCallback):
-    """Gives a service each step's row of the log once over all attempts, whole and in order.
-
-    A row is whole when the next step begins. Rows come from `TrainerState.log_history`, which
-    checkpoints hold: what a killed attempt could not send, the next one does. An error of the
-    service is logged once, and training goes on without it.
-    """
-
-    def __init__(self, rec: Record, name: str, service: TrainerCallback | None = None) -> None:
-        self.rec, self.name, self.service = rec, name, service
-        self.sent: int = rec.state.get("tracked", {}).get(name, -1)  # the last step
-        self.working = True
-        self.ended: tuple[TrainingArguments, TrainerState, TrainerControl] | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.service is not None:
-            begin = self.service.on_train_begin
-            self._try(lambda: begin(args, state, control, **kwargs))
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        self._try(partial(self._send, args, state, control))
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        self.ended = (args, state, control)
-
-    def end(self) -> None:
-        """Send the last row, which the end of training added to."""
-        if self.ended:
-            self._try(partial(self._send, *self.ended))
-
-    def finish(self, exit_code: int) -> None:
-        if self.service is not None and self.ended:
-            self._try(partial(self.service.on_train_end, *self.ended))
-
-    def _send(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        rows: dict[int, dict[str, float]] = {}
-        fresh = takewhile(lambda entry: entry["step"] > self.sent, reversed(state.log_history))
-        for entry in reversed(list(fresh)):
-            rows.setdefault(int(entry["step"]), {}).update(entry)
-        for step, row in rows.items():
-            then = copy(state)
-            then.global_step = step
-            del row["step"]
-            self._log(row, args, then, control)
-            self.sent = step
-
-    def _log(
-        self,
-        row: dict[str, float],
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-    ) -> None:
-        assert self.service is not None
-        self.service.on_log(args, state, control, logs=row)
-        tracked = self.rec.state.get("tracked", {}) | {self.name: state.global_step}
-        self.rec.update_state(tracked=tracked)
-
-    def _try(self, action: Callable[[], None]) -> None:
-        while self.working:
-            try:
-                return action()
-            except Exception as error:
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        self.working = False
-        log.warning(
-            "tracking: %s takes no more of the curve after step %d (%s); training goes on, and the "
-            "newest checkpoint's trainer_state.json has every row",
-            self.name, max(self.sent, 0), _line(error),
-        )  # fmt: skip
-
-
-@contextmanager
-def _following(curves: Curves) -> Iterator[Curves]:
-    exit_code = 1
-    try:
-        yield curves
-        curves.end()
-        exit_code = 0
-    finally:
-        curves.finish(exit_code)
-
-
 def tensorboard() -> Track:
     """TensorBoard, through transformers' callback; files in tensorboard/ of the run directory."""
     _require("tensorboard", "pip install 'forge[tensorboard]'")
@@ -149,7 +57,7 @@ def tensorboard() -> Track:
     def start(rec: Record, prepared: Prepared) -> AbstractContextManager[TrainerCallback]:
         service = TensorBoardCallback()
         service.logging_dir = str(rec.run_dir / "tensorboard")
-        return _following(Curves(rec, "tensorboard", service))
+        return following(Curves(rec, "tensorboard", service))
 
     return start
 
@@ -191,7 +99,7 @@ def wandb(
     about |= {"entity": entity, "notes": notes}
     rec.note(wandb_id=about["id"])
     curves = WandbRun(rec, about, sent, settings or {}, prepared.task.headline)
-    with _following(curves):
+    with following(curves):
         try:
             yield curves
         except Preempted:
@@ -328,7 +236,7 @@ class WandbRun(Curves):
         log.warning(
             "tracking: W&B failed after step %d (%s); from there the curve goes on offline; send "
             "it later with: wandb sync %s",
-            max(self.sent, 0), _line(error), self.place,
+            max(self.sent, 0), error_line(error), self.place,
         )  # fmt: skip
         self.fell_back, self.mode, self.opened = True, "offline", None
         _within(LEAVING, wandb.teardown)  # it holds on to the run's id
@@ -348,7 +256,7 @@ class WandbRun(Curves):
                 action()
             except Exception as error:
                 place = f"{self.rec.run_dir}/{what}"
-                log.warning("tracking: W&B has not taken %s (%s)", place, _line(error))
+                log.warning("tracking: W&B has not taken %s (%s)", place, error_line(error))
 
     def _log_tables(self, prepared: Prepared, limit: int) -> None:
         """Per evaluation split its first rows, the same in every run."""
@@ -380,7 +288,7 @@ class WandbRun(Curves):
             log.warning(
                 "tracking: W&B did not end well (%s); this run's results are whole; if W&B lacks "
                 "the end of the curve: wandb sync%s %s",
-                _line(error), online, self.place,
+                error_line(error), online, self.place,
             )  # fmt: skip
 
 
@@ -400,10 +308,6 @@ def _within(seconds: float, action: Callable[[], object]) -> Exception | None:
     if thread.is_alive():
         return TimeoutError(f"no answer within {seconds:.0f} s")
     return errors[0] if errors else None
-
-
-def _line(error: Exception) -> str:
-    return one_line(f"{type(error).__name__}: {error}")[:200]
 
 
 def _last_step(file: Path) -> int:
