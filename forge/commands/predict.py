@@ -58,7 +58,7 @@ def _values(
     columns, run = model.task.input.columns, model.run
     if file:
         return sources.read({str(file): [file]}, str(file), columns)
-    given = given or []
+    given = sources.well_formed(given or [])  # a shell passes on bytes that are no text
     if len(given) == len(columns):
         return dict(zip(columns, given, strict=True))
     if len(columns) == 2:

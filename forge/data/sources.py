@@ -29,6 +29,7 @@ Source: TypeAlias = "Mapping[str, Dataset | list[Path]]"
 Columns: TypeAlias = dict[str, list[Any]]  # of a table, by name
 Table: TypeAlias = "Dataset | Columns"
 Row: TypeAlias = dict[str, Any]  # one row of a dataset, by column
+HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a character, as JSON may spell it
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -231,8 +232,27 @@ def _parse_json(text: str, path: Path) -> Columns:
         rows += parsed if array else [parsed]
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: each row must be a JSON object")
+    if HALVES.search(text):
+        whole = [well_formed(row) for row in rows]
+        if odd := [i for i, row in enumerate(rows) if row != whole[i]]:
+            log.warning(
+                "%s: %d rows hold half a character (a lone surrogate; first: row %d), read as \ufffd",
+                path,
+                len(odd),
+                odd[0],
+            )
+        rows = whole
     names = {name: None for row in rows for name in row}
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def well_formed(value: Any) -> Any:
+    """The value with U+FFFD for each half of a character, which no UTF-8 can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {well_formed(k): well_formed(v) for k, v in value.items()}
+    return [well_formed(v) for v in value] if isinstance(value, list) else value
 
 
 def dataset(columns: Columns) -> Dataset:

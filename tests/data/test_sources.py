@@ -118,6 +118,16 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         columns(source)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_half_a_character_is_said_and_replaced(tmp_path, suffix, caplog):
+    rows = [{"text": "fine \U0001f600", "label": 1}, {"text": "half \ud83d", "label": 0}]
+    source = write(tmp_path / f"a.{suffix}", json.dumps(rows))
+    if suffix == "jsonl":
+        source = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert columns(source)["text"] == ["fine \U0001f600", "half \ufffd"]
+    assert "1 rows hold half a character (a lone surrogate; first: row 1)" in caplog.text
+
+
 def test_a_saved_dataset_is_a_split(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
     assert columns(sources.load(path=str(tmp_path / "one")))["label"] == ["a", "NA"]
