@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from forge.errors import one_line
 from forge.records.record import Record
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from forge.config.schema import Node
-from forge.errors import Preempted, UserError
+from forge.errors import Preempted, UserError, one_line
 from forge.records import plan
 from forge.records.files import RESULTS, read_json
 from forge.records.record import Record
