@@ -236,7 +236,8 @@ def _parse_json(text: str, path: Path) -> Columns:
         whole = [well_formed(row) for row in rows]
         if odd := [i for i, row in enumerate(rows) if row != whole[i]]:
             log.warning(
-                "%s: %d rows hold a lone surrogate, half a character (first: row %d), read as \ufffd",
+                "%s: %d rows hold a lone surrogate, half a character (first: row %d): "
+                "read as \ufffd",
                 path,
                 len(odd),
                 odd[0],
