@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from forge import ranks
 from forge.config.check import build
 from forge.config.check import check as check_node
-from forge.config.schema import Config, Model, Teacher, is_taught
+from forge.config.schema import Config, Model, Node, Teacher, is_taught
 from forge.data import fingerprints
 from forge.errors import UserError
 from forge.models import heads, loading
-from forge.records.files import METADATA, RESULTS, STATE, read_json
+from forge.records.files import METADATA, RESULTS, STATE, Json, read_json
 from forge.records.record import composition
 from forge.tasks.task import Task
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
-SFT = {"_target_": "forge.modes.sft.trainer", "_partial_": True}
-CALLBACKS = {  # of a teacher's training, whatever the student's are
+SFT: Node = {"_target_": "forge.modes.sft.trainer", "_partial_": True}
+CALLBACKS: Node = {  # of a teacher's training, whatever the student's are
     "console": {"_target_": "forge.training.callbacks.Console"},
     "nan_guard": {"_target_": "forge.training.callbacks.NanGuard"},
 }
@@ -60,21 +60,23 @@ def resolve(
     config: Config,
     task: Task,
     rows: dict[str, Dataset],
-    recorded: Mapping[str, Any],
+    recorded: Json,
     train: Callable[[TeacherRun], Model],
 ) -> list[Model]:
     """The teachers of a run, by path; `train` fine-tunes one that no run has trained yet."""
     if not is_taught(config):
         return []
-    found = find(config, task, rows, recorded)
-    teachers = [train(each) if isinstance(each, TeacherRun) else each for each in found]
+    teachers = [
+        train(each) if isinstance(each, TeacherRun) else each
+        for each in find(config, task, rows, recorded)
+    ]
     if config.model.init:
         _check_start(teachers, task)
     return teachers
 
 
 def find(
-    config: Config, task: Task, rows: dict[str, Dataset], recorded: Mapping[str, Any]
+    config: Config, task: Task, rows: dict[str, Dataset], recorded: Json
 ) -> list[Model | TeacherRun]:
     """A trained teacher for each `teacher.path`, or the run that is to train it.
 
@@ -110,8 +112,8 @@ def untrained(config: Config) -> list[TeacherRun]:
     if not is_taught(config):
         return []
     task: Task = build(check_node(config.task, "task"), "task")
-    found = find(config, task, task.load(), {})
-    return [each for each in found if isinstance(each, TeacherRun)]
+    teachers = find(config, task, task.load(), {})
+    return [each for each in teachers if isinstance(each, TeacherRun)]
 
 
 def _trained(config: Config, model: Model, task: Task, rows: dict[str, Dataset]) -> Model | None:
@@ -180,7 +182,7 @@ def _best_run(model: Model, task: Task, rows: dict[str, Dataset]) -> tuple[Path,
     return best, scores[best]
 
 
-def _identity(model: dict[str, Any]) -> tuple[Any, ...]:
+def _identity(model: Node) -> tuple[object, ...]:
     """What makes two model nodes the same model: the sizes count only where there is no path."""
     path = model.get("path")
     if path and Path(path).is_dir():
@@ -191,22 +193,23 @@ def _identity(model: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _command(model: Model) -> str:
-    """How to train this teacher by hand, in the words of this run's command line."""
+    """The command that trains this teacher, with the overrides of this run's command line."""
     composed = composition()
-    choices, words = composed["choices"], [w.lstrip("+") for w in composed["overrides"]]
+    choices, overrides = composed["choices"], [o.lstrip("+") for o in composed["overrides"]]
     apart = ("teacher.path=", "teacher.train=", "teacher.weights=", "teacher.trainer.")
-    renamed = [f"task={choices.get('task', 'TASK')}", *(w for w in words if w.startswith("task."))]
+    of_task = [override for override in overrides if override.startswith("task.")]
+    renamed = [f"task={choices.get('task', 'TASK')}", *of_task]
     if model.path:
         renamed.append(f"model.path={model.path}")
     else:
         renamed.append(f"model={choices.get('model@teacher', 'MODEL')}")
-    for word in words:
-        if word.startswith("teacher.") and not word.startswith(apart):
-            renamed.append(word.replace("teacher.", "model.", 1))
-        elif word.startswith("teacher.trainer."):
-            renamed.append(word.removeprefix("teacher."))
-        elif word.startswith("precision="):
-            renamed.append(word)
+    for override in overrides:
+        if override.startswith("teacher.") and not override.startswith(apart):
+            renamed.append(override.replace("teacher.", "model.", 1))
+        elif override.startswith("teacher.trainer."):
+            renamed.append(override.removeprefix("teacher."))
+        elif override.startswith("precision="):
+            renamed.append(override)
     return shlex.join(["python", "launch.py", "mode=sft", *renamed])
 
 
@@ -218,10 +221,12 @@ def _training_run(config: Config, model: Model, rows: dict[str, Dataset]) -> Tea
         model.path or config_name(model),
         " or ".join(RUNS),
     )
-    changed: dict[str, Any] = {"model": model, "mode": SFT, "trainer": config.teacher.trainer}
-    changed |= {"seed": int(config.teacher.trainer.get("seed", 42)), "callbacks": CALLBACKS}
-    cfg = OmegaConf.structured(replace(config, **changed, teacher=Teacher(), resume=None))
-    what = [model, config.teacher.trainer, config.task, config.precision.value]
+    trainer = config.teacher.trainer
+    changed = replace(
+        config, model=model, mode=SFT, trainer=trainer, seed=int(trainer.get("seed", 42)),
+        callbacks=CALLBACKS, teacher=Teacher(), resume=None,
+    )  # fmt: skip
+    what = [model, trainer, config.task, config.precision.value]
     content = [(name, split._fingerprint) for name, split in rows.items()]
     choices = composition()["choices"]
     choices = {
@@ -232,4 +237,4 @@ def _training_run(config: Config, model: Model, rows: dict[str, Dataset]) -> Tea
     }
     folder = f"teacher-{fingerprints.fingerprint(what, content)[:8]}"
     run_dir = Path(RUNS[0], choices["task"], choices["model"], "sft", folder).absolute()
-    return TeacherRun(cfg, run_dir, choices)
+    return TeacherRun(OmegaConf.structured(changed), run_dir, choices)

@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forge.tasks.decisions import kl
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Batch = Mapping[str, Tensor]
 Pairs = Sequence[Sequence[int]]
@@ -91,7 +94,7 @@ def _layer(index: int, count: int, owner: str) -> int:
     return index % count
 
 
-def _logits(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+def _logits(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """Both logits [B, C] in fp32, the teacher's detached."""
     s, t = student.logits.float(), teacher.logits.detach().float()
     shapes = f"student {list(s.shape)}, teacher {list(t.shape)}: must be the same [batch, classes]"
@@ -99,7 +102,7 @@ def _logits(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
     return s, t
 
 
-def _log_probs(student: Any, teacher: Any, temperature: float) -> tuple[Tensor, Tensor]:
+def _log_probs(student: Outputs, teacher: Outputs, temperature: float) -> tuple[Tensor, Tensor]:
     """Student's and teacher's log_softmax(logits / temperature), [B, C] each, C > 1."""
     s, t = _logits(student, teacher)
     _require(s.shape[1] > 1, "logits: one column, its softmax is always 1; use mode/loss=mse")
@@ -112,7 +115,7 @@ class Outputs:
     `qkv`, queries, keys and values [B, L, D] of the layer that it names (`capture_qkv`)."""
 
     logits: Tensor
-    hidden_states: Sequence[Tensor] | None = None
+    hidden_states: Sequence[Tensor] = ()
     qkv: Mapping[str, Tensor] = field(default_factory=dict)
     captured: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # `qkv` by loss
 
@@ -137,7 +140,7 @@ class Loss(nn.Module):
         _require(ok, f"{name}={value}: must be {bound} and finite; try {name}=1")
         return value
 
-    def bind(self, student_config: Any, teacher_config: Any) -> None:
+    def bind(self, student_config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
         """Prepare for two models, refuse what cannot be; most losses need nothing."""
 
     def reads(self, student: Outputs) -> list[Tensor]:
@@ -168,7 +171,7 @@ class KL(Loss):
         self.temperature = self._setting("temperature", temperature, positive=True)
         self.divergence, self.skew = divergence, skew
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         q, p = _log_probs(student, teacher, self.temperature)
         return self.temperature**2 * divergence_of(p, q, self.divergence, self.skew).mean()
 
@@ -182,7 +185,7 @@ class MSE(Loss):
 
     std = 1.0
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return F.mse_loss(*_logits(student, teacher)) / self.std**2
 
 
@@ -200,7 +203,7 @@ class DKD(Loss):
         self.temperature = self._setting("temperature", temperature, positive=True)
         self.alpha, self.beta = self._setting("alpha", alpha), self._setting("beta", beta)
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         _require("labels" in batch, "labels: DKD needs them, the batch has none; use mode/loss=kl")
         q, p = _log_probs(student, teacher, self.temperature)
         q_target, q_rest = split_target(q, batch["labels"])
@@ -225,7 +228,7 @@ class DIST(Loss):
         self.temperature = self._setting("temperature", temperature, positive=True)
         self.beta, self.gamma = self._setting("beta", beta), self._setting("gamma", gamma)
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         q, p = (x.exp() for x in _log_probs(student, teacher, self.temperature))
         loss = self.beta * (1 - correlation(q, p).mean())
         if len(q) > 1:
@@ -257,7 +260,7 @@ class Hidden(Loss):
         self.pairs: list[tuple[int, int]] = []
         self.projections = nn.ParameterList()
 
-    def bind(self, student_config: Any, teacher_config: Any) -> None:
+    def bind(self, student_config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
         """Resolve the layer pairs; create the projections if the widths differ."""
         s, t = student_config.num_hidden_layers, teacher_config.num_hidden_layers
         pairs = self.layers or [(i, round(i * t / s)) for i in range(s + 1)]
@@ -270,7 +273,7 @@ class Hidden(Loss):
         states = student.hidden_states
         return [states[layer] for layer, _ in self.pairs] if states else []
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         _require(bool(self.pairs), "hidden: not bound; call bind(student.config, teacher.config)")
         parts, mask = [], batch["attention_mask"]
         for i, (s, t) in enumerate(self.pairs):
@@ -307,8 +310,8 @@ class Attention(Loss):
         self.layer, self.teacher_layer, self.relation_heads = layer, teacher_layer, relation_heads
         self.heads = relation_heads or 0
 
-    def bind(self, student_config: Any, teacher_config: Any) -> None:
-        """Settle the number of relation heads; check the layers and the widths."""
+    def bind(self, student_config: PretrainedConfig, teacher_config: PretrainedConfig) -> None:
+        """Set the number of relation heads; check the layers and the widths."""
         _layer(self.layer, student_config.num_hidden_layers, "student")
         _layer(self.teacher_layer, teacher_config.num_hidden_layers, "teacher")
         self.heads = heads = self.relation_heads or int(student_config.num_attention_heads)
@@ -319,7 +322,7 @@ class Attention(Loss):
     def reads(self, student: Outputs) -> list[Tensor]:
         return list(student.qkv.values())
 
-    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         _require(self.heads > 0, "attention: not bound; call bind(student.config, teacher.config)")
         parts, mask = [], batch["attention_mask"]
         for name in ("query", "key", "value"):
@@ -340,34 +343,34 @@ _NAMES = (
 
 def _projections(model: nn.Module) -> list[list[nn.Module]]:
     """The query, key and value projections (or the one fused) of each attention layer."""
-    modules, found = dict(model.named_modules()), []
+    modules, layers = dict(model.named_modules()), []
     for path in modules:
         parent = path.rpartition(".")[0]
         for names in _NAMES:
             paths = [f"{parent}.{name}" for name in names]
             if path == paths[0] and modules.keys() >= set(paths):
-                found.append([modules[each] for each in paths])
-    return found
+                layers.append([modules[each] for each in paths])
+    return layers
 
 
 @contextmanager
-def capture_qkv(model: Any, layer: int = -1) -> Iterator[dict[str, Tensor]]:
+def capture_qkv(model: PreTrainedModel, layer: int = -1) -> Iterator[dict[str, Tensor]]:
     """Collect queries, keys, values [B, L, D] of one layer in every forward inside the block.
 
     The dict is refilled by each forward of `model`. Hooks on the projections, so any attention
     kernel will do; for rotary models (ModernBERT) it sees them before the rotation. The first call
     of a forward counts: DeBERTa calls a projection again on positions, checkpointing in backward.
     """
-    found, depth = _projections(model), model.config.num_hidden_layers
-    what = f"found {len(found)} layers with query, key and value projections, expected {depth}"
-    _require(len(found) == depth, f"{type(model).__name__}: {what}; use mode/loss=hidden instead")
+    layers, depth = _projections(model), model.config.num_hidden_layers
+    what = f"found {len(layers)} layers with query, key and value projections, expected {depth}"
+    _require(len(layers) == depth, f"{type(model).__name__}: {what}; use mode/loss=hidden instead")
     seen: dict[str, Tensor] = {}
 
-    def keep(names: Sequence[str], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def keep(names: Sequence[str], module: nn.Module, inputs: object, output: Tensor) -> None:
         for name, part in zip(names, output.chunk(len(names), -1), strict=True):
             seen.setdefault(name, part)
 
-    modules = found[_layer(layer, depth, "model")]
+    modules = layers[_layer(layer, depth, "model")]
     names = [["query"], ["key"], ["value"]] if len(modules) == 3 else [["query", "key", "value"]]
     with ExitStack() as hooks:
         hooks.enter_context(model.register_forward_pre_hook(lambda *_: seen.clear()))

@@ -1,4 +1,4 @@
-"""The objective of distillation in words."""
+"""The objective of distillation, as it is logged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def require_loss(loss: dict[str, Loss]) -> None:
 def announce(
     alpha: float, loss: dict[str, Loss], smoothing: float, summed: str, averaged: str
 ) -> None:
-    """The objective in words and numbers."""
+    """Log the objective: its terms, their weights and settings."""
     smoothed = f", label smoothing {smoothing:g}" if smoothing else ""
     log.info(
         "loss    %g * task loss%s + %g * (%s)",
         1 - alpha,
         smoothed,
         alpha,
-        " + ".join(f"{term.weight:g} * {words(name, term)}" for name, term in loss.items()),
+        " + ".join(f"{term.weight:g} * {described(name, term)}" for name, term in loss.items()),
     )
     log.info(
         "        each summed over the %s, averaged over the %s; mode.alpha is the "
@@ -36,10 +36,11 @@ def announce(
     )
 
 
-def words(name: str, term: Loss) -> str:
+def described(name: str, term: Loss) -> str:
+    """A loss with its settings."""
     shown = ("temperature", "divergence", "distance", "layers", "layer", "teacher_layer")
     settings = {k: v for k, v in vars(term).items() if k in shown}
-    told = [f"{k} {v}" for k, v in settings.items()]
+    listed = [f"{k} {v}" for k, v in settings.items()]
     if "temperature" in settings:
-        told.append("times T^2")
-    return f"{name}({', '.join(told)})" if told else name
+        listed.append("times T^2")
+    return f"{name}({', '.join(listed)})" if listed else name

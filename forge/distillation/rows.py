@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from datasets import concatenate_datasets
 from transformers import set_seed
 
 from forge.distillation import teacher
-from forge.distillation.distiller import Answers, Distiller
+from forge.distillation.distiller import TEACHER, Answers, Distiller, Watch
 from forge.distillation.losses import DKD, KL, MSE, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
@@ -22,14 +23,17 @@ from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
+    from forge.data.sources import Row
     from forge.distillation.teacher import FrozenTeacher
     from forge.inputs.input import Batch, Collator
     from forge.tasks.task import Task
     from forge.training.preparation import Prepared
 
 log = logging.getLogger(__name__)
-LOGITS = "teacher_logits"  # the training rows' column of stored answers
+T = TypeVar("T")
+LOGITS = f"{TEACHER}logits"  # the training rows' column of stored answers
 
 
 def ready(
@@ -115,16 +119,14 @@ def _stored(
     aligned: list[str],
 ) -> tuple[Dataset, Collator, Answers]:
     """Answers given once: a column of the training rows, matched by their ids."""
-    logits = [
-        np.concatenate([stored_logits(t, prepared, split) for split in splits])[:, t.order]
-        for t in teachers
-    ]
+    own = [np.concatenate([stored_logits(t, prepared, s) for s in splits]) for t in teachers]
+    logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
     ids = [row for split in splits for row in prepared.rows[split]["id"]]
     by_id = dict(zip(ids, teacher.combine(logits, weights).tolist(), strict=True))
     train = train.add_column(LOGITS, [by_id[row] for row in train["id"]])
     multiple = pad_multiple(prepared.args)
     collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
-    return train, collate, lambda inputs, watch: Outputs(inputs.pop(LOGITS))
+    return train, collate, lambda inputs, watch: Outputs(inputs[LOGITS])
 
 
 def _live(
@@ -150,13 +152,13 @@ def _live(
                 "of logits (kl, mse, dkd, dist) or a student with the teacher's tokenizer"
             )
         columns = task.input.model_columns(each.processor)
-        encoded = encoded.select_columns(columns)
-        parts.append(encoded.rename_columns({name: f"teacher_{i}_{name}" for name in columns}))
-        collators[f"teacher_{i}_"] = task.collator(each.processor, multiple)
+        encoded, prefix = encoded.select_columns(columns), f"{TEACHER}{i}_"
+        parts.append(encoded.rename_columns({name: f"{prefix}{name}" for name in columns}))
+        collators[prefix] = task.collator(each.processor, multiple)
         each.to(prepared.args.device)
 
-    def answers(inputs: dict[str, Any], watch: Any) -> Outputs:
-        batches = [inputs.pop(prefix) for prefix in collators]
+    def answers(inputs: Batch, watch: Watch) -> Outputs:
+        batches = [_of(inputs, prefix) for prefix in collators]
         if len(teachers) == 1:
             return outputs(teachers[0], batches[0], watch)
         pairs = zip(teachers, batches, strict=True)
@@ -166,28 +168,30 @@ def _live(
     return concatenate_datasets(parts, axis=1), Beside(own, collators), answers
 
 
-def outputs(each: FrozenTeacher, batch: Batch, watch: Any) -> Outputs:
+def outputs(each: FrozenTeacher, batch: Batch, watch: Watch, **asked: bool) -> Outputs:
     """A teacher's outputs for a batch of its own, with what the losses read beside logits."""
     with ExitStack() as stack, torch.no_grad():
         watched = watch(each.model.eval(), "teacher_layer", stack)
-        given = each.model(**batch, **watched.keywords)
+        given = each.model(**batch, **watched.keywords, **asked)
     logits = given["logits"][..., each.order]
-    return Outputs(logits, given.get("hidden_states"), captured=watched.qkv)
+    return watched.outputs(logits, given)
+
+
+def _of(columns: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The columns under a prefix, by their own names."""
+    return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
 
 class Beside:
-    """A collator that also collates other models' columns of the rows, under their prefix."""
+    """A collator that also collates other models' columns of the rows, each under its prefix."""
 
     def __init__(self, own: Collator, others: dict[str, Collator]) -> None:
         self.own, self.others = own, others
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = dict(self.own(rows))
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        batch = dict(self.own(rows))
         for prefix, collate in self.others.items():
-            theirs = [
-                {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-                for row in rows
-            ]
+            theirs = [_of(row, prefix) for row in rows]
             if theirs[0]:  # evaluation rows have none
-                batch[prefix] = dict(collate(theirs))
+                batch |= {prefix + name: part for name, part in collate(theirs).items()}
         return batch

@@ -10,14 +10,13 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from forge.data import cache, fingerprints
-from forge.distillation.teacher import FrozenTeacher
+from forge.distillation.teacher import FrozenTeacher, Logits
 from forge.errors import UserError
 from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = {"fp32": 1e-3, "half": 0.03}
 
 
-def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool) -> NDArray[Any]:
+def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool) -> Logits:
     """The model's own logits [rows, labels], in the order of `rows`."""
     how = Pass.of(prepared.args)
     how = how if half else replace(how, dtype=None)
@@ -43,10 +42,10 @@ def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: boo
     return logits_of(teacher.model, encoded, collate, how)
 
 
-def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> NDArray[Any]:
+def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> Logits:
     """The model's own logits [rows, labels] over a split's rows, asked once and then stored.
 
-    Whoever comes second waits; a damaged or foreign file is said and made anew.
+    Whoever comes second waits; a damaged or foreign file is reported and made anew.
     """
     rows, args = prepared.rows[split], prepared.args
     half = args.bf16 or args.fp16
@@ -73,7 +72,7 @@ def _few(rows: Dataset) -> list[int]:
     return list(range(0, len(rows), max(1, len(rows) // 16)))[:16]
 
 
-def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+def _apart(a: Logits, b: Logits) -> float:
     """The largest difference of two answers [rows, labels], in probability or in the value."""
     from scipy.special import softmax
 
@@ -93,7 +92,11 @@ def _half_will_do(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared) -> 
 
 
 def _spot_check(
-    teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, logits: NDArray[Any], half: bool
+    teacher: FrozenTeacher,
+    rows: Dataset,
+    prepared: Prepared,
+    logits: Logits,
+    half: bool,
 ) -> None:
     """Raise `UserError` unless a few stored rows are what the teacher says now."""
     few = _few(rows)
@@ -105,7 +108,7 @@ def _spot_check(
         )
 
 
-def read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
+def read(path: Path, ids: list[int], named: str) -> Logits | None:
     """The stored answers, or None where there are none, damaged ones or those of other rows."""
     from safetensors import SafetensorError, safe_open
 
@@ -114,7 +117,7 @@ def read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
     try:
         with safe_open(path, "np") as file:
             whole = (file.metadata() or {}).get("xxh128")
-            logits: NDArray[Any] = file.get_tensor("logits")
+            logits: Logits = file.get_tensor("logits")
             same = file.get_tensor("ids").tolist() == ids and len(logits) == len(ids)
         if same and whole == fingerprints.digest(logits.tobytes()):
             log.info("teacher: answers to %s found in the cache", named)
@@ -125,7 +128,7 @@ def read(path: Path, ids: list[int], named: str) -> NDArray[Any] | None:
     return None
 
 
-def write(path: Path, ids: list[int], logits: NDArray[Any]) -> None:
+def write(path: Path, ids: list[int], logits: Logits) -> None:
     """Store answers; raises `UserError` where there is no room."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from forge import ranks
 from forge.config.schema import Model, Teacher
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+Logits: TypeAlias = NDArray[np.float32]  # [rows, labels]
 NAMES = (
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type",
     "transformers_version",
@@ -43,15 +45,21 @@ class FrozenTeacher:
     model: PreTrainedModel
     processor: Processor
     order: list[int] | slice  # for each label (or token) the column that the model gives it
-    unnamed: bool  # its labels are LABEL_0 …; their order is yet to be found
+    unnamed: bool  # its labels are LABEL_0 …; their order is yet to be matched
 
     @property
     def name(self) -> str:
         return str(self.model.config.name_or_path)
 
-    def to(self, device: Any) -> None:
+    def to(self, device: torch.device | str) -> None:
         """Move the model."""
         nn.Module.to(self.model, device)
+
+    @property
+    def vocabulary(self) -> slice:
+        """Of a language model the columns of logits that are tokens; others are padding."""
+        assert isinstance(self.order, slice)
+        return self.order
 
     @cached_property
     def digest(self) -> str:
@@ -112,17 +120,15 @@ def shares(config: Teacher) -> list[float]:
     return [weight / sum(given) for weight in given]
 
 
-def combine(logits: list[Any], weights: list[float]) -> Any:
+def combine(logits: list[Tensor], weights: list[float]) -> Tensor:
     """One teacher's logits [rows, labels] as they are; of several the log of the mean probability.
 
     Averaging probabilities, not logits, keeps a sure teacher from outvoting the others by the size
     of its logits. A regression's values are averaged.
     """
-    import torch
-
     if len(logits) == 1:
         return logits[0]
-    stacked = torch.stack([torch.as_tensor(each).float() for each in logits])
+    stacked = torch.stack([each.float() for each in logits])
     shares = torch.tensor(weights, device=stacked.device).view(-1, 1, 1)
     if stacked.shape[-1] == 1:
         return (shares * stacked).sum(0)
@@ -133,7 +139,7 @@ def measure(
     teachers: list[FrozenTeacher],
     prepared: Prepared,
     gate: bool,
-    answers: Callable[[FrozenTeacher, str], NDArray[Any]],
+    answers: Callable[[FrozenTeacher, str], Logits],
 ) -> Measured:
     """Scores of the teachers on the evaluation splits, beside the trivial one.
 
@@ -144,7 +150,7 @@ def measure(
     task, first = prepared.task, prepared.task.evaluation[0]
     labels = {split: np.asarray(prepared.rows[split]["labels"]) for split in task.evaluation}
     baseline = task.baseline(prepared.rows[first], prepared.splits[first])
-    logits: dict[str, list[NDArray[Any]]] = {split: [] for split in task.evaluation}
+    logits: dict[str, list[Logits]] = {split: [] for split in task.evaluation}
     for teacher in teachers:
         own = {split: answers(teacher, split) for split in task.evaluation}
         if teacher.unnamed:
@@ -157,7 +163,7 @@ def measure(
     scores: dict[str, dict[str, float]] = {}
     predictions: dict[str, Predictions] = {}
     for split in task.evaluation:
-        combined = np.asarray(combine(logits[split], weights))
+        combined = combine([*map(torch.from_numpy, logits[split])], weights).numpy()
         rows = prepared.rows[split]
         predictions[split] = {"id": list(rows["id"]), **task.answer.predictions(rows, combined)}
         scores[split] = task.judge(combined, labels[split])
@@ -176,7 +182,7 @@ def measure(
     return Measured(record, predictions)
 
 
-def _best_order(logits: NDArray[Any], labels: NDArray[Any], task: Task) -> list[int]:
+def _best_order(logits: Logits, labels: NDArray[np.int64], task: Task) -> list[int]:
     """The order of an unnamed head's columns with the best accuracy; shown with its margin."""
     names = task.head.labels or ()
     if len(names) > MOST_PERMUTED:

@@ -21,7 +21,7 @@ from transformers import set_seed
 from forge import ranks
 from forge.data import cache, fingerprints
 from forge.distillation import stored, teacher
-from forge.distillation.distiller import Distiller
+from forge.distillation.distiller import Distiller, Watch
 from forge.distillation.losses import DIST, KL, Batch, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.rows import outputs
@@ -58,20 +58,20 @@ def ready(
         likeliest = _likeliest(frozen, prepared, top_k, temperature)
     frozen.to("cpu" if likeliest else args.device)
 
-    def read(inputs: dict[str, Any], watch: Any) -> Outputs:
+    def read(inputs: Batch, watch: Watch) -> Outputs:
         if likeliest:
             assert distiller.last_ids is not None
-            found = torch.cat([likeliest[row] for row in distiller.last_ids.tolist()])
-            return Outputs(found.to(args.device))
+            stored_rows = [likeliest[row] for row in distiller.last_ids.tolist()]
+            return Outputs(torch.cat(stored_rows).to(args.device))
         batch = {name: part for name, part in inputs.items() if name != "labels"}
         with distiller.accelerator.autocast():
-            return outputs(frozen, batch | {"use_cache": False}, watch)
+            return outputs(frozen, batch, watch, use_cache=False)
 
     set_seed(args.seed)  # for the losses' projections, whatever came before
     for term in loss.values():
         term.bind(prepared.model.config, frozen.model.config)
     distiller = TokenDistiller(
-        vocabulary=frozen.order,
+        vocabulary=frozen.vocabulary,
         temperature=temperature,
         alpha=alpha,
         losses=loss,
@@ -89,19 +89,21 @@ class TokenDistiller(Distiller):
     `temperature` is that of the stored likeliest tokens, None where the teacher is run.
     """
 
-    def __init__(self, *, vocabulary: Any, temperature: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, vocabulary: slice, temperature: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.vocabulary, self.temperature = vocabulary, temperature
 
     def compared(
-        self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Any
+        self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Batch
     ) -> tuple[Outputs, Outputs, Batch]:
         """The predicted tokens as rows, selected before any of them is turned into fp32."""
         asked, labels = decisions.asked, decisions.packed().labels
         assert asked is not None and labels is not None
 
         def rows(seen: Outputs) -> Outputs:
-            layers = [layer[asked].unsqueeze(0) for layer in seen.hidden_states or ()]
+            layers = [layer[asked].unsqueeze(0) for layer in seen.hidden_states]
             return Outputs(seen.logits[..., self.vocabulary][asked], layers)
 
         ours = rows(ours)
@@ -129,13 +131,13 @@ def lumped(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
 
 def _one_temperature(loss: dict[str, Loss]) -> float:
     """That of all losses; raises `UserError` for those that need every logit."""
-    found = {term.temperature for term in loss.values() if isinstance(term, KL)}
-    if len(found) != 1 or not all(isinstance(term, KL) for term in loss.values()):
+    temperatures = {term.temperature for term in loss.values() if isinstance(term, KL)}
+    if len(temperatures) != 1 or not all(isinstance(term, KL) for term in loss.values()):
         raise UserError(
             f"mode.top_k, mode/loss=[{','.join(loss)}]: what is stored is for kl at one "
             "temperature; use mode/loss=kl, or mode.top_k=null"
         )
-    return found.pop()
+    return temperatures.pop()
 
 
 def _likeliest(
@@ -146,7 +148,7 @@ def _likeliest(
     Asked once and stored; as one array of fp32, in which the numbers of tokens are exact.
     """
     args, split = prepared.args, prepared.splits[prepared.task.train]
-    vocabulary: Any = frozen.order
+    vocabulary = frozen.vocabulary
     if k > vocabulary.stop - 2:
         raise UserError(
             f"mode.top_k={k}: of {vocabulary.stop} tokens at most {vocabulary.stop - 2} leave a "

@@ -12,19 +12,19 @@ from forge.training import trl
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
 
     from forge.training.preparation import Prepared
 
 
-def arguments(prepared: Prepared, **settings: Any) -> DistillationConfig:
+def arguments(prepared: Prepared, **settings: float) -> DistillationConfig:
     """The run's arguments with TRL's."""
     if prepared.args.auto_find_batch_size:
         raise UserError(
             "trainer.auto_find_batch_size: mode.on_policy draws for whole steps; set a batch size"
         )
-    return DistillationConfig(
-        **trl.arguments(prepared.args, prepared.task.written.max_new_tokens), **settings
-    )
+    given = trl.arguments(prepared.args, prepared.task.written.max_new_tokens)
+    return DistillationConfig(**(given | settings))
 
 
 class LanguageDistillation(trl.OnPolicy, DistillationTrainer):  # type: ignore[misc]
@@ -33,8 +33,9 @@ class LanguageDistillation(trl.OnPolicy, DistillationTrainer):  # type: ignore[m
     args: DistillationConfig
 
     def __init__(
-        self, *, teacher: Any, model: Any, args: DistillationConfig, train_dataset: Dataset,
-        data_collator: Any = None, compute_metrics: Any = None, **kwargs: Any,
+        self, *, teacher: PreTrainedModel, model: PreTrainedModel, args: DistillationConfig,
+        train_dataset: Dataset, data_collator: object = None, compute_metrics: object = None,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
         """The collator and the metrics are not for rows that are prompts."""
         trl.without_dropout(model)
