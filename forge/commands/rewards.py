@@ -26,6 +26,8 @@ from forge.errors import UserError, did_you_mean, one_line
 from forge.reinforcement.rewards import Rewards
 
 if TYPE_CHECKING:
+    from forge.data.sources import Row
+    from forge.reinforcement.policy import Start
     from forge.tasks.task import Task
 
 LONG = 100_000  # characters
@@ -102,9 +104,7 @@ def composed(overrides: list[str]) -> Config:
     return found
 
 
-def survey(
-    config: Config, rewards: Rewards, mode: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def survey(config: Config, rewards: Rewards, mode: dict[str, Any]) -> tuple[Start, Row]:
     """Where training would start, as mode=rl measures it, and the columns of one row."""
     from forge.modes import rl
     from forge.training.arguments import training_arguments

@@ -17,26 +17,35 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
+from transformers.utils.generic import ModelOutput
 
 from forge import ranks
 from forge.errors import UserError
+from forge.inputs.input import Batch
 from forge.models import lora
-from forge.reinforcement.rewards import Rewards
+from forge.records.files import Json
+from forge.reinforcement.rewards import Floats, Rewards
 from forge.tasks.decisions import kl
 from forge.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from forge.training.preparation import TrainerKeywords
+
 log = logging.getLogger(__name__)
+Values: TypeAlias = NDArray[np.generic] | list[list[float]]  # an array, or as it was stored
+Drawn: TypeAlias = NDArray[np.int64]  # the numbers of labels [B, G]
 EPS = 1e-4  # beside the standard deviation, as in TRL
 # Of answers [B, G] to the rows with these ids: every reward's values [B * G, rewards], NaN for none
-Judge: TypeAlias = Callable[[NDArray[Any], list[int]], NDArray[Any]]
+Judge: TypeAlias = Callable[[Drawn, list[int]], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,8 @@ class Rollout:
 
 
 def draw(
-    probabilities: NDArray[Any], ids: list[int], step: int, seed: int, count: int
-) -> NDArray[Any]:
+    probabilities: NDArray[np.floating], ids: list[int], step: int, seed: int, count: int
+) -> Drawn:
     """`count` labels for each row of probabilities [B, C] -> [B, count].
 
     The random numbers follow from seed, step and the row's id alone: what else is in the batch, how
@@ -74,25 +83,25 @@ def draw(
     uniform = np.stack([np.random.default_rng((seed, step, row)).random(count) for row in ids])
     cumulative = probabilities.astype(np.float64).cumsum(1)
     cumulative /= cumulative[:, -1:]
-    found: NDArray[Any] = (uniform[:, :, None] >= cumulative[:, None, :]).sum(-1)
-    return found
+    drawn: Drawn = (uniform[:, :, None] >= cumulative[:, None, :]).sum(-1)
+    return drawn
 
 
-def centred(rewards: NDArray[Any], scale: str) -> NDArray[Any]:
+def centred(rewards: Floats, scale: str) -> Floats:
     """Advantages [B, G] of rewards [B, G]: minus the group's mean, over a standard deviation.
 
     That of the group or of the batch (ddof 1, plus 1e-4, as TRL), or 1 at `scale` none. NaN, an
     answer that no reward applies to, counts nowhere and has advantage 0.
     """
     mean, std = moments(rewards, 1)
-    found = np.where(np.isnan(rewards) | constant(rewards)[:, None], 0.0, rewards - mean)
+    apart = np.where(np.isnan(rewards) | constant(rewards)[:, None], 0.0, rewards - mean)
     if scale == "batch":
         std = moments(rewards.reshape(1, -1), 1)[1]
-    scaled: NDArray[Any] = found if scale == "none" else found / (std + EPS)
+    scaled: Floats = apart if scale == "none" else apart / (std + EPS)
     return scaled
 
 
-def moments(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def moments(values: Floats, axis: int) -> tuple[Floats, Floats]:
     """Mean and standard deviation (ddof 1) of what is not NaN, the axis kept; 0 where undefined."""
     count = (~np.isnan(values)).sum(axis, keepdims=True)
     mean = np.nansum(values, axis, keepdims=True) / np.maximum(count, 1)
@@ -100,12 +109,12 @@ def moments(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]
     return mean, np.sqrt(squares / np.maximum(count - 1, 1))
 
 
-def constant(rewards: NDArray[Any]) -> NDArray[Any]:
+def constant(rewards: Floats) -> NDArray[np.bool_]:
     """Which groups [B] of rewards [B, G] have no variance, and teach nothing."""
     low = np.where(np.isnan(rewards), np.inf, rewards).min(1)
     high = np.where(np.isnan(rewards), -np.inf, rewards).max(1)
-    found: NDArray[Any] = ~(high > low)
-    return found
+    same: NDArray[np.bool_] = ~(high > low)
+    return same
 
 
 def objective(
@@ -130,7 +139,7 @@ def objective(
     return loss, {name: fact.detach() for name, fact in facts.items()}
 
 
-def statistics(values: NDArray[Any], rewards: Rewards, group: int) -> dict[str, float]:
+def statistics(values: Floats, rewards: Rewards, group: int) -> dict[str, float]:
     """Of rewards [B * G, rewards], under TRL's names; NaN where none applied."""
     total = rewards.total(values)
     facts = dict(zip(("reward", "reward_std"), _mean_and_std(total), strict=True))
@@ -141,7 +150,7 @@ def statistics(values: NDArray[Any], rewards: Rewards, group: int) -> dict[str, 
     return facts
 
 
-def _mean_and_std(values: NDArray[Any]) -> tuple[float, float]:
+def _mean_and_std(values: Floats) -> tuple[float, float]:
     if np.isnan(values).all():
         return math.nan, math.nan
     mean, std = moments(values, 0)
@@ -179,21 +188,30 @@ class GRPO(Trainer):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *, settings: Settings, rewards: Rewards, judge: Judge, model: nn.Module, **kwargs: Any
+        self,
+        *,
+        settings: Settings,
+        rewards: Rewards,
+        judge: Judge,
+        **kwargs: Unpack[TrainerKeywords],
     ) -> None:
-        self.settings, self.rewards, self.judge = settings, rewards, judge
+        self.settings, self.rewards, self.judge, model = settings, rewards, judge, kwargs["model"]
         self.start: nn.Module | None = None  # an adapter is switched off instead
         if settings.beta and not lora.is_adapted(model):
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
         self.rollouts: dict[str, Rollout] = {}  # of the batches to come again, by their rows' ids
         self.sums: dict[str, list[float]] = {}  # since the last log: sum and count of each fact
-        super().__init__(model=model, **kwargs)
+        super().__init__(**kwargs)
         if self.start is not None:
             self.start.to(self.args.device)
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         model.eval()  # no dropout, with which two readings of one policy differ
@@ -205,9 +223,9 @@ class GRPO(Trainer):
         self._add({name: fact.item() for name, fact in facts.items()})
         return (loss, outputs) if return_outputs else loss
 
-    def _start_policy(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _start_policy(self, model: nn.Module, inputs: Batch) -> Tensor:
         """Log-probabilities [B, C] of the model that training started from."""
-        own: Any = self.accelerator.unwrap_model(model)
+        own = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.accelerator.autocast():
             if self.start is not None:
                 return self._log_policy(self.decide(self.start, inputs)[0].logits)
@@ -231,19 +249,21 @@ class GRPO(Trainer):
         self._add(statistics(values, self.rewards, self.settings.num_generations))
         total = self.rewards.total(values).reshape(labels.shape)
         advantages = centred(total, self.settings.scale_rewards)
-        found = self._rolled_out(step, labels, policy, advantages)
+        rollout = self._rolled_out(step, labels, policy, advantages)
         if self.settings.num_iterations > 1:
             self.rollouts = {k: r for k, r in self.rollouts.items() if r.step == step}
-            self.rollouts[key] = found
-        return found
+            self.rollouts[key] = rollout
+        return rollout
 
-    def _rolled_out(self, step: int, labels: Any, old: Any, advantages: Any) -> Rollout:
+    def _rolled_out(
+        self, step: int, labels: Values, old: Values | Tensor, advantages: Values
+    ) -> Rollout:
         """On the device."""
-        to: dict[str, Any] = {"dtype": torch.float32, "device": self.args.device}
+        to = partial(torch.as_tensor, dtype=torch.float32, device=self.args.device)
         drawn = torch.as_tensor(labels, device=self.args.device)
-        return Rollout(step, drawn, torch.as_tensor(old, **to), torch.as_tensor(advantages, **to))
+        return Rollout(step, drawn, to(old), to(advantages))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Any:
         rows, times = super()._get_train_sampler(train_dataset), self.settings.num_iterations
         if times == 1:
             return rows
@@ -258,14 +278,14 @@ class GRPO(Trainer):
             )
         return Repeated(rows, chunk, times)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, object]:
         rollouts = {
             key: [r.step, *(t.tolist() for t in (r.labels, r.old, r.advantages))]
             for key, r in self.rollouts.items()
         }
         return super().progress() | {"rollouts": rollouts, "facts": self.sums}
 
-    def restore(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: Json) -> None:
         super().restore(progress)
         self.sums = progress["facts"]
         rollouts = progress["rollouts"].items()
@@ -279,7 +299,7 @@ class GRPO(Trainer):
                 sums[0] += fact
                 sums[1] += 1
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.sums:
             ours = {}
             for name, sums in self.sums.items():
@@ -289,4 +309,4 @@ class GRPO(Trainer):
             order = sorted(ours, key=lambda name: not name.startswith("reward"))
             logs = {name: ours[name] for name in order} | logs
             self.sums = {name: [0.0, 0] for name in self.sums}
-        super().log(logs, *args, **kwargs)
+        super().log(logs, start_time)

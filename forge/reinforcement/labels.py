@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from transformers import set_seed
 
+from forge.data.sources import Columns
 from forge.errors import UserError
 from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
-from forge.reinforcement.grpo import GRPO, Settings, draw
+from forge.reinforcement.grpo import GRPO, Drawn, Settings, draw
 from forge.reinforcement.policy import Policy
+from forge.reinforcement.rewards import Floats
 from forge.tasks.answer import Scores
 from forge.training.evaluation import logits_of
 from forge.training.trainer import Ready
@@ -44,17 +46,17 @@ class Labels(Policy):
         self.names = names
         self.rewards.bind(names, ["id", "label", *own])
 
-    def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def columns(self, rows: Columns) -> Columns:
         labels = [self.names[label] for label in rows["labels"]]
         return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
 
-    def judge(self, labels: NDArray[Any], ids: list[int]) -> NDArray[Any]:
+    def judge(self, labels: Drawn, ids: list[int]) -> Floats:
         """Rewards [B * G, rewards] of labels [B, G] for the rows with these ids, NaN for none."""
         once, count = self.columns_of(ids), range(labels.shape[1])
         given = {name: [value for value in column for _ in count] for name, column in once.items()}
         return self.rewards([self.names[label] for label in labels.reshape(-1)], given)
 
-    def sample(self, temperature: float, count: int) -> NDArray[Any]:
+    def sample(self, temperature: float, count: int) -> Floats:
         args, seed = self.prepared.args, self.prepared.args.seed
         few = np.random.default_rng(seed).permutation(len(self.rows))[:SAMPLED]
         rows, size = self.rows.select(few), args.train_batch_size
@@ -74,7 +76,7 @@ class Labels(Policy):
             scores[split] = self.task.judge(self._logits(rows), labels) | {"n": len(rows)}
         return scores
 
-    def _logits(self, rows: Dataset) -> NDArray[Any]:
+    def _logits(self, rows: Dataset) -> NDArray[np.float32]:
         """The model's logits [rows, labels] before training."""
         prepared, how = self.prepared, Pass.of(self.prepared.args)
         processor, model = prepared.processor, prepared.model.to(how.device)  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ class Labels(Policy):
     def baseline(self, split: str) -> float:
         return self.task.baseline(self.prepared.rows[split], self.prepared.splits[split])
 
-    def ready(self, settings: Settings, texts: Mapping[str, Any], gate: bool) -> Ready:
+    def ready(self, settings: Settings, texts: Mapping[str, object], gate: bool) -> Ready:
         for name, value in texts.items():
             if value is not None:
                 raise UserError(

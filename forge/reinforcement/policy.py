@@ -6,13 +6,12 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypedDict
 
-from numpy.typing import NDArray
-
+from forge.data.sources import Columns
 from forge.errors import UserError
 from forge.reinforcement.grpo import Settings, statistics
-from forge.reinforcement.rewards import Rewards
+from forge.reinforcement.rewards import Floats, Rewards
 from forge.tasks.answer import Scores
 from forge.training.preparation import Prepared
 from forge.training.trainer import Ready
@@ -22,9 +21,13 @@ CONSTANT = (
     "no two answers to an example differ in reward, so GRPO cannot learn from them; try a higher "
     "mode.temperature or mode.num_generations, or another mode/reward"
 )
-Start: TypeAlias = dict[
-    str, Any
-]  # "splits": scores of each, "reward": statistics; as in the record
+
+
+class Start(TypedDict):
+    """Where training starts, as in the record."""
+
+    splits: dict[str, Scores]
+    reward: Scores  # of drawn answers: statistics under TRL's names, the split and its rows
 
 
 class Policy(ABC):
@@ -42,14 +45,14 @@ class Policy(ABC):
 
     @abstractmethod
     def bind(self) -> None:
-        """Tell the rewards what labels and columns there are."""
+        """Give the rewards the labels and the names of the columns."""
 
     @abstractmethod
-    def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def columns(self, rows: Columns) -> Columns:
         """What rewards are given of some training rows."""
 
     @abstractmethod
-    def sample(self, temperature: float, count: int) -> NDArray[Any]:
+    def sample(self, temperature: float, count: int) -> Floats:
         """Rewards [rows * count, rewards] of `count` answers to each of some training rows."""
 
     @abstractmethod
@@ -61,10 +64,10 @@ class Policy(ABC):
         """The headline of always giving the commonest answer, where it costs nothing to know."""
 
     @abstractmethod
-    def ready(self, settings: Settings, texts: Mapping[str, Any], gate: bool) -> Ready:
+    def ready(self, settings: Settings, texts: Mapping[str, object], gate: bool) -> Ready:
         """A complete trainer; `texts` are settings that are for texts alone, None for unset."""
 
-    def columns_of(self, ids: list[int]) -> dict[str, list[Any]]:
+    def columns_of(self, ids: list[int]) -> Columns:
         """What rewards are given of the training rows with these ids."""
         return self.columns(self.rows[[self.place[row] for row in ids]])
 
@@ -103,7 +106,7 @@ class Policy(ABC):
             log.warning(CONSTANT)
 
 
-def describe(reward: Mapping[str, Any]) -> str:
+def describe(reward: Scores) -> str:
     """The rewards' statistics at the start, in a line."""
 
     def pair(mean: float | None, std: float | None) -> str:

@@ -14,15 +14,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from forge.data.sources import Columns
 from forge.errors import UserError, did_you_mean, one_line
 from forge.tasks import numerals
 
+Floats: TypeAlias = NDArray[np.float64]
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 
 
@@ -31,7 +33,7 @@ def exact(
     *,
     label: list[str] | None = None,
     answer: list[str] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float]:
     """1 for the right answer, blanks around it aside, else 0."""
     right = _right(label, answer)
@@ -45,7 +47,7 @@ def numeric(
     answer: list[str] | None = None,
     tolerance: float = 1e-6,
     math_verify: bool = False,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     """1 where the last number said is the last one of the right answer, else 0; None without one.
 
@@ -58,14 +60,14 @@ def numeric(
     return [_close(c, r, tolerance) for c, r in zip(completions, right, strict=True)]
 
 
-def format(completions: list[str], *, pattern: str, **columns: Any) -> list[float]:
+def format(completions: list[str], *, pattern: str, **columns: object) -> list[float]:
     """1 where the whole completion matches the regular expression (a dot is any character)."""
     whole = re.compile(pattern, re.DOTALL)
     return [float(whole.fullmatch(c) is not None) for c in completions]
 
 
 def length(
-    completions: list[str], *, limit: Annotated[int, Field(ge=1)], **columns: Any
+    completions: list[str], *, limit: Annotated[int, Field(ge=1)], **columns: object
 ) -> list[float]:
     """0 up to `limit` characters, then falling in a line to -1 at twice as many."""
     return [-min(max(len(c) / limit - 1, 0.0), 1.0) for c in completions]
@@ -77,7 +79,7 @@ class Costs:
     The right label itself costs 0 unless it is given.
     """
 
-    def __init__(self, matrix: dict[Any, dict[Any, float]]) -> None:
+    def __init__(self, matrix: dict[object, dict[object, float]]) -> None:
         rows = matrix.items()
         self.matrix = {str(r): {str(s): float(c) for s, c in row.items()} for r, row in rows}
 
@@ -98,7 +100,9 @@ class Costs:
                         f"{where}.{right}.{said}"
                     )
 
-    def __call__(self, completions: list[str], *, label: list[str], **columns: Any) -> list[float]:
+    def __call__(
+        self, completions: list[str], *, label: list[str], **columns: object
+    ) -> list[float]:
         return [
             0 - self.matrix[right][said] for right, said in zip(label, completions, strict=True)
         ]
@@ -130,7 +134,7 @@ class Metric:
         self.labels = {label: i for i, label in enumerate(labels)}
 
     def __call__(
-        self, completions: list[str], *, label: list[str], id: list[Any], **columns: Any
+        self, completions: list[str], *, label: list[str], id: list[int], **columns: object
     ) -> list[float]:
         kinds, answers = len(self.labels), len(completions)
         counted = np.zeros((answers, kinds, kinds))  # right, said
@@ -186,12 +190,12 @@ class Classifier:
                     f"{where}: {path} has no label {name}{did_you_mean(name, self.known)}"
                 )
 
-    def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, completions: list[str], **columns: Sequence[object]) -> list[float]:
         import torch
 
         from forge.models import tokenizers
 
-        texts = {**columns, "completion": completions}
+        texts: dict[str, Sequence[object]] = {**columns, "completion": completions}
         for column in self.read:
             if column not in texts:
                 raise ValueError(f"no column {column} to read{did_you_mean(column, texts)}")
@@ -205,9 +209,9 @@ class Classifier:
         batch = self.tokenizer.pad(encoded, return_tensors="pt", verbose=False)
         with torch.no_grad():
             logits = self.model(**batch.to(self.model.device)).logits.float()
-        found = dict(zip(distinct, logits.softmax(-1).tolist(), strict=True))
+        likely = dict(zip(distinct, logits.softmax(-1).tolist(), strict=True))
         named = [self.known[self.label or completion] for completion in completions]
-        return [found[row][column] for row, column in zip(rows, named, strict=True)]
+        return [likely[row][column] for row, column in zip(rows, named, strict=True)]
 
 
 def _labels(name: str, labels: list[str] | None) -> list[str]:
@@ -218,9 +222,10 @@ def _labels(name: str, labels: list[str] | None) -> list[str]:
 
 def _right(label: list[str] | None, answer: list[str] | None) -> list[str]:
     """The column of right answers: a classifier's or a language model's."""
-    if (found := answer if label is None else label) is None:
+    right = answer if label is None else label
+    if right is None:
         raise ValueError("there is no column label or answer to compare with")
-    return found
+    return right
 
 
 def last_number(text: str) -> float | None:
@@ -248,44 +253,44 @@ def _verified(completions: list[str], right: list[str]) -> list[float | None]:
     ]
 
 
-def _accuracy(counts: NDArray[Any]) -> NDArray[Any]:
-    found: NDArray[Any] = _hits(counts).sum(-1) / counts.sum((-1, -2))
-    return found
+def _accuracy(counts: Floats) -> Floats:
+    share: Floats = _hits(counts).sum(-1) / counts.sum((-1, -2))
+    return share
 
 
-def _hits(counts: NDArray[Any]) -> NDArray[Any]:
+def _hits(counts: Floats) -> Floats:
     return np.diagonal(counts, axis1=-2, axis2=-1)
 
 
-def _f1_of_each(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _f1_of_each(counts: Floats) -> tuple[Floats, Floats]:
     """F1 of each label, 0 where it is neither right nor said, and where it is either."""
     either = counts.sum(-1) + counts.sum(-2)
     return 2 * _hits(counts) / np.where(either > 1e-9, either, 1), either > 1e-9
 
 
-def _f1(counts: NDArray[Any]) -> NDArray[Any]:
+def _f1(counts: Floats) -> Floats:
     return _f1_of_each(counts)[0][..., 1]
 
 
-def _f1_macro(counts: NDArray[Any]) -> NDArray[Any]:
+def _f1_macro(counts: Floats) -> Floats:
     each, seen = _f1_of_each(counts)
-    found: NDArray[Any] = (each * seen).sum(-1) / seen.sum(-1)
-    return found
+    mean: Floats = (each * seen).sum(-1) / seen.sum(-1)
+    return mean
 
 
-def _matthews(counts: NDArray[Any]) -> NDArray[Any]:
+def _matthews(counts: Floats) -> Floats:
     """Gorodkin's R_K (2004), of two labels Matthews correlation; 0 where it is undefined."""
     right, said, n = counts.sum(-1), counts.sum(-2), counts.sum((-1, -2))
     covariance = _hits(counts).sum(-1) * n - (right * said).sum(-1)
     variances = (n**2 - (right**2).sum(-1)) * (n**2 - (said**2).sum(-1))
-    found: NDArray[Any] = np.where(
+    correlation: Floats = np.where(
         variances > 1e-9, covariance / np.sqrt(np.where(variances > 1e-9, variances, 1)), 0.0
     )
-    return found
+    return correlation
 
 
 # As in forge.tasks.metrics, of counts [..., right, said], which need not be whole, for many at once
-SCORES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+SCORES: dict[str, Callable[[Floats], Floats]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "f1_macro": _f1_macro,
@@ -315,7 +320,7 @@ class Rewards:
             raise UserError(f"mode.reward_weights={weights}: finite numbers, one of them not 0")
 
     def bind(self, labels: list[str] | None, columns: Sequence[str]) -> None:
-        """Tell the rewards what labels there are; refuse one that asks for a column not given."""
+        """Give the rewards the labels; raise `UserError` for one that needs a column not given."""
         for name, function in self.functions.items():
             for key, parameter in _keywords(function).items():
                 if parameter.default is parameter.empty and key not in columns:
@@ -326,25 +331,25 @@ class Rewards:
             if bind := getattr(function, "bind", None):
                 bind(labels)
 
-    def __call__(self, completions: list[str], columns: Mapping[str, list[Any]]) -> NDArray[Any]:
-        """What each reward says [completions, rewards]; NaN where one does not apply."""
+    def __call__(self, completions: list[str], columns: Columns) -> Floats:
+        """The values [completions, rewards]; NaN where a reward does not apply."""
         each = [
             self._of(name, function, completions, columns)
             for name, function in self.functions.items()
         ]
         return np.array(each, dtype=np.float64).T
 
-    def total(self, values: NDArray[Any]) -> NDArray[Any]:
+    def total(self, values: Floats) -> Floats:
         """The weighted sum of those that apply [completions]; NaN where none does."""
-        found: NDArray[Any] = np.nansum(values * self.weights, -1)
-        return np.where(np.isnan(values).all(-1), np.nan, found)
+        total: Floats = np.nansum(values * self.weights, -1)
+        return np.where(np.isnan(values).all(-1), np.nan, total)
 
     def _of(
-        self, name: str, function: Reward, completions: list[str], columns: Mapping[str, list[Any]]
+        self, name: str, function: Reward, completions: list[str], columns: Columns
     ) -> list[float]:
         ids = columns["id"]
         try:
-            found = _call(function, completions, columns)
+            values = _call(function, completions, columns)
         except UserError:
             raise
         except Exception as error:
@@ -353,23 +358,23 @@ class Rewards:
                 f"mode/reward={name}, {_named(ids, guilty)}: "
                 f"{type(error).__name__}: {one_line(str(error))[:200]}"
             ) from error
-        if not hasattr(found, "__len__") or isinstance(found, str | dict):
+        if not hasattr(values, "__len__") or isinstance(values, str | dict):
             raise UserError(
-                f"mode/reward={name}: it returned a {type(found).__name__}; a list of numbers, one "
-                "for each completion"
+                f"mode/reward={name}: it returned a {type(values).__name__}; a list of numbers, "
+                "one for each completion"
             )
-        if len(found) != len(completions):
+        if len(values) != len(completions):
             raise UserError(
-                f"mode/reward={name}, {_named(ids)}: it returned {len(found)} values for "
+                f"mode/reward={name}, {_named(ids)}: it returned {len(values)} values for "
                 f"{len(completions)} completions; one for each, None where it does not apply"
             )
-        for i, value in enumerate(found):
+        for i, value in enumerate(values):
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise UserError(
                     f"mode/reward={name}, {_named(ids, i)}: it returned {value!r} for "
                     f"{completions[i][:60]!r}; a finite number, or None where it does not apply"
                 )
-        return [math.nan if value is None else float(value) for value in found]
+        return [math.nan if value is None else float(value) for value in values]
 
 
 def _keywords(function: Reward) -> dict[str, inspect.Parameter]:
@@ -379,17 +384,15 @@ def _keywords(function: Reward) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in list(parameters.items())[1:] if p.kind in kinds}
 
 
-def _call(function: Reward, completions: list[str], columns: Mapping[str, list[Any]]) -> Any:
+def _call(function: Reward, completions: list[str], columns: Columns) -> Sequence[float | None]:
     parameters = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         columns = {k: v for k, v in columns.items() if k in _keywords(function)}
     return function(completions, **columns)
 
 
-def _raiser(
-    function: Reward, completions: list[str], columns: Mapping[str, list[Any]]
-) -> int | None:
-    """Where the first completion stands that raises by itself; None when none does."""
+def _raiser(function: Reward, completions: list[str], columns: Columns) -> int | None:
+    """The index of the first completion that raises by itself; None when none does."""
     for i, completion in enumerate(completions):
         try:
             _call(function, [completion], {k: [v[i]] for k, v in columns.items()})
@@ -398,5 +401,5 @@ def _raiser(
     return None
 
 
-def _named(ids: list[Any], index: int | None = None) -> str:
+def _named(ids: list[int], index: int | None = None) -> str:
     return f"examples {min(ids)} to {max(ids)}" if index is None else f"example {ids[index]}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from forge.data.sources import Columns
 from forge.errors import needs
 from forge.reinforcement import rewards
 from forge.reinforcement.grpo import Settings
 from forge.reinforcement.policy import Policy
-from forge.reinforcement.rewards import Rewards
+from forge.reinforcement.rewards import Floats, Rewards
 from forge.tasks import decoding
 from forge.tasks.answer import Scores
 from forge.tasks.decoding import Reader
@@ -37,19 +37,19 @@ class Texts(Policy):
                 functions[name] = partial(verdict, self.task)
         self.rewards.bind(None, ["id", "label", "prompt"])
 
-    def columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def columns(self, rows: Columns) -> Columns:
         return {name: rows[name] for name in ("prompt", "label", "id")}
 
-    def judge(self, completions: list[str], ids: list[int], some: Rewards) -> NDArray[Any]:
+    def judge(self, completions: list[str], ids: list[int], some: Rewards) -> Floats:
         """Some rewards [N, rewards] of completions to the rows with these ids, NaN for none."""
         return some(completions, self.columns_of(ids))
 
     def _reader(self) -> Reader:
         prepared = self.prepared
-        model: Any = prepared.model
-        return Reader(model.to(prepared.args.device), prepared.processor, prepared.args)
+        torch.nn.Module.to(prepared.model, prepared.args.device)
+        return Reader(prepared.model, prepared.processor, prepared.args)
 
-    def sample(self, temperature: float, count: int) -> NDArray[Any]:
+    def sample(self, temperature: float, count: int) -> Floats:
         rows, seed = self.prepared.splits[self.task.train], self.prepared.args.seed
         few = rows.select(np.random.default_rng(seed).permutation(len(rows))[:SAMPLED])
         longest = np.argsort(np.negative(few["prompt_length"]), kind="stable")
@@ -71,7 +71,7 @@ class Texts(Policy):
     def baseline(self, split: str) -> None:
         return None
 
-    def ready(self, settings: Settings, texts: Mapping[str, Any], gate: bool) -> Ready:
+    def ready(self, settings: Settings, texts: Mapping[str, object], gate: bool) -> Ready:
         with needs("rl", "mode=rl on a language model"):
             from forge.reinforcement import trl_grpo
             from forge.training import trl

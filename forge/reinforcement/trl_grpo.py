@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -19,16 +18,19 @@ from trl.trainer.utils import add_fused_lm_head
 from forge.errors import UserError
 from forge.models import lora
 from forge.reinforcement.grpo import constant
-from forge.reinforcement.rewards import Rewards
+from forge.reinforcement.rewards import Floats, Reward, Rewards
 from forge.tasks import decoding
 from forge.training import trl
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from forge.data.sources import Row
 
 # Of completions to the rows with these ids: some rewards [N, rewards], NaN for none
-Judge: TypeAlias = Callable[[list[str], list[int], Rewards], NDArray[Any]]
+Judge: TypeAlias = Callable[[list[str], list[int], Rewards], Floats]
 
 
 def arguments(args: TrainingArguments, max_new_tokens: int, **settings: Any) -> GRPOConfig:
@@ -59,9 +61,10 @@ class LanguageGRPO(trl.OnPolicy, GRPOTrainer):  # type: ignore[misc]
     args: GRPOConfig
 
     def __init__(
-        self, *, rewards: Rewards, judge: Judge, model: Any, args: GRPOConfig,
-        train_dataset: Dataset, processing_class: Any, data_collator: Any = None,
-        compute_metrics: Any = None, **kwargs: Any,
+        self, *, rewards: Rewards, judge: Judge, model: PreTrainedModel, args: GRPOConfig,
+        train_dataset: Dataset, processing_class: PreTrainedTokenizerBase,
+        data_collator: object = None,
+        compute_metrics: object = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """The collator and the metrics are not for rows that are prompts."""
         self.rewards = rewards
@@ -70,7 +73,7 @@ class LanguageGRPO(trl.OnPolicy, GRPOTrainer):  # type: ignore[misc]
         start = copy.deepcopy(model) if beta and not lora.is_adapted(model) else None
         args.reward_weights = rewards.weights.tolist()
         self.ends = decoding.ends(model.generation_config, processing_class)
-        self.read: Any = processing_class
+        self.tokenizer = processing_class
         super().__init__(
             model=model,
             reward_funcs=[self._reward(name, rewards, judge) for name in rewards.functions],
@@ -86,22 +89,24 @@ class LanguageGRPO(trl.OnPolicy, GRPOTrainer):  # type: ignore[misc]
             start.requires_grad_(False)
             self.ref_model = self.accelerator.prepare_model(start, evaluation_mode=True)
 
-    def _reward(self, name: str, rewards: Rewards, judge: Judge) -> Callable[..., Any]:
+    def _reward(self, name: str, rewards: Rewards, judge: Judge) -> Reward:
         alone = Rewards({name: rewards.functions[name]}, {})
 
-        def reward(*, completion_ids: list[list[int]], id: list[int], **columns: Any) -> Any:
-            texts = [decoding.text(ids, self.ends, self.read) for ids in completion_ids]
+        def reward(
+            *, completion_ids: list[list[int]], id: list[int], **columns: object
+        ) -> list[float | None]:
+            texts = [decoding.text(ids, self.ends, self.tokenizer) for ids in completion_ids]
             values = judge(texts, id, alone)[:, 0].tolist()
             return [None if math.isnan(value) else value for value in values]
 
         reward.__name__ = name  # as TRL logs it
         return reward
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        found = super()._generate_and_score_completions(inputs)
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
+        drawn = super()._generate_and_score_completions(inputs)
         logs: Any = self._logs["rewards"]
         values = np.array([logs[name] for name in self.rewards.functions]).T
         groups = self.rewards.total(values).reshape(-1, self.num_generations or 1)
         # with scale_rewards=batch TRL's is of the batch
         self._metrics["train"]["frac_reward_zero_std"][-1] = float(constant(groups).mean())
-        return found
+        return drawn
