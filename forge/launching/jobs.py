@@ -22,6 +22,7 @@ from typing import TypeAlias
 from forge.config.compose import override
 from forge.errors import Failure, UserError, one_line
 from forge.launching import sweep
+from forge.launching.sealing import read_plain
 from forge.records.files import METADATA, RESULTS, STATE, Json, now, read_json
 
 LEDGER = "jobs.jsonl"
@@ -149,15 +150,21 @@ class Outcome:
 
 def outcome(job: Job) -> Outcome | None:
     """How the job's ranks ended; None unless all have."""
-    from submitit.core.utils import pickle_load
-
     if not all(path.exists() for path in job.results):
         return None
-    ends = [pickle_load(path) for path in job.results]
-    for end, value in ends:
-        if end == "error":
-            return Outcome(error=_reason(value))
-    return Outcome(value=ends[0][1])
+    values = []
+    for path in job.results:
+        try:
+            match read_plain(path):
+                case ("success", float(value)):
+                    values.append(value)
+                case ("error", str(traceback)):
+                    return Outcome(error=_reason(traceback))
+                case _:
+                    return Outcome(error=f"{path}: no result of a job")
+        except UserError as error:
+            return Outcome(error=str(error))
+    return Outcome(value=values[0])
 
 
 def _reason(traceback: str) -> str:

@@ -1,4 +1,4 @@
-"""Pickles without secrets: what is left out of them travels in the environment."""
+"""Pickles without secrets, which travel in the environment; pickles read without their code."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import pickle
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from forge.errors import UserError
+from forge.errors import UserError, one_line
 
 SECRETS = "FORGE_SECRETS"  # environment: the values that a pickle leaves out, as a JSON list
 
@@ -53,3 +54,23 @@ def unseal(sealed: bytes) -> Any:
             return types[name]("".join(map("".join, zip(parts, [*between, ""], strict=True))))
 
     return Unpickler(io.BytesIO(sealed)).load()
+
+
+def read_plain(file: Path, *classes: type) -> object:
+    """What a pickle holds: numbers, texts, collections of them, and objects of `classes`.
+
+    Nothing else is imported or called, for a run directory may be anybody's. Raises `UserError`
+    for a file that asks for it, or is damaged.
+    """
+    allowed = {(each.__module__, each.__qualname__): each for each in classes}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            if (module, name) not in allowed:
+                raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+            return allowed[module, name]
+
+    try:
+        return Unpickler(io.BytesIO(file.read_bytes())).load()
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+        raise UserError(f"{file}: cannot be read ({one_line(str(error))})") from error

@@ -22,7 +22,7 @@ from forge.config.schema import Node
 from forge.errors import UserError, one_line
 from forge.launching import jobs
 from forge.launching.in_job import Run
-from forge.launching.sealing import SECRETS
+from forge.launching.sealing import SECRETS, read_plain
 from forge.records.secrets import masked
 
 if TYPE_CHECKING:
@@ -102,8 +102,10 @@ def complete(sweep_dir: Path) -> None:
     for file in sorted((sweep_dir / FILES).glob("*/*_submitted.pkl")):
         job_id = file.name.removesuffix("_submitted.pkl")
         if job_id not in known:
-            run = DelayedSubmission.load(file).function
-            assert isinstance(run, Run)
+            submission = read_plain(file, DelayedSubmission, Run, jobs.Job)
+            run = getattr(submission, "function", None)
+            if not isinstance(run, Run):
+                raise UserError(f"{file}: no run that Forge submitted; remove the file")
             jobs.enter(sweep_dir, [_as_job(run, job_id, file.parent.absolute())])
 
 

@@ -184,10 +184,12 @@ def _curves(run: Run, notes: list[str]) -> dict[str, Any]:
 def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
     """The texts of every evaluation split by id, from the task's data where it can be read here."""
     from forge.config.check import build, check
+    from forge.tasks.recorded import require_own_code
 
     known = run.metadata.get("data", {})
     logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
     try:
+        require_own_code(run.metadata["config"]["task"])
         task: Task = build(check(run.metadata["config"]["task"], "task"), "task")
         rows = task.load(training=False)
         found = {}

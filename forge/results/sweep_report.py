@@ -27,8 +27,17 @@ def measure_models(sweep: Sweep) -> None:
     """Weights, size and latency here of each architecture in the sweep, and of its teachers.
 
     Latency is the median of several forward passes in milliseconds, batches of 1 and 32 rows of
-    the split's mean length; the models take turns, since machines drift.
+    the split's mean length; the models take turns, since machines drift. None is measured for a
+    task of code that is not Forge's own.
     """
+    from forge.tasks.recorded import require_own_code
+
+    metadata = sweep.rows[0].runs[0].metadata
+    try:
+        require_own_code(metadata["config"]["task"])
+    except UserError as error:
+        log.warning("report  no latency: %s", error)
+        return
     models: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
     for row in sweep.rows:
         path = row.runs[0].path / "model"
@@ -44,7 +53,6 @@ def measure_models(sweep: Sweep) -> None:
         facts, model = loaded
         facts |= {"name": f"teacher, {facts['name']}", "teacher": True}
         models[name,] = (facts, model)
-    metadata = sweep.rows[0].runs[0].metadata
     sweep.length = round(metadata.get("data", {}).get(sweep.split, {}).get("mean_length", 32))
     for batch in (1, 32):
         for key, time in _latency(models, metadata, batch, sweep.length).items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import os
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from forge.config.check import build, check
+from forge.config.check import build, check, locate
+from forge.errors import UserError
 from forge.models.heads import head_names
 from forge.models.scaling import Scale
 from forge.tasks.task import Task
@@ -22,6 +24,34 @@ def recorded_task(metadata: Mapping[str, Any], head: PretrainedConfig) -> Task:
     node = as_trained(metadata["config"]["task"], metadata, head)
     task: Task = build(check(node, "task"), "task")
     return task
+
+
+def require_own_code(node: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a task's node whose `_target_` or metrics are not Forge's own.
+
+    For those who only read a run directory, which may be anybody's: code that it names is not run.
+    """
+    metrics = [name for name in node.get("metrics") or () if os.sep in name]
+    for code in (*metrics, *_targets(node)):
+        if code in metrics or not _is_own(code):
+            raise UserError(f"{code}: code that is not Forge's own is not run to read a run back")
+
+
+def _is_own(target: str) -> bool:
+    """Whether an import path is of a class or function of Forge's tasks and data."""
+    if not target.startswith(("forge.tasks.", "forge.data.")):
+        return False
+    callee = locate(target, "task")
+    return f"{callee.__module__}.{callee.__qualname__}" == target  # nothing that it imports
+
+
+def _targets(node: object) -> Iterator[str]:
+    """Every `_target_` of nested values."""
+    if isinstance(node, Mapping):
+        yield from (str(value) for key, value in node.items() if key == "_target_")
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def as_trained(

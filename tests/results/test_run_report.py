@@ -144,6 +144,26 @@ def test_texts_that_have_changed_are_not_shown(run_dir, jsonl):
     assert "texts" not in found["splits"]["validation"]["errors"][0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_target_": "builtins.exec"},
+        {"_target_": "forge.records.logs.os.mkdir"},
+        {"files": [{"_target_": "os.mkdir", "path": "MADE"}]},
+        {"files": {"train": {"_target_": "os.mkdir", "path": "MADE"}}},
+        {"metrics": ["MADE/metric.py"]},
+    ],
+)
+def test_code_that_a_record_names_is_not_run_to_report_it(run_dir, tmp_path, change, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metadata = read_json(run_dir / "run_metadata.json")
+    metadata["config"]["task"] |= change
+    (run_dir / "run_metadata.json").write_text(json.dumps(metadata))
+    facts = examine(run_dir)
+    assert "not Forge's own" in facts["notes"][0] and not (tmp_path / "MADE").exists()
+    assert facts["splits"]["validation"]["wrong"] == 3
+
+
 def test_curves_of_an_older_checkpoint_end_with_it(run_dir):
     (run_dir / "checkpoint-2").mkdir()
     log = [{"step": 2, "loss": 2.0}]
