@@ -26,7 +26,6 @@ from forge.errors import UserError, did_you_mean, one_line
 from forge.reinforcement.rewards import Rewards
 
 if TYPE_CHECKING:
-    from forge.data.sources import Row
     from forge.reinforcement.policy import Start
     from forge.tasks.task import Task
 
@@ -104,7 +103,7 @@ def composed(overrides: list[str]) -> Config:
     return found
 
 
-def survey(config: Config, rewards: Rewards, mode: dict[str, Any]) -> tuple[Start, Row]:
+def survey(config: Config, rewards: Rewards, mode: dict[str, Any]) -> tuple[Start, dict[str, Any]]:
     """Where training would start, as mode=rl measures it, and the columns of one row."""
     from forge.modes import rl
     from forge.training.arguments import training_arguments
@@ -193,7 +192,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) < 40 else f"{text[:37]}…")
 
 
-def lines(findings: list[Finding], start: dict[str, Any], still: bool) -> list[str]:
+def lines(findings: list[Finding], start: Start, still: bool) -> list[str]:
     """What was found, for a terminal."""
     from forge.reinforcement.policy import CONSTANT, describe
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forge.results import pictures
 from forge.results.examine import Answers, name_of
-from forge.results.sweep_report import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SHARE = "gradient_share_"  # of a loss term, as mode=kd logs it
 MOST_LABELS = 12  # of a confusion matrix that is written out
@@ -26,13 +24,6 @@ ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
 }
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def curves(found: dict[str, Any]) -> bytes:
     """Losses, the headline metric and the terms' shares of the gradient, over optimizer steps."""
     logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
@@ -42,7 +33,7 @@ def curves(found: dict[str, Any]) -> bytes:
         panels.append(_metric)
     if any(key.startswith(SHARE) for entry in logged for key in entry):
         panels.append(_shares)
-    figure = _figure(4.6 * len(panels), 3.6)
+    figure = pictures.figure(4.6 * len(panels), 3.6)
     for panel, plane in zip(
         panels, figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], strict=True
     ):
@@ -50,7 +41,7 @@ def curves(found: dict[str, Any]) -> bytes:
         plane.set(xlabel="optimizer steps")
         plane.grid(alpha=0.3)
         plane.legend(**ABOVE)
-    return png(figure)
+    return pictures.png(figure)
 
 
 def _line(plane: Axes, entries: list[dict[str, Any]], key: str, **style: Any) -> None:
@@ -111,19 +102,19 @@ def _shares(plane: Axes, found: dict[str, Any]) -> None:
 def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers) -> bytes:
     """Confusion matrix and reliability diagram; of a regression what it said against the labels."""
     if "residuals" in facts:
-        figure = _figure(9, 4)
+        figure = pictures.figure(9, 4)
         left, right = figure.subplots(1, 2)
         _scatter(left, answers)
         _histogram(right, facts, answers)
     else:
-        figure = _figure(10, 4.8)
+        figure = pictures.figure(10, 4.8)
         planes = figure.subplot_mosaic(
             [["confusion", "reliability"], ["confusion", "counts"]], height_ratios=[3, 1]
         )
         _confusion(planes["confusion"], facts, labels)
         _reliability(planes["reliability"], planes["counts"], facts.get("calibration"))
     figure.suptitle(f"{name}, n = {facts['n']:,}", fontsize="medium")
-    return png(figure)
+    return pictures.png(figure)
 
 
 def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
@@ -132,10 +123,10 @@ def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
     image = plane.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     few = len(counts) <= MOST_LABELS
     if few:
-        names = [name_of(labels, i) for i in range(len(counts))]
+        names = [_drawable_label(name_of(labels, i), i) for i in range(len(counts))]
         most = 20 if len(names) <= 4 else 12
         names = [name if len(name) <= most else f"{name[:most]}…" for name in names]
-        names = [name.replace("$", r"\$") for name in names]  # not mathematics
+        names = list(map(pictures.drawable, names))
         upright = max(map(len, names)) * len(names) > 40
         plane.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
         plane.set_yticks(range(len(names)), names)
@@ -143,11 +134,16 @@ def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
         for (row, column), n in np.ndenumerate(counts):
             share = shares[row, column]
             color = "white" if share > 0.6 else "black"
-            told = f"{n:,}\n{share:.0%}" if len(names) <= 6 else f"{n:,}"
-            plane.text(column, row, told, ha="center", va="center", color=color, fontsize=size)
+            shown = f"{n:,}\n{share:.0%}" if len(names) <= 6 else f"{n:,}"
+            plane.text(column, row, shown, ha="center", va="center", color=color, fontsize=size)
     plane.set(xlabel="answer" if few else "answer's id", ylabel="label" if few else "label's id")
     plane.figure.colorbar(image, ax=plane, label="share of the label's examples", shrink=0.8)
     plane.set_title("confusion matrix", fontsize="medium")
+
+
+def _drawable_label(name: str, number: int) -> str:
+    """A label in one line, or its number where no font has its characters."""
+    return f"#{number}" if pictures.lacking([name]) else " ".join(name.split())
 
 
 def _reliability(plane: Axes, below: Axes, found: dict[str, Any] | None) -> None:

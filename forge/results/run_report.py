@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forge.results import card, run_plots
+from forge.results import card, pictures, run_plots
 from forge.results.examine import BINS, examine, name_of, read_predictions
 from forge.results.run_plots import MOST_LABELS, SHARE
 from forge.results.runs import read_run
@@ -157,10 +157,16 @@ def _cell(value: Any) -> str:
 def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
     """A run's numbers, and the text to print; writes report.md and pictures (see `write`)."""
     found = examine(folder)
-    pictures = {"report.png": run_plots.curves(found)} if found["curves"]["training"] else {}
-    for split, facts in found["splits"].items():
-        answers = read_predictions(folder / "predictions" / f"{split}.parquet")
-        picture = run_plots.split(split, facts, found["labels"], answers)
-        pictures[f"report_{split}.png"] = picture
-    files = {"report.md": markdown(found).encode(), **pictures}
+    if any(len(facts.get("confusion", ())) <= MOST_LABELS for facts in found["splits"].values()):
+        instead = "a label's number (the first is #0)"
+        found["notes"] += pictures.note(found["labels"], instead)
+    drawn = {}
+    with pictures.letters([*found["labels"], *found["splits"]]):
+        if found["curves"]["training"]:
+            drawn["report.png"] = run_plots.curves(found)
+        for split, facts in found["splits"].items():
+            answers = read_predictions(folder / "predictions" / f"{split}.parquet")
+            picture = run_plots.split(split, facts, found["labels"], answers)
+            drawn[f"report_{split}.png"] = picture
+    files = {"report.md": markdown(found).encode(), **drawn}
     return found, f"{text(found)}\n\n{write(files, folder, out)}"

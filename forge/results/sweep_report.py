@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import statistics
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forge.errors import UserError
+from forge.results import pictures
 from forge.results.runs import number
 from forge.results.sweeps import ALPHA, Row, Sweep, read_sweep
 from forge.results.tables import drawn, markdown_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 log = logging.getLogger(__name__)
 
@@ -239,11 +234,8 @@ def text(sweep: Sweep) -> str:
 
 def plot(sweep: Sweep) -> bytes:
     """A PNG of the metric over the first swept key, error bars over seeds, a line for the rest."""
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     axis = ALPHA if ALPHA in sweep.rows[0].values else next(iter(sweep.rows[0].values), "")
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = pictures.figure(6, 4)
     plane = figure.subplots()
     lines: dict[str, list[Row]] = {}
     for row in sweep.rows:
@@ -256,7 +248,7 @@ def plot(sweep: Sweep) -> bytes:
         plane.set_xscale("log")
     scale = 100 if _percent(sweep.metric) else 1
     for label, rows in lines.items():
-        at: list[Any] = [row.values.get(axis, "") for row in rows]
+        at = [pictures.drawable(row.values.get(axis, "")) for row in rows]
         scores = [[scale * s for s in row.scores(sweep.split, sweep.metric)] for row in rows]
         plane.errorbar(
             [float(x) for x in at] if numeric else at,
@@ -264,26 +256,20 @@ def plot(sweep: Sweep) -> bytes:
             yerr=[statistics.stdev(s) if len(s) > 1 else 0 for s in scores],
             fmt="o-" if numeric else "o",  # between names there is nothing
             capsize=4,
-            label=label or "student",
+            label=pictures.drawable(label) or "student",
         )
     taught = _taught(sweep)
     for score in taught:
         plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
-    plane.set(xlabel=axis, ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}")
+    plane.set(
+        xlabel=pictures.drawable(axis),
+        ylabel=f"{sweep.metric} on {sweep.split}{', %' if scale == 100 else ''}",
+    )
     if any(len(row.runs) > 1 for row in sweep.rows):
         plane.set_title("error bars: standard deviation over seeds", fontsize="small")
     if taught or len(lines) > 1:
         plane.legend()
-    return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """A picture's file; characters that the font lacks are boxes in it, without a warning each."""
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(out, dpi=150, format="png")
-    return out.getvalue()
+    return pictures.png(figure)
 
 
 def _taught(sweep: Sweep) -> set[float]:
@@ -319,8 +305,11 @@ def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
     """A sweep's numbers, and the text to print; writes report.md and report.png (see `write`)."""
     sweep = read_sweep(folder)
     measure_models(sweep)
-    files = {"report.md": markdown(sweep).encode(), "report.png": plot(sweep)}
-    return numbers(sweep), f"{text(sweep)}\n\n{write(files, folder, out)}"
+    texts = [text for row in sweep.rows for pair in row.values.items() for text in pair]
+    with pictures.letters(texts):
+        files = {"report.md": markdown(sweep).encode(), "report.png": plot(sweep)}
+    lacks = pictures.note(texts, "their codes")
+    return numbers(sweep), "\n".join([text(sweep), *lacks, "", write(files, folder, out)])
 
 
 def write(files: dict[str, bytes], folder: Path, out: Path | None) -> str:

@@ -1,7 +1,9 @@
 """The report of one run: what it counts, what it says of what is missing, what it writes."""
 
 import json
+import warnings
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from forge.__main__ import main
 from forge.config.check import build
 from forge.errors import UserError
 from forge.records.files import read_json
+from forge.results import pictures
 from forge.results.examine import calibration, examine, read_predictions
 from forge.results.run_report import markdown, report
 
@@ -195,6 +198,38 @@ def test_dollar_signs_of_labels_are_no_mathematics(run_dir):
     named = {"id2label": {"0": r"$\frac{$", "1": "$5"}}
     (run_dir / "model" / "config.json").write_text(json.dumps(named))
     assert tuple(report(run_dir)[0]["labels"]) == (r"$\frac{$", "$5")
+
+
+@pytest.mark.parametrize(
+    ("labels", "ticks"),
+    [
+        (("no", "été Ж"), ["no", "été Ж"]),
+        (("猫", "yes\nno"), ["#0", "yes no"]),
+        (("\U000e0041", "🙂 $5"), ["#0", "#1"]),
+    ],
+)
+def test_labels_that_no_font_has_are_numbers_in_pictures(run_dir, labels, ticks, monkeypatch):
+    named = {"id2label": dict(enumerate(labels))}
+    (run_dir / "model" / "config.json").write_text(json.dumps(named))
+    here = pictures.font_of
+    monkeypatch.setattr(pictures, "font_of", lambda c: None if c in "猫🙂" else here(c))
+    saved, png = [], pictures.png
+    monkeypatch.setattr(pictures, "png", lambda figure: saved.append(figure) or png(figure))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a glyph that is missing
+        facts, text = report(run_dir)
+    assert [tick.get_text() for tick in saved[-1].axes[0].get_xticklabels()] == ticks
+    lacking = any(tick.startswith("#") for tick in ticks)
+    assert text.count("No font of this machine has") == lacking == len(facts["notes"])
+
+
+def test_a_font_of_the_machine_serves_what_matplotlibs_own_lacks():
+    only = "\u2c7c"  # a letter of phonetics
+    assert pictures.font_of("a") == "DejaVu Sans" and pictures.font_of("\U000e0041") is None
+    with pictures.letters(["a", only]):
+        families = matplotlib.rcParams["font.family"]
+    assert families[:2] == ["sans-serif", "DejaVu Sans"]
+    assert pictures.drawable("a\U000e0041 $") == r"a\U000e0041 \$"
 
 
 def test_a_curve_of_one_point_has_one_end(run_dir):
