@@ -29,7 +29,7 @@ def measure_models(sweep: Sweep) -> None:
 
     metadata = sweep.rows[0].runs[0].metadata
     try:
-        require_own_code(metadata["config"]["task"])
+        require_own_code(metadata["config"].get("task", {}))
     except UserError as error:
         log.warning("report  no latency: %s", error)
         return
