@@ -28,7 +28,7 @@ from forge.results.tables import table
 from forge.tracking.tracker import tracker
 from forge.training import signals
 from forge.training.announcement import announce
-from forge.training.arguments import check_all, require_sharding, training_arguments
+from forge.training.arguments import check_all, training_arguments
 from forge.training.evaluation import judge, write_predictions
 from forge.training.loop import follow, train
 from forge.training.memory import memory
@@ -65,7 +65,6 @@ def run(
         config = check_all(to_config(cfg))
         task: Task = build(config.task, "task")
         args = training_arguments(config, task, run_dir)
-        require_sharding(args)
         mode: partial[Ready] = build(config.mode, "mode")
         callbacks = [build(c, f"callbacks.{n}") for n, c in config.callbacks.items()]
         finding.check(config, task)

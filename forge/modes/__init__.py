@@ -10,6 +10,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from forge.training.arguments import require_sharding
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def check(mode: partial[Ready], task: Task, args: TrainingArguments) -> None:
-    """Raise `UserError` for settings of a mode that do not fit each other or the task."""
+    """Raise `UserError` for settings that do not fit each other, the task or this machine."""
+    require_sharding(args)
     module = sys.modules[mode.func.__module__]
     if hasattr(module, "check"):
         module.check(task, args, **mode.keywords)
