@@ -53,6 +53,7 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from forge.errors import Preempted
+    from forge.training.signals import asking
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -63,7 +64,7 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
+        signals_to_handle=",".join(number.name for number in asking()),
         shutdown_timeout=GRACE,
     )
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}

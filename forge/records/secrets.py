@@ -53,7 +53,8 @@ def _replaced(value: object, key: str, mask: Callable[[str], str]) -> Any:
     if not isinstance(value, str):
         return value
     if key == "override_dirname":  # Hydra's: a run's overrides, side by side
-        return ",".join(str(_replaced(each, "", mask)) for each in value.split(","))
+        overrides = re.split(r",(?=[+~]*[\w./@-]+=)", value)
+        return ",".join(str(_replaced(each, "", mask)) for each in overrides)
     name, _, given = value.partition("=")
     if given not in ("", "null") and SECRET_KEY.search(name):
         return f"{name}={mask(given)}"

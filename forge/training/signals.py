@@ -1,6 +1,7 @@
 """What a run does when it is asked to stop: finish the step, write a checkpoint, leave.
 
-SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C ask; a second Ctrl-C stops at once. While training
+SIGTERM, SIGUSR1, SIGUSR2, a connection that closes (SIGHUP, unless nohup has it ignored) and the
+first Ctrl-C ask; a second Ctrl-C stops at once. While training
 the request waits for the end of a step, the same one in all ranks; at any other time nothing is
 half-done that a later attempt would need, and the run stops where it is. SLURM's SIGTERM comes
 before a kill, and a job that left by itself would not run again: there the checkpoint is written
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 LAST = 60  # seconds that a loader's worker outlives a SIGTERM to all processes of a job
@@ -58,6 +60,8 @@ class Stop:
         if self.number is not None:
             return
         self.number, self.since = number, time.monotonic()
+        if number == signal.SIGHUP:
+            leave_terminal()
         name = signal.Signals(number).name
         if self.training:
             log.warning("%s: finishing the step and writing a checkpoint", name)
@@ -118,6 +122,21 @@ class InWorker:
             self.also(worker)
 
 
+def asking() -> list[signal.Signals]:
+    """The signals that ask this process: SIGHUP does not where nohup has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in ASKING if not (ignored and number == signal.SIGHUP)]
+
+
+def leave_terminal() -> None:
+    """Print nowhere from now on, where the terminal is gone: each write would raise."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
 def goes_on(number: int) -> bool:
     """Whether a signal only announces a kill, after which SLURM starts the job again."""
     return number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
@@ -144,7 +163,7 @@ def watch() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in ASKING}
+    before = {number: signal.signal(number, stop.ask) for number in asking()}
     try:
         yield stop
     except Exception as error:

@@ -12,7 +12,7 @@ from forge.launching.resume import resumed_arguments
 from forge.records import checkpoints
 from forge.records.files import read_json
 from forge.results.equality import unequal
-from forge.training.signals import Stop
+from forge.training.signals import Stop, asking, watch
 from forge.training.trainer import Trainer
 from tests.support.runs import SMALL, TOY, results
 from tests.support.stopping import RUN, STEPS, assert_same
@@ -209,12 +209,26 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_never_loaded(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_other_signals_ask_for_the_same(toy_run, stop_at, number):
     stop_at(4, number)
     with pytest.raises(Preempted) as stopped:
         toy_run(*RUN)
     assert stopped.value.exit_code == 128 + number
+
+
+def test_a_closed_connection_does_not_ask_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with watch():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.SIGHUP not in asking()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with watch() as stop, pytest.raises(Preempted):
+        assert signal.SIGHUP in asking()
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.number == signal.SIGHUP
 
 
 def test_the_second_ctrl_c_stops_at_once():

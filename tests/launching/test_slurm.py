@@ -282,7 +282,10 @@ def test_a_failing_run_fails_its_job_and_nothing_else(slurm, tmp_path, undisturb
 
 
 def test_a_job_runs_what_was_submitted(slurm, tmp_path):
-    """Submitted inside a job and held while conf/ changes; a signal as it starts costs nothing."""
+    """Submitted inside a job and held while conf/ changes; a signal as it starts costs nothing.
+
+    Its secret is in no file.
+    """
     conf, sweep = tmp_path / "conf", tmp_path / "sweep"
     (conf / "experiment").mkdir(parents=True)
     (conf / "local").mkdir()
@@ -291,7 +294,8 @@ def test_a_job_runs_what_was_submitted(slurm, tmp_path):
     mine = conf / "experiment" / "mine.yaml"
     mine.write_text("# @package _global_\ntrainer:\n  learning_rate: 0.001\n")
     words = (f"--config-dir={conf}", "experiment=mine", *RUN, *SLURM, "hydra.sweep.dir=sweep",
-             "launcher.wait=false", "+launcher.additional_parameters.hold=true")  # fmt: skip
+             "launcher.wait=false", "+launcher.additional_parameters.hold=true",
+             "+callbacks.note={_target_:tests.support.runs.Note,password:sesame}")  # fmt: skip
     script = f"cd {tmp_path} && {shlex.join(command(*words))} > out 2> err"
     outer = submit(script, "--mem-per-cpu=600")
     assert wait_for(lambda: account(outer) == "COMPLETED 0:0")
@@ -311,6 +315,8 @@ def test_a_job_runs_what_was_submitted(slurm, tmp_path):
     assert (
         read_json(sweep / "0" / "run_metadata.json")["config"]["trainer"]["learning_rate"] == 1e-3
     )
+    assert (sweep / "0" / "length").read_text() == "6"  # of the password, in the requeued job
+    assert not [f for f in sweep.rglob("*") if f.is_file() and b"sesame" in f.read_bytes()]
     # the last signals may have requeued it once more, and it finished before it was stopped
     assert wait_for(lambda: account(job.job) == "COMPLETED 0:0")
 

@@ -30,7 +30,10 @@ from forge.records.secrets import masked
         ({"token": None}, {"token": None}),
         ({"password": 123456, "token": True}, {"password": "***", "token": True}),
         ({"api_key": ["k", "l"]}, {"api_key": ["***", "***"]}),
-        ({"override_dirname": "seed=1,+a.token=x"}, {"override_dirname": "seed=1,+a.token=***"}),
+        (
+            {"override_dirname": "a={b:1,password:x},+a.token=x,seed=1"},
+            {"override_dirname": "a={b:1,password:***},+a.token=***,seed=1"},
+        ),
         ("a.token=null", "a.token=null"),
     ],
 )

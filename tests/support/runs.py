@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from transformers.trainer_callback import TrainerCallback
 
 from forge.config.compose import CONF, register
 from forge.records import checkpoints
@@ -127,3 +128,13 @@ def losses(run_dir):
     newest = max(run_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [row["loss"] for row in history if "loss" in row]
+
+
+class Note(TrainerCallback):
+    """In a job: writes how long the password is that it got."""
+
+    def __init__(self, password):
+        self.length = len(password)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        Path(args.output_dir, "length").write_text(str(self.length))
