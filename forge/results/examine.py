@@ -7,18 +7,19 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import UserError, one_line
-from forge.records.files import read_json
+from forge.records.files import Json, read_json
 from forge.results import card
-from forge.results.runs import Run, read_run
+from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
 
 if TYPE_CHECKING:
+    from forge.tasks.answer import Scores
     from forge.tasks.task import Task
 
 BINS = 15  # of the expected calibration error
@@ -33,14 +34,86 @@ AGREEMENT = (
 )
 
 
+Ids: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Texts: TypeAlias = dict[int, list[str]]  # of a split's rows, by id
+Entry: TypeAlias = dict[str, float]  # of a log: the step, and what was measured there
+
+
+class Example(TypedDict, total=False):
+    """A row, what was wanted and what was answered; texts where they can be read."""
+
+    id: int
+    label: str | float
+    prediction: str | float
+    probability: float
+    texts: list[str]
+    teacher: Example
+
+
+Bin = TypedDict(
+    "Bin", {"from": float, "to": float, "n": int, "confidence": float, "accuracy": float}
+)
+
+
+class Calibration(TypedDict):
+    """The expected calibration error, and the bins that hold examples."""
+
+    ece: float
+    bins: int
+    n: int
+    table: list[Bin]
+
+
+class Agreement(TypedDict):
+    """How often student and teacher agree in each way, and examples of where they do not."""
+
+    counts: dict[str, int]
+    examples: dict[str, list[Example]]
+
+
+class Split(TypedDict, total=False):
+    """A split's answers: of labels with a confusion matrix, of numbers with residuals."""
+
+    n: int
+    wrong: int
+    confusion: list[list[int]]
+    residuals: dict[str, float | None]
+    errors: list[Example]
+    calibration: Calibration
+    teacher: Agreement
+
+
+class Curves(TypedDict):
+    """What was logged in training and in evaluations."""
+
+    training: list[Entry]
+    evaluation: list[Entry]
+
+
+class Report(TypedDict):
+    """What a finished run shows, as `report --json` prints it."""
+
+    run: str
+    about: dict[str, str]
+    headline: Headline
+    metrics: dict[str, Scores]
+    train: Json
+    curves: Curves
+    teacher: dict[str, Scores]
+    labels: list[str]
+    splits: dict[str, Split]
+    notes: list[str]
+
+
 @dataclass
 class Answers:
     """A split's predictions, in the order of the examples' ids; `logits` [rows, labels]."""
 
-    id: NDArray[Any]
-    label: NDArray[Any]
-    prediction: NDArray[Any]
-    logits: NDArray[Any]
+    id: Ids
+    label: Ids | Floats
+    prediction: Ids | Floats
+    logits: Floats
 
     @property
     def numbers(self) -> bool:
@@ -48,11 +121,11 @@ class Answers:
         return int(self.logits.shape[1]) == 1
 
     @property
-    def right(self) -> NDArray[Any]:
+    def right(self) -> NDArray[np.bool_]:
         return np.asarray(self.prediction == self.label)
 
     @property
-    def confidence(self) -> NDArray[Any]:
+    def confidence(self) -> Floats:
         """The probability of each answer that was given."""
         from scipy.special import softmax
 
@@ -78,7 +151,7 @@ def read_predictions(path: Path) -> Answers:
     return Answers(id, label, prediction, logits)
 
 
-def calibration(confidence: NDArray[Any], right: NDArray[Any], bins: int = BINS) -> dict[str, Any]:
+def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
     """The expected calibration error (Guo et al. 2017), and the bins of its reliability diagram.
 
     Confidence, the probability of the answer given, is cut into bins of equal width, the m-th
@@ -90,17 +163,17 @@ def calibration(confidence: NDArray[Any], right: NDArray[Any], bins: int = BINS)
     n = np.bincount(where, minlength=bins)
     sure = np.bincount(where, confidence, bins) / np.maximum(n, 1)
     accuracy = np.bincount(where, right, bins) / np.maximum(n, 1)
-    table = [
+    table: list[Bin] = [
         {"from": low, "to": high, "n": int(n[i]), "confidence": sure[i], "accuracy": accuracy[i]}
-        for i, (low, high) in enumerate(pairwise(edges))
+        for i, (low, high) in enumerate(pairwise(edges.tolist()))
         if n[i]
     ]
     error = float(n @ np.abs(accuracy - sure) / n.sum())
     return {"ece": error, "bins": bins, "n": int(n.sum()), "table": table}
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """What a report tells of a finished run, as plain values; raises `UserError` for no such run.
+def examine(folder: Path) -> Report:
+    """What a report shows of a finished run, as plain values; raises `UserError` for no such run.
 
     What is missing in the directory, or cannot be read here, is named in `notes`.
     """
@@ -108,7 +181,7 @@ def examine(folder: Path) -> dict[str, Any]:
     if run.state.get("status") != "finished" or not run.results:
         raise UserError(f"{folder}: no finished run in this directory")
     notes: list[str] = [*card.chosen_on(run), *_missed(run)]
-    found: dict[str, Any] = {
+    facts: Report = {
         "run": str(folder),
         "about": {name: value for name, value in shown(folder) if name in HEADER},
         "headline": run.results["headline"],
@@ -128,9 +201,10 @@ def examine(folder: Path) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             notes.append(f"{split}: its answers cannot be shown ({one_line(str(error))}).")
             continue
-        found["splits"][split] = _split(answers, found["labels"], texts.get(split, {}))
-        _add_teacher(run, split, answers, found, texts.get(split, {}))
-    return dict(plain(found))
+        facts["splits"][split] = _split(answers, facts["labels"], texts.get(split, {}))
+        _add_teacher(run, split, answers, facts, texts.get(split, {}))
+    plain_facts: Report = plain(facts)
+    return plain_facts
 
 
 def _missed(run: Run) -> list[str]:
@@ -156,12 +230,12 @@ def _labels(run: Run) -> list[str]:
     return [str(name) for name in run.metadata["config"].get("task", {}).get("labels") or ()]
 
 
-def _curves(run: Run, notes: list[str]) -> dict[str, Any]:
+def _curves(run: Run, notes: list[str]) -> Curves:
     """What was logged in training and in evaluations, with its step."""
     from forge.records import checkpoints
 
     folders = [run.path, *checkpoints.steps(run.path).values()]
-    history: list[dict[str, Any]] = []
+    history: list[Entry] = []
     for file in (folder / "trainer_state.json" for folder in folders):
         try:
             history = read_json(file).get("log_history", [])
@@ -181,34 +255,34 @@ def _curves(run: Run, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _texts(run: Run, notes: list[str]) -> dict[str, dict[int, list[str]]]:
+def _texts(run: Run, notes: list[str]) -> dict[str, Texts]:
     """The texts of every evaluation split by id, from the task's data where it can be read here."""
     from forge.config.check import build, check
     from forge.tasks.recorded import require_own_code
 
     known = run.metadata.get("data", {})
-    logging.disable(logging.ERROR)  # what cannot be read is said once, in the notes
+    logging.disable(logging.ERROR)  # what cannot be read is in the notes, once
     try:
         require_own_code(run.metadata["config"]["task"])
         task: Task = build(check(run.metadata["config"]["task"], "task"), "task")
         rows = task.load(training=False)
-        found = {}
+        texts: dict[str, Texts] = {}
         for split in run.results["splits"]:
             if rows[split]._fingerprint != known[split]["fingerprint"]:
                 raise ValueError(f"the rows of {split} are not those of the run")
             columns = task.input.shown(rows[split]).values()  # none are beside the answers
-            texts = [list(map(str, row)) for row in zip(*columns, strict=True)]
-            if texts:
-                found[split] = dict(zip(rows[split]["id"], texts, strict=True))
-        return found
-    except Exception as error:  # whatever a data source raises, the rest can be told
+            shown_rows = [list(map(str, row)) for row in zip(*columns, strict=True)]
+            if shown_rows:
+                texts[split] = dict(zip(rows[split]["id"], shown_rows, strict=True))
+        return texts
+    except Exception as error:  # whatever a data source raises, the rest can be shown
         notes.append(f"Texts are not available here ({one_line(str(error))[:200]}); ids only.")
         return {}
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _split(answers: Answers, labels: list[str], texts: dict[int, list[str]]) -> dict[str, Any]:
+def _split(answers: Answers, labels: list[str], texts: Texts) -> Split:
     if answers.numbers:
         apart = answers.prediction - answers.label
         worst = np.argsort(-np.abs(apart), kind="stable")[: SHOWN["errors"]]
@@ -229,40 +303,34 @@ def _split(answers: Answers, labels: list[str], texts: dict[int, list[str]]) -> 
     wrong, confidence = np.flatnonzero(~answers.right), answers.confidence
     usable = np.isfinite(confidence)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHOWN["errors"]]
-    found = {
+    facts: Split = {
         "n": len(answers.id),
         "wrong": len(wrong),
-        "confusion": confusion_matrix(answers.label, answers.prediction, labels=wide),
+        "confusion": confusion_matrix(answers.label, answers.prediction, labels=wide).tolist(),
         "errors": [_example(answers, i, labels, texts) for i in worst],
     }
     if usable.any():
-        found["calibration"] = calibration(confidence[usable], answers.right[usable])
-    return found
+        facts["calibration"] = calibration(confidence[usable], answers.right[usable])
+    return facts
 
 
-def _example(
-    answers: Answers, row: int, labels: list[str], texts: dict[int, list[str]]
-) -> dict[str, Any]:
-    """One example: its texts where they are known, what was wanted and what was said."""
-    told: dict[str, Any] = {"id": answers.id[row]}
-    if answers.numbers:
-        told |= {"label": answers.label[row], "prediction": answers.prediction[row]}
-    else:
-        told |= {
-            "label": name_of(labels, answers.label[row]),
-            "prediction": name_of(labels, answers.prediction[row]),
-            "probability": answers.confidence[row],
-        }
-    return told | ({"texts": texts[told["id"]]} if told["id"] in texts else {})
+def _example(answers: Answers, row: int, labels: list[str], texts: Texts) -> Example:
+    """One example: its texts where they are known, what was wanted and what was answered."""
+    id, label, prediction = (each[row] for each in (answers.id, answers.label, answers.prediction))
+    example: Example = {"id": id, "label": label, "prediction": prediction}
+    if not answers.numbers:
+        example["label"], example["prediction"] = (name_of(labels, i) for i in (label, prediction))
+        example["probability"] = answers.confidence[row]
+    if id in texts:
+        example["texts"] = texts[id]
+    return example
 
 
 def name_of(labels: list[str], number: int) -> str:
     return labels[number] if number < len(labels) else str(number)
 
 
-def _add_teacher(
-    run: Run, split: str, student: Answers, found: dict[str, Any], texts: dict[int, list[str]]
-) -> None:
+def _add_teacher(run: Run, split: str, student: Answers, facts: Report, texts: Texts) -> None:
     """Where student and teacher differ on a split, and who is right."""
     if "teacher" not in run.metadata:
         return
@@ -272,7 +340,7 @@ def _add_teacher(
             raise ValueError("they are over other examples")
     except (OSError, ValueError) as error:
         reason = one_line(str(error))
-        found["notes"].append(f"{split}: the teacher's answers cannot be shown ({reason}).")
+        facts["notes"].append(f"{split}: the teacher's answers cannot be shown ({reason}).")
         return
     kinds, order = _agreement(student, teacher)
     examples = {}
@@ -280,30 +348,30 @@ def _add_teacher(
         rows = np.flatnonzero(kinds[kind])
         first = rows[np.argsort(-order[rows], kind="stable")][: SHOWN["disagreements"]]
         examples[kind] = [
-            _example(student, i, found["labels"], texts)
-            | {"teacher": _example(teacher, i, found["labels"], {})}
+            _example(student, i, facts["labels"], texts)
+            | {"teacher": _example(teacher, i, facts["labels"], {})}
             for i in first
         ]
-    counts = {kind: rows.sum() for kind, rows in kinds.items()}
-    found["splits"][split]["teacher"] = {"counts": counts, "examples": examples}
+    counts = {kind: int(rows.sum()) for kind, rows in kinds.items()}
+    facts["splits"][split]["teacher"] = {"counts": counts, "examples": examples}
 
 
-def _agreement(student: Answers, teacher: Answers) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """Which examples are of which kind, and how much each is worth looking at."""
+def _agreement(student: Answers, teacher: Answers) -> tuple[dict[str, NDArray[np.bool_]], Floats]:
+    """Which examples are of which kind, and how much each is worth reading."""
     if student.numbers:
         ours, theirs = (np.abs(each.prediction - each.label) for each in (student, teacher))
         closer = {"the student closer": ours < theirs, "the teacher closer": theirs < ours}
         return closer | {"equally close": ours == theirs}, np.abs(ours - theirs)
-    ours, theirs = student.right, teacher.right
-    same, neither = student.prediction == teacher.prediction, ~ours & ~theirs
-    rows = (ours & theirs, ours & ~theirs, theirs & ~ours, neither & same, neither & ~same)
+    a, b = student.right, teacher.right
+    same, neither = student.prediction == teacher.prediction, ~a & ~b
+    rows = (a & b, a & ~b, b & ~a, neither & same, neither & ~same)
     return dict(zip(AGREEMENT, rows, strict=True)), np.minimum(
         student.confidence,
         teacher.confidence,  # where both are sure, one is surely mistaken
     )
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Any:  # as nested as it was
     """Nested values as JSON has them: no arrays, and null for what is no finite number."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}

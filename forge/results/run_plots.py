@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.results import pictures
-from forge.results.examine import Answers, name_of
+from forge.results.examine import Answers, Calibration, Entry, Report, Split, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +24,10 @@ ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
 }
 
 
-def curves(found: dict[str, Any]) -> bytes:
+def curves(report: Report) -> bytes:
     """Losses, the headline metric and the terms' shares of the gradient, over optimizer steps."""
-    logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
-    metric = found["headline"]["metric"]
+    logged, judged = report["curves"]["training"], report["curves"]["evaluation"]
+    metric = report["headline"]["metric"]
     panels = [_losses]
     if any(f"eval_{metric}" in entry for entry in judged):
         panels.append(_metric)
@@ -37,14 +37,14 @@ def curves(found: dict[str, Any]) -> bytes:
     for panel, plane in zip(
         panels, figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], strict=True
     ):
-        panel(plane, found)
+        panel(plane, report)
         plane.set(xlabel="optimizer steps")
         plane.grid(alpha=0.3)
         plane.legend(**ABOVE)
     return pictures.png(figure)
 
 
-def _line(plane: Axes, entries: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _line(plane: Axes, entries: list[Entry], key: str, **style: Any) -> None:
     kept = [entry for entry in entries if key in entry]
     if len(kept) < 2:  # a line of one point shows nothing
         style.setdefault("marker", "o")
@@ -52,39 +52,39 @@ def _line(plane: Axes, entries: list[dict[str, Any]], key: str, **style: Any) ->
     plane.plot([entry["step"] for entry in kept], values, **style)
 
 
-def _losses(plane: Axes, found: dict[str, Any]) -> None:
-    logged, judged = found["curves"]["training"], found["curves"]["evaluation"]
+def _losses(plane: Axes, report: Report) -> None:
+    logged, judged = report["curves"]["training"], report["curves"]["evaluation"]
     terms = list(dict.fromkeys(k for e in logged for k in e if k.startswith("loss_")))
     _line(plane, logged, "loss", label="training" + (", all terms" if terms else ""), color="C0")
     for i, term in enumerate(terms, 2):
         label = f"{term.removeprefix('loss_')}, weighted"
         _line(plane, logged, term, label=label, linestyle=":", color=f"C{i}")
     if judged:
-        label = f"evaluation ({found['headline']['split']}), labels"
+        label = f"evaluation ({report['headline']['split']}), labels"
         _line(plane, judged, "eval_loss", label=label, color="C1", marker="o", markersize=3)
     plane.set(ylabel="loss")
 
 
-def _metric(plane: Axes, found: dict[str, Any]) -> None:
-    headline = found["headline"]
+def _metric(plane: Axes, report: Report) -> None:
+    headline = report["headline"]
     key, split = f"eval_{headline['metric']}", headline["split"]
     _line(
         plane,
-        found["curves"]["evaluation"],
+        report["curves"]["evaluation"],
         key,
-        label="student" if found["teacher"] else split,
+        label="student" if report["teacher"] else split,
         color="C1",
         marker="o",
         markersize=3,
     )
     plane.axhline(headline["value"], color="C1", linewidth=0.8, linestyle=":", label="kept model")
-    if (best := found["teacher"].get(split, {}).get(headline["metric"])) is not None:
+    if (best := report["teacher"].get(split, {}).get(headline["metric"])) is not None:
         plane.axhline(best, color="grey", linestyle="--", label="teacher")
     plane.set(ylabel=f"{headline['metric']} on {split}")
 
 
-def _shares(plane: Axes, found: dict[str, Any]) -> None:
-    logged = found["curves"]["training"]
+def _shares(plane: Axes, report: Report) -> None:
+    logged = report["curves"]["training"]
     terms = list(dict.fromkeys(k for e in logged for k in e if k.startswith(SHARE)))
     for i, term in enumerate(terms, 2):
         _line(
@@ -99,8 +99,8 @@ def _shares(plane: Axes, found: dict[str, Any]) -> None:
     plane.set(ylabel="share of the gradient norm", ylim=(0, 1))
 
 
-def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers) -> bytes:
-    """Confusion matrix and reliability diagram; of a regression what it said against the labels."""
+def split(name: str, facts: Split, labels: list[str], answers: Answers) -> bytes:
+    """Confusion matrix and reliability diagram; of a regression its answers against the labels."""
     if "residuals" in facts:
         figure = pictures.figure(9, 4)
         left, right = figure.subplots(1, 2)
@@ -117,7 +117,7 @@ def split(name: str, facts: dict[str, Any], labels: list[str], answers: Answers)
     return pictures.png(figure)
 
 
-def _confusion(plane: Axes, facts: dict[str, Any], labels: list[str]) -> None:
+def _confusion(plane: Axes, facts: Split, labels: list[str]) -> None:
     counts = np.array(facts["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = plane.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -146,26 +146,27 @@ def _drawable_label(name: str, number: int) -> str:
     return f"#{number}" if pictures.lacking([name]) else " ".join(name.split())
 
 
-def _reliability(plane: Axes, below: Axes, found: dict[str, Any] | None) -> None:
+def _reliability(plane: Axes, below: Axes, calibration: Calibration | None) -> None:
     plane.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy", xticklabels=[])
     below.set(xlim=(0, 1), xlabel="confidence: probability of the answer", ylabel="examples")
     plane.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
-    if found is None:
+    if calibration is None:
         plane.set_title("no finite probabilities", fontsize="medium")
         return
-    rows = found["table"]
+    rows = calibration["table"]
     middle = [(row["from"] + row["to"]) / 2 for row in rows]
     heights = [row["accuracy"] for row in rows]
-    pale: Any = [("C0", 0.4 if row["n"] < FEW else 1.0) for row in rows]
-    style = {"width": 1 / found["bins"], "edgecolor": "white"}
-    plane.bar(middle, heights, color=pale, **style)
+    pale = [("C0", 0.4 if row["n"] < FEW else 1.0) for row in rows]
+    width = 1 / calibration["bins"]
+    plane.bar(middle, heights, color=pale, width=width, edgecolor="white")
     plane.bar([0], [0], color="C0", label=f"accuracy of a bin (pale: n < {FEW})")
     sure = [row["confidence"] for row in rows]
     plane.plot(sure, heights, "o", color="C3", markersize=4, label="… at its mean confidence")
     plane.legend(
-        title=f"reliability: ECE {100 * found['ece']:.1f} %, {found['bins']} bins", **ABOVE
+        title=f"reliability: ECE {100 * calibration['ece']:.1f} %, {calibration['bins']} bins",
+        **ABOVE,
     )
-    below.bar(middle, [row["n"] for row in rows], color="C7", **style)
+    below.bar(middle, [row["n"] for row in rows], color="C7", width=width, edgecolor="white")
 
 
 def _scatter(plane: Axes, answers: Answers) -> None:
@@ -179,7 +180,7 @@ def _scatter(plane: Axes, answers: Answers) -> None:
     plane.legend(fontsize="small")
 
 
-def _histogram(plane: Axes, facts: dict[str, Any], answers: Answers) -> None:
+def _histogram(plane: Axes, facts: Split, answers: Answers) -> None:
     apart = answers.prediction - answers.label
     plane.hist(apart[np.isfinite(apart)], bins=30, color="C0", edgecolor="white")
     plane.axvline(0, color="grey", linestyle="--", linewidth=1)

@@ -1,15 +1,22 @@
-"""Tell what one run did: its curves, where it is wrong, how sure. `python -m forge report RUN`."""
+"""The report of one run: its curves, where it is wrong, how sure. `python -m forge report RUN`."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from forge.results import card, pictures, run_plots
-from forge.results.examine import BINS, examine, name_of, read_predictions
+from forge.results.examine import (
+    BINS,
+    Example,
+    Report,
+    Split,
+    examine,
+    name_of,
+    read_predictions,
+)
 from forge.results.run_plots import MOST_LABELS, SHARE
 from forge.results.runs import read_run
 from forge.results.sweep_report import write
@@ -22,19 +29,19 @@ ECE = (
 )
 
 
-def text(found: dict[str, Any]) -> str:
+def text(report: Report) -> str:
     """The report for a terminal."""
-    run = read_run(Path(found["run"]))
-    lines = [f"{name:<11} {value}" for name, value in found["about"].items()]
+    run = read_run(Path(report["run"]))
+    lines = [f"{name:<11} {value}" for name, value in report["about"].items()]
     lines.append(drawn(*metrics_cells(run)))
-    for split, facts in found["splits"].items():
-        lines += ["", *(f"{split}: {line}" for line in _words(facts, found["labels"]))]
-    return "\n".join([*lines, "", *_curve_words(found), *found["notes"]])
+    for split, facts in report["splits"].items():
+        lines += ["", *(f"{split}: {line}" for line in _lines(facts, report["labels"]))]
+    return "\n".join([*lines, "", *_curve_lines(report), *report["notes"]])
 
 
-def _curve_words(found: dict[str, Any]) -> list[str]:
-    logged, metric = found["curves"]["training"], found["headline"]["metric"]
-    judged = [e for e in found["curves"]["evaluation"] if e.get(f"eval_{metric}") is not None]
+def _curve_lines(report: Report) -> list[str]:
+    logged, metric = report["curves"]["training"], report["headline"]["metric"]
+    judged = [e for e in report["curves"]["evaluation"] if e.get(f"eval_{metric}") is not None]
     lines = []
     if logged:
         ends = [f"{_shown(e['loss'])} at step {e['step']:,}" for e in (logged[0], logged[-1])]
@@ -43,8 +50,10 @@ def _curve_words(found: dict[str, Any]) -> list[str]:
         ends = [f"{e[f'eval_{metric}']:.4f} at step {e['step']:,}" for e in (judged[0], judged[-1])]
         lines.append(f"{metric} {' to '.join(dict.fromkeys(ends))}")
     if shares := [e for e in logged if any(key.startswith(SHARE) for key in e)]:
-        told = [f"{k.removeprefix(SHARE)} {v:.0%}" for k, v in shares[-1].items() if SHARE in k]
-        lines.append(f"shares of the gradient norm at step {shares[-1]['step']}: {', '.join(told)}")
+        terms = [f"{k.removeprefix(SHARE)} {v:.0%}" for k, v in shares[-1].items() if SHARE in k]
+        lines.append(
+            f"shares of the gradient norm at step {shares[-1]['step']}: {', '.join(terms)}"
+        )
     return lines
 
 
@@ -52,30 +61,30 @@ def _shown(value: float | None, form: str = ".4f") -> str:
     return "no number" if value is None else f"{value:{form}}"
 
 
-def _words(facts: dict[str, Any], labels: list[str]) -> list[str]:
+def _lines(facts: Split, labels: list[str]) -> list[str]:
     """What a split's answers show, in a few lines."""
     lines = []
     if residuals := facts.get("residuals"):
-        told = ", ".join(f"{name} {_shown(value)}" for name, value in residuals.items())
-        lines.append(f"prediction minus label: {told}")
+        values = ", ".join(f"{name} {_shown(value)}" for name, value in residuals.items())
+        lines.append(f"prediction minus label: {values}")
     else:
         lines.append(f"{facts['wrong']:,} of {facts['n']:,} answers are wrong")
     if pairs := _confusions(facts, labels):
         lines[0] += f"; most often {pairs[0][0]} taken for {pairs[0][1]}, {pairs[0][2]} times"
-    if found := facts.get("calibration"):
-        mean = sum(row["n"] * row["confidence"] for row in found["table"]) / found["n"]
-        right = sum(row["n"] * row["accuracy"] for row in found["table"]) / found["n"]
+    if sure := facts.get("calibration"):
+        mean = sum(row["n"] * row["confidence"] for row in sure["table"]) / sure["n"]
+        right = sum(row["n"] * row["accuracy"] for row in sure["table"]) / sure["n"]
         lines.append(
-            f"calibration error (ECE, {found['bins']} bins) {found['ece']:.1%}; mean confidence "
+            f"calibration error (ECE, {sure['bins']} bins) {sure['ece']:.1%}; mean confidence "
             f"{mean:.1%}, accuracy {right:.1%}"
         )
     if taught := facts.get("teacher"):
-        told = ", ".join(f"{kind} {n:,}" for kind, n in taught["counts"].items())
-        lines.append(f"student and teacher: {told}")
+        counts = ", ".join(f"{kind} {n:,}" for kind, n in taught["counts"].items())
+        lines.append(f"student and teacher: {counts}")
     return lines
 
 
-def _confusions(facts: dict[str, Any], labels: list[str]) -> list[tuple[str, str, str]]:
+def _confusions(facts: Split, labels: list[str]) -> list[tuple[str, str, str]]:
     """The commonest mistakes: label, answer, how often."""
     counts = np.array(facts.get("confusion", [[0]]))
     np.fill_diagonal(counts, 0)
@@ -88,23 +97,23 @@ def _confusions(facts: dict[str, Any], labels: list[str]) -> list[tuple[str, str
     ]
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(report: Report) -> str:
     """The report for a file, with the names of the pictures beside it."""
-    run = read_run(Path(found["run"]))
+    run = read_run(Path(report["run"]))
     parts = [f"# {card.title(run)}"]
-    parts.append("\n".join(f"- {name}: {value}" for name, value in found["about"].items()))
-    parts += [markdown_table(*metrics_cells(run)), "## Curves", *_curve_words(found)]
-    if found["curves"]["training"]:
+    parts.append("\n".join(f"- {name}: {value}" for name, value in report["about"].items()))
+    parts += [markdown_table(*metrics_cells(run)), "## Curves", *_curve_lines(report)]
+    if report["curves"]["training"]:
         parts.append("![curves](report.png)")
-    for split, facts in found["splits"].items():
-        parts += [f"## {split}", "\n".join(f"- {line}" for line in _words(facts, found["labels"]))]
-        parts += [f"![{split}](report_{split}.png)", *_split_tables(facts, found["labels"])]
-    if found["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in found["notes"])]
+    for split, facts in report["splits"].items():
+        parts += [f"## {split}", "\n".join(f"- {line}" for line in _lines(facts, report["labels"]))]
+        parts += [f"![{split}](report_{split}.png)", *_split_tables(facts, report["labels"])]
+    if report["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _split_tables(facts: dict[str, Any], labels: list[str]) -> list[str]:
+def _split_tables(facts: Split, labels: list[str]) -> list[str]:
     """A split's tables, each with its heading."""
     parts = []
     if counts := facts.get("confusion"):
@@ -115,11 +124,11 @@ def _split_tables(facts: dict[str, Any], labels: list[str]) -> list[str]:
         else:
             table = markdown_table(["label", "answer", "times"], _confusions(facts, labels))
         parts += ["### Confusion matrix", table]
-    if found := facts.get("calibration"):
+    if sure := facts.get("calibration"):
         rows = [
             [f"{r['from']:.2f} .. {r['to']:.2f}", f"{r['n']:,}"]
             + [f"{r[key]:.3f}" for key in ("confidence", "accuracy")]
-            for r in found["table"]
+            for r in sure["table"]
         ]
         table = markdown_table(["confidence", "n", "mean confidence", "accuracy"], rows)
         parts += ["### Calibration", ECE, table]
@@ -133,7 +142,7 @@ def _split_tables(facts: dict[str, Any], labels: list[str]) -> list[str]:
     return parts
 
 
-def _example_cells(examples: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _example_cells(examples: list[Example]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table of examples."""
     columns = [name for name in examples[0] if name not in ("texts", "teacher")]
     header = [*columns, *(["teacher"] if "teacher" in examples[0] else [])]
@@ -141,7 +150,7 @@ def _example_cells(examples: list[dict[str, Any]]) -> tuple[list[str], list[list
     header += [f"text {i + 1}" if width > 1 else "text" for i in range(width)]
     lines = []
     for example in examples:
-        line = [_cell(example[name]) for name in columns]
+        line = [_cell(value) for name, value in example.items() if name in columns]
         if taught := example.get("teacher"):
             sure = f", {_cell(taught['probability'])}" if "probability" in taught else ""
             line.append(f"{_cell(taught['prediction'])}{sure}")
@@ -150,23 +159,23 @@ def _example_cells(examples: list[dict[str, Any]]) -> tuple[list[str], list[list
     return header, lines
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+def report(folder: Path, out: Path | None = None) -> tuple[Report, str]:
     """A run's numbers, and the text to print; writes report.md and pictures (see `write`)."""
-    found = examine(folder)
-    if any(len(facts.get("confusion", ())) <= MOST_LABELS for facts in found["splits"].values()):
+    examined = examine(folder)
+    if any(len(facts.get("confusion", ())) <= MOST_LABELS for facts in examined["splits"].values()):
         instead = "a label's number (the first is #0)"
-        found["notes"] += pictures.note(found["labels"], instead)
+        examined["notes"] += pictures.note(examined["labels"], instead)
     drawn = {}
-    with pictures.letters([*found["labels"], *found["splits"]]):
-        if found["curves"]["training"]:
-            drawn["report.png"] = run_plots.curves(found)
-        for split, facts in found["splits"].items():
+    with pictures.letters([*examined["labels"], *examined["splits"]]):
+        if examined["curves"]["training"]:
+            drawn["report.png"] = run_plots.curves(examined)
+        for split, facts in examined["splits"].items():
             answers = read_predictions(folder / "predictions" / f"{split}.parquet")
-            picture = run_plots.split(split, facts, found["labels"], answers)
+            picture = run_plots.split(split, facts, examined["labels"], answers)
             drawn[f"report_{split}.png"] = picture
-    files = {"report.md": markdown(found).encode(), **drawn}
-    return found, f"{text(found)}\n\n{write(files, folder, out)}"
+    files = {"report.md": markdown(examined).encode(), **drawn}
+    return examined, f"{text(examined)}\n\n{write(files, folder, out)}"

@@ -7,10 +7,10 @@ import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from forge.errors import UserError, one_line
-from forge.records.files import EVALUATION, METADATA, RESULTS, STATE, read_json
+from forge.records.files import EVALUATION, METADATA, RESULTS, STATE, Json, read_json
 
 WHAT = ("task", "model", "mode", "experiment")
 
@@ -18,20 +18,28 @@ WHAT = ("task", "model", "mode", "experiment")
 APART = ("seed", "resume")  # overrides that do not make rows of their own
 
 
+class Headline(TypedDict):
+    """The number that a run is judged by, as in results.json."""
+
+    metric: str
+    split: str
+    value: float
+
+
 @dataclass
 class Run:
     """A run directory, read."""
 
     path: Path
-    metadata: dict[str, Any]
-    state: dict[str, Any]
-    results: dict[str, Any]
+    metadata: Json
+    state: Json
+    results: Json
 
     @property
     def overrides(self) -> dict[str, str]:
-        """What its command line said, key by key."""
-        words = (o.lstrip("+").partition("=") for o in self.metadata.get("overrides", ()))
-        return {key: value for key, _, value in words}
+        """The values that its command line gave, by key."""
+        parts = (o.lstrip("+").partition("=") for o in self.metadata.get("overrides", ()))
+        return {key: value for key, _, value in parts}
 
     @property
     def seed(self) -> int:
@@ -40,11 +48,11 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that makes this run again."""
-        words, processes = self.metadata.get("overrides", []), self.metadata.get("processes", 1)
-        start = ["python"]
-        if processes > 1 and not any(word.startswith("launcher=") for word in words):
+        overrides = self.metadata.get("overrides", [])
+        processes, start = self.metadata.get("processes", 1), ["python"]
+        if processes > 1 and not any(each.startswith("launcher=") for each in overrides):
             start = ["torchrun", f"--nproc-per-node={processes}"]
-        return shlex.join([*start, "launch.py", *words])
+        return shlex.join([*start, "launch.py", *overrides])
 
 
 def read_run(path: Path) -> Run:
@@ -52,13 +60,13 @@ def read_run(path: Path) -> Run:
 
     Raises `UserError` for a file cut short.
     """
-    found = []
+    contents = []
     for name in (EVALUATION, METADATA, STATE, RESULTS):
         try:
-            found.append(read_json(path / name))
+            contents.append(read_json(path / name))
         except OSError as error:
             raise UserError(f"{path / name}: cannot be read ({one_line(str(error))})") from error
-    evaluation, *record = found
+    evaluation, *record = contents
     if evaluation:
         return Run(path, evaluation, {"status": "finished"}, record[-1])
     return Run(path, *record)
@@ -68,24 +76,24 @@ def finished_runs(folder: Path) -> list[Run]:
     """Every finished run at or below a directory; raises `UserError` when there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory")
-    found = [read_run(file.parent) for file in sorted(folder.rglob(METADATA))]
-    found = [run for run in found if run.state.get("status") == "finished" and run.results]
-    if not found:
+    runs = [read_run(file.parent) for file in sorted(folder.rglob(METADATA))]
+    runs = [run for run in runs if run.state.get("status") == "finished" and run.results]
+    if not runs:
         raise UserError(f"{folder}: no finished run in it")
-    return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
+    return sorted(runs, key=lambda run: (len(run.path.name), run.path.name))
 
 
-def what(run: Run) -> dict[str, Any]:
+def what(run: Run) -> dict[str, str | None]:
     """What ran, by the names that the command line chose; a model by its path when it had one."""
     choices, given = run.metadata.get("choices", {}), run.overrides
-    found = {key: choices.get(key) for key in WHAT}
+    names = {key: choices.get(key) for key in WHAT}
     if "model.path" in given and "model" not in given:
-        found["model"] = Path(given["model.path"].strip("'\"")).name
-    return found
+        names["model"] = Path(given["model.path"].strip("'\"")).name
+    return names
 
 
 def live(status: str, host: str | None, pid: int | None) -> str:
-    """A run whose process is gone, on this machine, is interrupted, whatever its record says."""
+    """A run whose process is gone, on this machine, is interrupted, whatever its record has."""
     if status != "running" or pid is None or host != socket.gethostname():
         return status
     try:
@@ -106,6 +114,6 @@ def number(value: str | None) -> float | None:
 
 
 def sortable(value: str) -> tuple[bool, float, str]:
-    """Numbers by their size, before words."""
-    found = number(value)
-    return (found is None, found or 0.0, value)
+    """Numbers by their size, before other texts."""
+    size = number(value)
+    return (size is None, size or 0.0, value)
