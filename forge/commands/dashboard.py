@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from forge.errors import Failure, UserError, one_line
+from forge.records.files import Json
 from forge.results.sweeps import ALPHA
 from forge.tracking.wandb import CURVE, HEADLINE, SPEED, TEACHER
 
@@ -74,7 +75,7 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
     }
 
 
-def specification(workspace: Any) -> dict[str, Any]:
+def specification(workspace: Any) -> Json:
     """What is sent to W&B."""
-    found: dict[str, Any] = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
+    found: Json = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
     return found

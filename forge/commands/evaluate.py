@@ -19,7 +19,7 @@ from forge.data import fingerprints
 from forge.errors import UserError
 from forge.models import heads
 from forge.records.environment import environment, git
-from forge.records.files import EVALUATION, RESULTS, now, require_place, whole, write_json
+from forge.records.files import EVALUATION, RESULTS, Json, now, require_place, whole, write_json
 from forge.records.logs import library_logs
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.recorded import recomposed
@@ -37,7 +37,7 @@ EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
 MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
 
 
-def evaluate(path: Path, words: list[str], out: Path | None = None) -> dict[str, Any]:
+def evaluate(path: Path, words: list[str], out: Path | None = None) -> Json:
     """The run's model judged by its task with the overrides `words`; kept in a directory.
 
     That is `out`, or one in `evaluations/` of the run, which an equal evaluation overwrites; where
@@ -82,7 +82,7 @@ def _keep(place: Path, folder: Path) -> str | None:
     return None
 
 
-def _text(found: dict[str, Any], table: str) -> str:
+def _text(found: Json, table: str) -> str:
     """What was judged, the metrics of each split, and where they are kept."""
     lines = [f"run     {found['run']}"]
     for split, facts in found["data"].items():

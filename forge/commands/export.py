@@ -11,23 +11,27 @@ import warnings
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from forge.commands import finished
 from forge.commands.finished import Finished
 from forge.errors import Failure, UserError, one_line
 from forge.models import loading, lora, saving
 from forge.models.forward import REPEATS, milliseconds
-from forge.records.files import whole, write_json
+from forge.records.files import Json, whole, write_json
 from forge.records.logs import library_logs
 from forge.tasks.recorded import recorded_task
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, NodeArg
+    from torch import Tensor
 
 FILE, FACTS = "model.onnx", "export.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
 
 
-def export(path: Path, out: Path | None = None) -> dict[str, Any]:
+def export(path: Path, out: Path | None = None) -> Json:
     """The run's model as `model.onnx` in `out` (RUN/onnx), with its tokenizer and its labels.
 
     Raises `UserError` without the packages or a place to write, `Failure` when the model cannot be
@@ -68,7 +72,7 @@ def export(path: Path, out: Path | None = None) -> dict[str, Any]:
     return found
 
 
-def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
+def merge(path: Path, out: Path | None = None) -> Json:
     """The run's adapter in its base, as a whole model with its tokenizer in `out` (RUN/merged).
 
     Raises `UserError` for a run without an adapter or a base, or without a place to write.
@@ -94,7 +98,7 @@ def merge(path: Path, out: Path | None = None) -> dict[str, Any]:
     return found
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Json) -> str:
     """The same for a reader."""
     if "inputs" not in found:
         size = f"{found['megabytes']:,.2f} MB"
@@ -119,7 +123,7 @@ def text(found: dict[str, Any]) -> str:
     )
 
 
-def _type(given: Any) -> str:
+def _type(given: NodeArg) -> str:
     """Of an ONNX session's input: the elements' type, and the sizes, named where they vary."""
     sizes = ", ".join(map(str, given.shape))
     return f"{given.type.removeprefix('tensor').strip('()')} [{sizes}]"
@@ -159,7 +163,7 @@ def _save(loaded: Finished, file: Path) -> None:
         ) from error
 
 
-def _session(file: Path) -> Any:
+def _session(file: Path) -> InferenceSession:
     """onnxruntime on as many threads as PyTorch has."""
     import onnxruntime
     import torch
@@ -173,14 +177,14 @@ def _session(file: Path) -> Any:
         raise Failure(f"onnxruntime cannot load it: {one_line(str(error))[:300]}") from error
 
 
-def _batch(loaded: Finished, rows: int, length: int) -> dict[str, Any]:
+def _batch(loaded: Finished, rows: int, length: int) -> dict[str, Tensor]:
     """Made-up rows as the model takes them, the first of this length."""
     taken = inspect.signature(loaded.model.forward).parameters
     batch = loaded.task.input.example(loaded.processor, rows, length)
     return {key: value for key, value in batch.items() if key in taken}
 
 
-def _checked(loaded: Finished, session: Any, longest: int) -> dict[str, Any]:
+def _checked(loaded: Finished, session: InferenceSession, longest: int) -> Json:
     """The largest difference to PyTorch's logits; raises `Failure` when it is too large."""
     import torch
 
@@ -204,7 +208,7 @@ def _checked(loaded: Finished, session: Any, longest: int) -> dict[str, Any]:
     return {"shapes": shapes, "difference": worst, "tolerance": TOLERANCE}
 
 
-def _measured(loaded: Finished, session: Any, length: int) -> dict[str, Any]:
+def _measured(loaded: Finished, session: InferenceSession, length: int) -> Json:
     """Size and latency of both."""
     model = loaded.model
     times: dict[str, dict[str, float]] = {}

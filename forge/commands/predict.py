@@ -7,29 +7,37 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forge.commands.finished import Finished, finished, load
 from forge.data import sources
 from forge.errors import UserError
+from forge.records.files import Json
 from forge.records.logs import library_logs
 
 BATCH = 32  # examples at once, of `predict`
 
 
+class Prediction(TypedDict, total=False):
+    """A label with the probability of each, or the value of a regression."""
+
+    label: str
+    probabilities: dict[str, float]
+    value: float
+
+
 def predict(
     paths: list[Path], given: list[list[str]] | None = None, file: Path | None = None
-) -> dict[str, Any]:
+) -> Json:
     """What each run's model answers to values of its input's columns, or to the rows of a file.
 
     `ms_per_example` is the wall clock of processing and of all forward passes, in batches of at
     most `BATCH`, the first one tried beforehand, divided by the examples.
     """
-    runs: list[dict[str, Any]] = []
-    answers: list[list[dict[str, Any]]] = []
+    runs: list[Json] = []
+    answers: list[list[Prediction]] = []
     shown: list[list[str]] = []
     for run in map(finished, paths):
         with library_logs():
@@ -39,7 +47,7 @@ def predict(
         logits, cut, seconds = _logits(model, values, str(file or "texts"))
         names = model.labels
         answers.append([_answer(row, names) for row in logits])
-        about: dict[str, Any] = {"run": str(run.path), "labels": names if len(names) > 1 else []}
+        about: Json = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
         runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
     return {
@@ -51,9 +59,7 @@ def predict(
     }
 
 
-def _values(
-    model: Finished, given: list[list[str]] | None, file: Path | None
-) -> dict[str, list[Any]]:
+def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -> sources.Columns:
     """The columns that a run's model reads."""
     columns, run = model.task.input.columns, model.run
     if file:
@@ -66,9 +72,7 @@ def _values(
     raise UserError(f"{run.path}: it reads one text ({columns[0]}); leave --pair out")
 
 
-def _logits(
-    model: Finished, values: dict[str, list[Any]], where: str
-) -> tuple[NDArray[Any], int, float]:
+def _logits(model: Finished, values: sources.Columns, where: str) -> tuple[np.ndarray, int, float]:
     """Logits in the order of the rows, how many were cut, and the seconds that it took."""
     import torch
     from datasets import Dataset
@@ -89,7 +93,7 @@ def _logits(
     return logits, sum(features["truncated"]), time.perf_counter() - start
 
 
-def _answer(logits: NDArray[Any], names: list[str]) -> dict[str, Any]:
+def _answer(logits: np.ndarray, names: list[str]) -> Prediction:
     """A number for a regression; else the label and the probability of each."""
     if len(names) == 1:
         return {"value": float(logits[0])}
@@ -98,7 +102,7 @@ def _answer(logits: NDArray[Any], names: list[str]) -> dict[str, Any]:
     return {"label": names[int(logits.argmax())], "probabilities": probabilities}
 
 
-def prediction_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def prediction_table(found: Json) -> tuple[list[str], list[list[str]]]:
     """Header and cells: of a single example a line for each label, else a line for each row.
 
     Rows beside several runs have the probability of the answer alone, else that of every label.
@@ -125,16 +129,16 @@ def prediction_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["row", *texts, *names, *(labels if len(runs) == 1 else ())], lines
 
 
-def _named(answer: dict[str, Any]) -> str:
+def _named(answer: Prediction) -> str:
     return str(answer["label"]) if "label" in answer else f"{answer['value']:.4f}"
 
 
-def _share(answer: dict[str, Any], label: str) -> str:
+def _share(answer: Prediction, label: str) -> str:
     share = answer.get("probabilities", {}).get(label)
     return "" if share is None else f"{share:.4f}"
 
 
-def prediction_notes(found: dict[str, Any]) -> list[str]:
+def prediction_notes(found: Json) -> list[str]:
     """A line for each run, and how its milliseconds were measured."""
     lines = []
     for i, run in enumerate(found["runs"]):
@@ -147,7 +151,7 @@ def prediction_notes(found: dict[str, Any]) -> list[str]:
     return [*lines, f"ms: {how}, once warm, over {rows:,} examples"]
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[Json]) -> None:
     """A JSON line for each row; the file is replaced whole."""
     special = path.exists() and not path.is_file()  # /dev/stdout, a pipe: written to, not replaced
     path = path if special else path.resolve()

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forge.config import compose as config_compose
 from forge.config import schema
@@ -30,7 +30,7 @@ def main(overrides: list[str]) -> int:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    fetched: list[Any] = []
+    fetched: list[object] = []
     for config in _composed(overrides):
         wanted = [] if config.model.init else [config.model]
         wanted += config.teacher.models() if is_taught(config) else []

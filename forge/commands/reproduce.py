@@ -10,16 +10,16 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from forge.commands.verify import LAUNCH
 from forge.config import compose as config_compose
-from forge.config.schema import Config, Model, Precision, Teacher
+from forge.config.schema import Config, Model, Node, Precision, Teacher
 from forge.errors import USER_ERRORS, Failure, UserError, one_line
 from forge.records import checkpoints
 from forge.records.environment import environment, git
+from forge.records.files import Json
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.secrets import MASK
 from forge.results import examine
@@ -28,7 +28,7 @@ from forge.results.runs import Run, read_run
 
 UNKNOWN = "unknown"
 LONGER = ("trainer.max_steps", "trainer.num_train_epochs")  # what resume= may extend
-SCHEMA: dict[str, Any] = {
+SCHEMA = {
     "": Config,
     "model.": Model,
     "teacher.": Teacher,
@@ -45,7 +45,7 @@ def main(path: Path, run_it: bool, out: Path | None, as_json: bool) -> int:
         raise UserError(f"{path}: no run in this directory")
     words, notes = command(run)
     notes += differences(run)
-    told: dict[str, Any] = {"run": str(path), "command": spelled(words), "notes": notes}
+    told: Json = {"run": str(path), "command": spelled(words), "notes": notes}
     if not as_json:
         same = ["as recorded: commit, versions, device and config"]
         print("\n".join([told["command"], *(f"  {line}" for line in notes or same)]), flush=True)
@@ -113,7 +113,7 @@ def _root(word: str) -> str:
     return _key(word).split(".")[0].split("@")[0].split("/")[0]
 
 
-def _config_dir(metadata: dict[str, Any]) -> list[str]:
+def _config_dir(metadata: Json) -> list[str]:
     """`--config-dir` as the first command had it."""
     typed = metadata["attempts"][0]["command"]
     pairs = zip(typed, [*typed[1:], ""], strict=True)
@@ -122,7 +122,7 @@ def _config_dir(metadata: dict[str, Any]) -> list[str]:
     return [f"--config-dir={folder}" for folder in found]
 
 
-def _compose(words: list[str]) -> tuple[dict[str, Any], bool]:
+def _compose(words: list[str]) -> tuple[Node, bool]:
     """The config that a command has today, and whether it would start a sweep."""
     from hydra import compose
     from hydra.types import RunMode
@@ -132,7 +132,7 @@ def _compose(words: list[str]) -> tuple[dict[str, Any], bool]:
     return plain(compose("config", given)), mode is RunMode.MULTIRUN
 
 
-def _overrides(ours: Any, theirs: Any, prefix: str = "") -> tuple[list[str], list[str]]:
+def _overrides(ours: Node, theirs: Node, prefix: str = "") -> tuple[list[str], list[str]]:
     """Overrides that turn our config into theirs, and keys of the schema that theirs lacks."""
     words: list[str] = []
     unknown: list[str] = []
@@ -226,7 +226,7 @@ def _launch(words: list[str], quiet: bool) -> None:
         raise Failure(f"the run ended with code {done.returncode}")
 
 
-def compared(path: Path, new: Path) -> dict[str, Any]:
+def compared(path: Path, new: Path) -> Json:
     """Whether two runs have the same metrics, weights and rows; each difference with its size."""
     old, fresh = read_run(path), read_run(new)
     metrics = {
@@ -265,7 +265,7 @@ def _weights(old: Path, new: Path) -> dict[str, float | str]:
     return found
 
 
-def _verdict(told: dict[str, Any]) -> str:
+def _verdict(told: Json) -> str:
     """Identical, or the largest difference of each kind."""
     if told["identical"]:
         return f"identical: metrics and weights, to the bit ({told['new']})"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 import yaml
@@ -21,7 +21,8 @@ from forge.config import compose as config_compose
 from forge.config import schema
 from forge.config.check import build
 from forge.config.compose import CONF
-from forge.config.schema import Config
+from forge.config.schema import Config, Node
+from forge.data.sources import Row
 from forge.errors import UserError, did_you_mean, one_line
 from forge.reinforcement.rewards import Rewards
 
@@ -103,7 +104,15 @@ def composed(overrides: list[str]) -> Config:
     return found
 
 
-def survey(config: Config, rewards: Rewards, mode: dict[str, Any]) -> tuple[Start, dict[str, Any]]:
+class Case(TypedDict):
+    """A line of a user's own cases."""
+
+    completion: str
+    columns: NotRequired[Row]
+    expected: dict[str, float | None]  # by reward
+
+
+def survey(config: Config, rewards: Rewards, mode: Node) -> tuple[Start, Row]:
     """Where training would start, as mode=rl measures it, and the columns of one row."""
     from forge.modes import rl
     from forge.training.arguments import training_arguments
@@ -119,7 +128,7 @@ def survey(config: Config, rewards: Rewards, mode: dict[str, Any]) -> tuple[Star
     return start, {name: values[0] for name, values in columns.items()}
 
 
-def read_cases(path: Path, rewards: Rewards) -> list[dict[str, Any]]:
+def read_cases(path: Path, rewards: Rewards) -> list[Case]:
     """A list of {completion, columns, expected}; `expected` names rewards and their values."""
     try:
         cases = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -136,7 +145,7 @@ def read_cases(path: Path, rewards: Rewards) -> list[dict[str, Any]]:
     return list(cases)
 
 
-def run_cases(rewards: Rewards, cases: list[dict[str, Any]], row: dict[str, Any]) -> list[Finding]:
+def run_cases(rewards: Rewards, cases: list[Case], row: Row) -> list[Finding]:
     """Each case against its expected values; columns not given are those of `row`."""
     found = []
     for case in cases:
@@ -149,7 +158,7 @@ def run_cases(rewards: Rewards, cases: list[dict[str, Any]], row: dict[str, Any]
     return found
 
 
-def stress(rewards: Rewards, row: dict[str, Any]) -> list[Finding]:
+def stress(rewards: Rewards, row: Row) -> list[Finding]:
     """Odd completions, and columns of the wrong type, which a reward may refuse in words.
 
     A reward that only knows labels (it has `bind`) is given labels and odd texts around them.
@@ -171,7 +180,7 @@ def stress(rewards: Rewards, row: dict[str, Any]) -> list[Finding]:
 
 
 def _try(
-    rewards: Rewards, name: str, completion: str, columns: dict[str, Any]
+    rewards: Rewards, name: str, completion: str, columns: Row
 ) -> tuple[float | None, str | None]:
     """One reward's value for one answer, or what is wrong with it."""
     one = Rewards({name: rewards.functions[name]}, {})
@@ -182,7 +191,7 @@ def _try(
     return (None if np.isnan(value) else value), None
 
 
-def _same(value: float | None, expected: Any) -> bool:
+def _same(value: float | None, expected: float | None) -> bool:
     if value is None or expected is None:
         return value is expected
     return bool(np.isclose(value, float(expected), atol=1e-6))

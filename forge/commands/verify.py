@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from forge.errors import Failure, UserError
 from forge.records import checkpoints
@@ -22,7 +21,7 @@ def main(overrides: list[str], steps: int) -> int:
     if steps < 4:
         raise UserError(f"--steps={steps}: at least 4, for there must be a middle to be killed in")
     half = steps // 2
-    plan: dict[str, Any] = {
+    plan: dict[str, int | str] = {
         "max_steps": steps,
         "logging_steps": 1,
         "save_steps": half,
