@@ -228,15 +228,8 @@ def _right(label: list[str] | None, answer: list[str] | None) -> list[str]:
     return right
 
 
-def last_number(text: str) -> float | None:
-    """The last number in a text, thousands separated by commas or not; None without one."""
-    written = numerals.all_in(text)
-    value = numerals.parse(written[-1]) if written else None
-    return None if value is None else float(value)
-
-
 def _close(completion: str, right: str, tolerance: float) -> float | None:
-    wanted, said = last_number(right), last_number(completion)
+    wanted, said = numerals.last(right), numerals.last(completion)
     if wanted is None:
         return None
     return float(said is not None and abs(said - wanted) <= tolerance * max(1.0, abs(wanted)))

@@ -31,6 +31,13 @@ def parse(text: str) -> Decimal | None:
     return value if abs(value.adjusted()) <= 50 else None
 
 
+def last(text: str) -> float | None:
+    """The value of the last number in a text; None without one."""
+    written = all_in(text)
+    value = parse(written[-1]) if written else None
+    return None if value is None else float(value)
+
+
 def spelled(value: Decimal) -> str:
     """The one spelling of a value: 1,200.0 is 1200."""
     plain = f"{value:f}"
