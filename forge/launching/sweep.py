@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Jobs: TypeAlias = dict[int, tuple[list[str], str]]  # by number: overrides, and why it failed
 NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir unless the user names another
+RDB = "optuna.storages.RDBStorage"
 COLUMNS = ("job", "overrides", "status", "headline", "error")
 
 
@@ -48,11 +49,22 @@ class Sweep(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, folder / SWEPT)
             _mask_record(folder)
+            _commit_at_once(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Sum up a search, whose jobs are launched a few at a time."""
         if is_search(config):
             sum_up(Path(config.hydra.sweep.dir))
+
+
+def _commit_at_once(config: DictConfig) -> None:
+    """Let Optuna's database commit each statement: optuna 2 leaves that to SQLAlchemy, which from
+    version 2 on no longer does it, and a new database then has no version."""
+    sweeper = config.hydra.sweeper
+    if isinstance(url := sweeper.get("storage"), str) and "://" in url and "redis" not in url:
+        engine = {"isolation_level": "AUTOCOMMIT"}
+        with open_dict(sweeper):
+            sweeper.storage = {"_target_": RDB, "url": url, "engine_kwargs": engine}
 
 
 def is_search(config: DictConfig) -> bool:

@@ -210,7 +210,8 @@ def test_a_signal_ends_with_its_exit_code_and_the_same_command_goes_on(tmp_path)
 
 @pytest.mark.slow
 def test_a_search_looks_for_the_best_headline(tmp_path):
-    few = ("trainer.max_steps=2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep")
+    few = ("trainer.max_steps=2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep",
+           "hydra.sweeper.storage=sqlite:///trials.db")  # fmt: skip
     done = launch(tmp_path, "experiment=search", *TOY, *SMALL, *few)
     assert done.returncode == 0, done.stderr
     found = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
