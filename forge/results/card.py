@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forge import hub
 from forge.models import lora
 from forge.models.scaling import Scale
-from forge.records.files import TIMINGS, read_json
+from forge.records.files import TIMINGS, Json, read_json
 from forge.results.runs import Run, read_run
 from forge.results.tables import markdown_table, metrics_cells
 
@@ -93,7 +93,7 @@ def _eval_results(run: Run, pipeline: str) -> list[EvalResult]:
     ]
 
 
-def _sections(run: Run, task: Task, model: dict[str, Any], adapter: dict[str, Any]) -> list[str]:
+def _sections(run: Run, task: Task, model: Json, adapter: Json) -> list[str]:
     labels = {int(i): name for i, name in (model.get("id2label") or {}).items()}
     numbers = not task.answer.distribution
     parts = ["## Results", markdown_table(*metrics_cells(run)), *chosen_on(run)]
@@ -154,13 +154,13 @@ def _training(run: Run, task: Task) -> list[str]:
 
 
 def teacher_name(run: Run, path: str) -> str:
-    """A teacher's path as it was given; of one that Forge found, the end of it."""
+    """A teacher's path as it was given; of one that Forge chose, the end of it."""
     folder = path.removesuffix("/model")
-    given = any(folder in word for word in run.metadata.get("overrides", ()))
+    given = any(folder in override for override in run.metadata.get("overrides", ()))
     return path if given or not Path(path).is_absolute() else "/".join(Path(folder).parts[-4:])
 
 
-def _adapted(run: Run, adapter: dict[str, Any]) -> str:
+def _adapted(run: Run, adapter: Json) -> str:
     """What an adapter is of."""
     count, named = run.metadata["parameters"], lora.short(adapter["target_modules"])
     return (

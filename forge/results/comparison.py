@@ -6,18 +6,28 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from forge.config.compose import dotted_values
+from forge.config.schema import Node
 from forge.errors import UserError
-from forge.records.files import TIMINGS
+from forge.records.files import TIMINGS, Json
 from forge.records.record import NOT_COMPARED
 from forge.results import statistics as results_statistics
 from forge.results.runs import Run, read_run
-from forge.results.tables import cell, drawn
+from forge.results.tables import Score, cell, drawn
 
 
-def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
+class Comparison(TypedDict):
+    """Runs side by side; a list has a value for each of them."""
+
+    runs: list[str]
+    config: dict[str, list[object]]
+    metrics: dict[str, list[Score]]
+    pairs: list[Json]  # a `Difference` each: of which runs, split and metric, and its verdict
+
+
+def side_by_side(paths: Sequence[Path]) -> Comparison:
     """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
 
     The test is of the headline, on every split that both have judged. Raises `UserError` for a run
@@ -46,7 +56,7 @@ def side_by_side(paths: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _differing(configs: list[Node]) -> dict[str, list[object]]:
     """The values of each key that changes what a run computes and is not the same in all."""
     flat = [dict(dotted_values(config)) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -58,7 +68,7 @@ def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
-def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
+def _pairs(a: Run, b: Run, metric: str) -> list[Json]:
     """A test for each split that both have judged; raises `UserError` without any."""
     splits = [split for split in a.results["splits"] if split in b.results["splits"]]
     if not splits:
@@ -66,53 +76,53 @@ def _pairs(a: Run, b: Run, metric: str) -> list[dict[str, Any]]:
     return [_pair(a, b, split, metric) for split in splits]
 
 
-def _pair(a: Run, b: Run, split: str, metric: str) -> dict[str, Any]:
+def _pair(a: Run, b: Run, split: str, metric: str) -> Json:
     files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
     answers = [results_statistics.read_answers(file, metric) for file in files]
     try:
-        _same_rows([a, b], split)
-        found = results_statistics.difference(answers[:1], answers[1:], metric)
+        require_same_rows([a, b], split)
+        difference = results_statistics.difference(answers[:1], answers[1:], metric)
     except UserError as error:
         raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
-    told = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
-    return told | asdict(found) | {"verdict": found.verdict}
+    about = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
+    return about | asdict(difference) | {"verdict": difference.verdict}
 
 
-def _same_rows(runs: Sequence[Run], split: str) -> None:
+def require_same_rows(runs: Sequence[Run], split: str) -> None:
     """Raises `UserError` where the same ids stand for other texts, as rows of another file do.
 
-    Runs that read other columns record other fingerprints of the same rows, which tell nothing.
+    Runs that read other columns record other fingerprints of the same rows, which says nothing.
     """
     prints: dict[str, set[str]] = {}
     for run in runs:
-        if found := run.metadata.get("data", {}).get(split, {}).get("fingerprint"):
+        if fingerprint := run.metadata.get("data", {}).get(split, {}).get("fingerprint"):
             columns = str(run.metadata["config"].get("task", {}).get("text"))
-            prints.setdefault(columns, set()).add(found)
-    if any(len(found) > 1 for found in prints.values()):
+            prints.setdefault(columns, set()).add(fingerprint)
+    if any(len(different) > 1 for different in prints.values()):
         raise UserError(results_statistics.OTHER)
 
 
-def comparison_text(found: dict[str, Any]) -> str:
+def comparison_text(compared: Comparison) -> str:
     """The same for a reader."""
-    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(found["runs"]))]
-    named = dict(zip(found["runs"], letters, strict=True))
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(compared["runs"]))]
+    named = dict(zip(compared["runs"], letters, strict=True))
     lines = [f"{letter}  {path}" for path, letter in named.items()]
-    config = [[key, *map(str, values)] for key, values in found["config"].items()]
+    config = [[key, *map(str, values)] for key, values in compared["config"].items()]
     table = drawn(["differs", *letters], config) if config else "\nthe configs are the same"
     lines.append(table)
-    metrics = [[name, *map(cell, row)] for name, row in found["metrics"].items()]
+    metrics = [[name, *map(cell, row)] for name, row in compared["metrics"].items()]
     lines += [drawn(["metric", *letters], metrics), ""]
-    lines += [_pair_text(pair, named) for pair in found["pairs"]]
+    lines += [_pair_text(pair, named) for pair in compared["pairs"]]
     lines.append(
         "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
         "difference: one that shows four times in five (80 % power)."
     )
-    if len(found["pairs"]) > 1:
-        lines.append(f"{len(found['pairs'])} tests, not corrected for their number.")
+    if len(compared["pairs"]) > 1:
+        lines.append(f"{len(compared['pairs'])} tests, not corrected for their number.")
     return "\n".join(lines)
 
 
-def _pair_text(pair: dict[str, Any], named: dict[str, str]) -> str:
+def _pair_text(pair: Json, named: dict[str, str]) -> str:
     metric, p_value = pair["metric"], ""
     if pair["p_value"] is not None:
         of = "" if metric == "accuracy" else " of accuracy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ TIMED = ("runtime", "second", "flos", "step_time")  # parts of the names of what
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
-    """The first of each kind of thing that differs, in words."""
+    """The first of each kind of thing that differs, as text."""
     import torch
 
     folders = [next(iter(checkpoints.steps(run_dir).values())) for run_dir in (one, other)]
@@ -34,7 +34,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
     yield from unequal("results", *results)
 
 
-def _numpy_globals() -> list[Any]:
+def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What transformers' random state holds beside tensors."""
     import numpy as np
 
@@ -46,14 +46,14 @@ def _numpy_globals() -> list[Any]:
     ]
 
 
-def unequal(where: str, a: Any, b: Any) -> Iterator[str]:
+def unequal(where: str, a: object, b: object) -> Iterator[str]:
     """Every place in nested values where the two differ."""
     import numpy as np
     import torch
 
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
-            if not any(word in str(key) for word in TIMED):
+            if not any(part in str(key) for part in TIMED):
                 yield from unequal(f"{where}: {key}", a.get(key), b.get(key))
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for i, pair in enumerate(zip(a, b, strict=True)):
@@ -61,7 +61,7 @@ def unequal(where: str, a: Any, b: Any) -> Iterator[str]:
     elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if not torch.equal(a, b):
             yield f"{where}, {int((a != b).sum())} of {a.numel()} numbers"
-    elif isinstance(a, np.ndarray):
+    elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if not np.array_equal(a, b):
             yield where
     elif a != b:

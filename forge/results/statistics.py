@@ -7,10 +7,9 @@ be several runs that differ in nothing but their seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +23,27 @@ FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to
 SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
 
 
+Values: TypeAlias = NDArray[np.int64] | NDArray[np.float64] | NDArray[np.object_]
+Rows: TypeAlias = "slice | NDArray[np.int64]"
+
+
 @dataclass
 class Answers:
     """Predictions of one run on one split, in the order of the examples' ids."""
 
-    id: NDArray[Any]
-    label: NDArray[Any]
-    prediction: NDArray[Any]
+    id: NDArray[np.int64]
+    label: Values
+    prediction: Values
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return np.asarray(self.prediction == self.label)
+
+
+class Scorer(Protocol):
+    """From answers, and optionally some rows of them, to a metric."""
+
+    def __call__(self, run: Answers, rows: Rows = slice(None)) -> float: ...
 
 
 @dataclass
@@ -54,7 +67,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """In words; a difference is shown when its interval leaves 0 out.
+        """Higher, lower or neither; a difference is shown when its interval leaves 0 out.
 
         For the accuracy of one pair McNemar's test has to agree: of a handful of examples that the
         two answer differently a bootstrap makes too much.
@@ -95,17 +108,17 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     score = _scorer(metric)
     values = [score(b) - score(a) for a, b in pairs]
     resampled = _resample(reference, other, metric)
-    found = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
+    between = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
     if not np.issubdtype(first.prediction.dtype, np.floating):
-        found.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
+        between.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
         if metric in SHARES and len(pairs) == 1:
-            found.doubted = found.p_value >= 0.05 and not found.low <= 0 <= found.high
-            found.smallest = max(found.smallest, FEWEST / found.n)
-    found.smallest = found.smallest or math.nan  # equal answers say nothing of others
-    return found
+            between.doubted = between.p_value >= 0.05 and not between.low <= 0 <= between.high
+            between.smallest = max(between.smallest, FEWEST / between.n)
+    between.smallest = between.smallest or math.nan  # equal answers say nothing of others
+    return between
 
 
-def _interval(values: list[float], resampled: NDArray[Any]) -> tuple[float, float, float]:
+def _interval(values: list[float], resampled: NDArray[np.float64]) -> tuple[float, float, float]:
     """Both ends, and the smallest difference that would be shown four times in five."""
     from scipy.stats import t
 
@@ -130,18 +143,18 @@ def _columns(metric: str) -> tuple[str, str]:
     return metrics.facts(metrics.load([metric])[0]).columns
 
 
-def _scorer(metric: str) -> Callable[..., float]:
-    """A function from the answers, and optionally some rows of them, to the metric.
+def _scorer(metric: str) -> Scorer:
+    """What computes a metric.
 
     Forge's own are called without evaluate around them, which takes ten times as long.
     """
     if metric in SHARES:  # without the seconds that importing the metrics takes
-        return lambda run, rows=slice(None): float(np.mean(run.prediction[rows] == run.label[rows]))
+        return lambda run, rows=slice(None): float(np.mean(run.right[rows]))
     from forge.tasks import metrics
 
     (module,) = metrics.load([metric])
 
-    def score(run: Answers, rows: Any = slice(None)) -> float:
+    def score(run: Answers, rows: Rows = slice(None)) -> float:
         true, predicted = run.label[rows], run.prediction[rows]
         if isinstance(module, metrics.Metric):
             return float(module.function.score(true, predicted))
@@ -150,11 +163,11 @@ def _scorer(metric: str) -> Callable[..., float]:
     return score
 
 
-def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[Any]:
+def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[np.float64]:
     """Mean differences over the pairs [resamples], the examples drawn with replacement."""
     rng, count = np.random.default_rng(0), len(reference[0].id)
     if metric in SHARES:
-        right = [np.mean([r.prediction == r.label for r in side], 0) for side in (reference, other)]
+        right = [np.mean([r.right for r in side], 0) for side in (reference, other)]
         gains, often = np.unique(right[1] - right[0], return_counts=True)
         drawn = rng.multinomial(count, often / count, RESAMPLES["accuracy"])  # how often each gain
         return np.asarray(drawn @ gains / count)
@@ -170,6 +183,5 @@ def mcnemar(a: Answers, b: Answers) -> float:
     """McNemar's exact test (1947): are the examples that only one model got right split evenly?"""
     from scipy.stats import binomtest
 
-    right_a, right_b = a.prediction == a.label, b.prediction == b.label
-    gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+    gained, lost = int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

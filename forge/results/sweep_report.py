@@ -1,4 +1,4 @@
-"""Tell what a sweep found: its tables, words and plot. `python -m forge report DIR`."""
+"""The report of a sweep: its tables, sentences and plot. `python -m forge report DIR`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from forge.errors import UserError
+from forge.records.files import Json
 from forge.results import pictures
 from forge.results.runs import number
-from forge.results.sweeps import ALPHA, Row, Sweep, read_sweep
+from forge.results.sweeps import ALPHA, Measured, Row, Sweep, read_sweep
 from forge.results.tables import drawn, markdown_table
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Models: TypeAlias = "dict[tuple[object, ...], tuple[Measured, PreTrainedModel]]"
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +38,7 @@ def measure_models(sweep: Sweep) -> None:
     except UserError as error:
         log.warning("report  no latency: %s", error)
         return
-    models: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
+    models: Models = {}
     for row in sweep.rows:
         path = row.runs[0].path / "model"
         if not path.is_dir():  # not copied along
@@ -51,7 +56,7 @@ def measure_models(sweep: Sweep) -> None:
     sweep.length = round(metadata.get("data", {}).get(sweep.split, {}).get("mean_length", 32))
     for batch in (1, 32):
         for key, time in _latency(models, metadata, batch, sweep.length).items():
-            models[key][0][f"ms_{batch}"] = time
+            models[key][0]["ms_1" if batch == 1 else "ms_32"] = time
     sweep.models = [facts for facts, _ in models.values()]
     teachers = [facts["ms_32"] for facts in sweep.models if "teacher" in facts]
     for facts in sweep.models:
@@ -62,7 +67,7 @@ def measure_models(sweep: Sweep) -> None:
         facts["speed_up"] = sum(teachers) / facts["ms_32"] if teachers and alone else None
 
 
-def _load(path: str) -> tuple[dict[str, Any], Any] | None:
+def _load(path: str) -> tuple[Measured, PreTrainedModel] | None:
     """A model and facts of it; None, and a warning, for one that is gone or brings own code."""
     from transformers.utils import logging as library
 
@@ -83,11 +88,11 @@ def _load(path: str) -> tuple[dict[str, Any], Any] | None:
 
 
 def _latency(
-    models: dict[tuple[Any, ...], tuple[dict[str, Any], Any]],
-    metadata: dict[str, Any],
+    models: Models,
+    metadata: Json,
     rows: int,
     length: int,
-) -> dict[tuple[Any, ...], float]:
+) -> dict[tuple[object, ...], float]:
     """Milliseconds of each model for a batch of rows as its task has them."""
     import torch
 
@@ -97,12 +102,12 @@ def _latency(
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
 
-    def timed(model: Any) -> Callable[[], object]:
+    def timed(model: PreTrainedModel) -> Callable[[], object]:
         task = recorded_task(metadata, model.config)
         processor = task.input.load_processor(Model(path=model.config.name_or_path))
         example = task.input.example(processor, rows, length)
         batch = {name: part.to(device) for name, part in example.items()}
-        model.to(device)
+        torch.nn.Module.to(model, device)
         return lambda: model(**batch).logits.cpu()
 
     return milliseconds({name: timed(model) for name, (_, model) in models.items()})
@@ -143,18 +148,20 @@ def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 def _difference_cells(sweep: Sweep, row: Row) -> list[str]:
     """Difference, interval, p and the share of the gap to the teacher that it closes."""
-    found, reference, metric = row.against, row.reference, sweep.metric
-    if found is None or reference is None:
+    against, reference, metric = row.against, row.reference, sweep.metric
+    if against is None or reference is None:
         return ["", "", "", ""]
-    p = "" if found.p_value is None else f"{found.p_value:.2g}"
-    interval = f"{_show(found.low, metric, sign=True)} .. {_show(found.high, metric, sign=True)}"
+    p = "" if against.p_value is None else f"{against.p_value:.2g}"
+    interval = (
+        f"{_show(against.low, metric, sign=True)} .. {_show(against.high, metric, sign=True)}"
+    )
     closed = ""
     best = row.teacher.get("splits", {}).get(sweep.split, {}).get(metric)
     if best is not None:
         gap = best - statistics.fmean(reference.scores(sweep.split, metric, row.seeds))
         if gap and (gap > 0) == sweep.greater_is_better:
-            closed = f"{found.value / gap:.0%}"
-    return [_show(found.value, metric, sign=True), interval, p, closed]
+            closed = f"{against.value / gap:.0%}"
+    return [_show(against.value, metric, sign=True), interval, p, closed]
 
 
 def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
@@ -174,7 +181,7 @@ def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def words(sweep: Sweep) -> list[str]:
+def sentences(sweep: Sweep) -> list[str]:
     """What the table says, and how to read it."""
     lines = [_verdict(sweep, row) for row in sweep.rows if row.reference]
     if sweep.unfinished:
@@ -222,14 +229,14 @@ def markdown(sweep: Sweep) -> str:
         if cells:
             parts += [markdown_table(header, cells), ""]
     return "\n".join(
-        [*parts, *(f"- {line}" for line in words(sweep)), "", "![plot](report.png)", ""]
+        [*parts, *(f"- {line}" for line in sentences(sweep)), "", "![plot](report.png)", ""]
     )
 
 
 def text(sweep: Sweep) -> str:
     """The report for a terminal."""
     tables = [drawn(header, cells) for header, cells in (table(sweep), model_table(sweep)) if cells]
-    return "\n".join([*tables, "", *words(sweep)])
+    return "\n".join([*tables, "", *sentences(sweep)])
 
 
 def plot(sweep: Sweep) -> bytes:
@@ -241,8 +248,8 @@ def plot(sweep: Sweep) -> bytes:
     for row in sweep.rows:
         rest = ", ".join(f"{key}={v}" for key, v in row.values.items() if key != axis)
         lines.setdefault(rest, []).append(row)
-    found = (number(row.values.get(axis)) for row in sweep.rows)
-    places = [place for place in found if place is not None]
+    sizes = (number(row.values.get(axis)) for row in sweep.rows)
+    places = [place for place in sizes if place is not None]
     numeric = len(places) == len(sweep.rows)
     if numeric and 0 < min(places) <= max(places) / 20:
         plane.set_xscale("log")
@@ -278,7 +285,7 @@ def _taught(sweep: Sweep) -> set[float]:
     return {scores[sweep.metric] for scores in taught if sweep.metric in scores}
 
 
-def numbers(sweep: Sweep) -> dict[str, Any]:
+def numbers(sweep: Sweep) -> Json:
     """What the tables say, as plain values for JSON."""
     rows = []
     for row in sweep.rows:
@@ -297,11 +304,11 @@ def numbers(sweep: Sweep) -> dict[str, Any]:
             }
         )
     about = {"sweep": str(sweep.folder), "metric": sweep.metric, "split": sweep.split}
-    told = {"unfinished": sweep.unfinished, "words": words(sweep)}
-    return about | {"rows": rows, "models": sweep.models} | told
+    end = {"unfinished": sweep.unfinished, "words": sentences(sweep)}
+    return about | {"rows": rows, "models": sweep.models} | end
 
 
-def report(folder: Path, out: Path | None = None) -> tuple[dict[str, Any], str]:
+def report(folder: Path, out: Path | None = None) -> tuple[Json, str]:
     """A sweep's numbers, and the text to print; writes report.md and report.png (see `write`)."""
     sweep = read_sweep(folder)
     measure_models(sweep)

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from forge.errors import UserError
 from forge.records import plan
+from forge.records.files import Json
 from forge.results import statistics as results_statistics
-from forge.results.comparison import _same_rows
+from forge.results.comparison import require_same_rows
 from forge.results.runs import APART, Run, finished_runs, number, sortable
 
 ALPHA = "mode.alpha"
@@ -36,10 +37,10 @@ class Row:
         return ", ".join(f"{key.removeprefix('mode.')}={v}" for key, v in self.values.items())
 
     @property
-    def teacher(self) -> dict[str, Any]:
+    def teacher(self) -> Json:
         """What the runs recorded of their teacher; empty without one."""
-        found = (run.metadata["teacher"] for run in self.runs if "teacher" in run.metadata)
-        return next(found, {})
+        teachers = (run.metadata["teacher"] for run in self.runs if "teacher" in run.metadata)
+        return next(teachers, {})
 
     def scores(self, split: str, metric: str, seeds: Sequence[int] = ()) -> list[float]:
         """The metric of each run, or of those with the given seeds."""
@@ -47,9 +48,21 @@ class Row:
         return [run.results["splits"][split][metric] for run in kept]
 
 
+class Measured(TypedDict, total=False):
+    """What a model costs: weights, size on the disk, milliseconds of batches of 1 and of 32."""
+
+    name: str
+    teacher: bool
+    weights: int
+    megabytes: float
+    ms_1: float
+    ms_32: float
+    speed_up: float | None  # to the only teacher
+
+
 @dataclass
 class Sweep:
-    """What a sweep found: rows of runs, judged on one split, beside a reference and a teacher.
+    """A sweep's results: rows of runs, judged on one split, beside a reference and a teacher.
 
     The split is the last that was evaluated: with several, one that chose no checkpoint and no
     setting.
@@ -62,7 +75,7 @@ class Sweep:
     chosen_on: str
     greater_is_better: bool
     unfinished: int  # jobs
-    models: list[dict[str, Any]] = field(default_factory=list)
+    models: list[Measured] = field(default_factory=list)
     length: int = 0  # tokens of a timed text
 
     @property
@@ -145,8 +158,8 @@ def _reference_of(sweep: Sweep, row: Row) -> Row | None:
 
 def _plain(value: str) -> float | str:
     """0, 0.0 and 0e0 are the same value."""
-    found = number(value)
-    return value if found is None else found
+    size = number(value)
+    return value if size is None else size
 
 
 def _compare(sweep: Sweep, row: Row) -> None:
@@ -158,7 +171,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
     row.seeds = sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs})
     if not row.seeds:
         return
-    _same_rows([run for side in (reference, row) for run in side.runs], sweep.split)
+    require_same_rows([run for side in (reference, row) for run in side.runs], sweep.split)
     sides = [
         [
             results_statistics.read_answers(

@@ -6,17 +6,20 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from forge.errors import one_line
-from forge.records.files import TIMINGS
+from forge.records.files import TIMINGS, Json
 from forge.results.runs import Run
 
 if TYPE_CHECKING:
     from forge.tasks.task import Task
 
 
-def table(results: dict[str, Any], task: Task) -> str:
+Score: TypeAlias = float | int | str | list[float] | None  # a list is an interval
+
+
+def table(results: Json, task: Task) -> str:
     """The metrics of each split, and what training took."""
     from rich import box
     from rich.console import Console
@@ -59,7 +62,7 @@ def metrics_cells(run: Run) -> tuple[list[str], list[list[str]]]:
     return ["split", *columns], cells
 
 
-def cell(value: float | int | str | list[float] | None) -> str:
+def cell(value: Score) -> str:
     """A score for a reader; a list is an interval."""
     if isinstance(value, list):
         return " .. ".join(f"{end:.3f}" for end in value)
