@@ -19,12 +19,12 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from forge.config.compose import dotted_values, override
 from forge.data import cache
 from forge.errors import UserError, did_you_mean
-from forge.records.files import METADATA, RESULTS, STATE
+from forge.records.files import METADATA, RESULTS, STATE, Json
 from forge.results import runs as results_runs
 from forge.results import tables
 
@@ -34,14 +34,15 @@ FACTS = ("run", *results_runs.WHAT, "seed", "status", "step", "max_steps", "metr
          "updated", "age", "resume")  # fmt: skip
 TABLE = ("run", "task", "model", "mode", "status", "step", "headline", "age", "to go on")
 SHOWN = 200  # lines in a terminal: drawing takes a millisecond a line
-TESTS: dict[str, Callable[[Any, Any], bool]] = {
+Comparable: TypeAlias = float | str
+TESTS: dict[str, Callable[[Comparable, Comparable], bool]] = {
     "=": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
     ">=": operator.ge, "<=": operator.le,
 }  # fmt: skip
 CONDITION = re.compile(r"([^=<>!]+)([<>!]=|[=<>])(.*)", re.S)
 
 
-def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str], list[Any]]:
+def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str], list[Json]]:
     """Keys that were asked for beside `FACTS`, and a dict for each run that fits.
 
     `where` holds conditions such as `task=mnli mode.alpha>=0.5 validation.accuracy>0.8`; `sort` is
@@ -49,7 +50,7 @@ def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str]
     has, or when there is no run.
     """
     try:
-        conditions = [_condition(word) for word in shlex.split(where)]
+        conditions = [_condition(text) for text in shlex.split(where)]
     except ValueError as error:
         raise UserError(f"--where {where}: {error}".lower()) from error
     key = sort.removeprefix("-")
@@ -66,13 +67,13 @@ def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str]
     return asked, valued + [run for run in runs if run.get(key) is None]
 
 
-def _condition(word: str) -> tuple[str, str, str]:
-    if not (found := CONDITION.fullmatch(word)):
-        raise UserError(f"--where {word}: not of the form key=value, key!=value, key>value …")
-    return found[1], found[2], found[3]
+def _condition(text: str) -> tuple[str, str, str]:
+    if not (parts := CONDITION.fullmatch(text)):
+        raise UserError(f"--where {text}: not of the form key=value, key!=value, key>value …")
+    return parts[1], parts[2], parts[3]
 
 
-def _fits(run: dict[str, Any], key: str, test: str, wanted: str) -> bool:
+def _fits(run: Json, key: str, test: str, wanted: str) -> bool:
     if key not in run:
         return test == "!="
     ours, theirs = results_runs.number(_text(run[key])), results_runs.number(wanted)
@@ -81,17 +82,17 @@ def _fits(run: dict[str, Any], key: str, test: str, wanted: str) -> bool:
     return test in ("=", "!=") and TESTS[test](_text(run[key]), _text(wanted))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """As one writes it on a command line: null, true, [a,b]."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return re.sub(r"[\s'\"]", "", text)
 
 
-def _order(value: Any) -> tuple[bool, float, str]:
+def _order(value: object) -> tuple[bool, float, str]:
     return results_runs.sortable(_text(value))
 
 
-def read(folder: Path, config: bool = False) -> list[dict[str, Any]]:
+def read(folder: Path, config: bool = False) -> list[Json]:
     """`FACTS` (age in seconds) and metrics (`validation.accuracy`) of runs, the youngest first.
 
     With `config` every dotted key of it too. Raises `UserError` when there is no run.
@@ -113,7 +114,7 @@ def read(folder: Path, config: bool = False) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, _natural(run["run"])))
 
 
-def _natural(path: str) -> list[Any]:
+def _natural(path: str) -> list[int | str]:
     """Sorts job 2 before job 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
@@ -162,7 +163,7 @@ def _digest(path: str, stamp: str) -> tuple[str, str, str]:
     return stamp, json.dumps(facts), json.dumps(values)
 
 
-def _live(facts: dict[str, Any], path: str, now: datetime) -> dict[str, Any]:
+def _live(facts: Json, path: str, now: datetime) -> Json:
     """What changes though no file does: whether the process is there, and time."""
     status = results_runs.live(facts["status"], *facts.pop("process", (None, None)))
     over = status in ("finished", "running", "unreadable")
@@ -212,23 +213,23 @@ def _store(new: dict[str, tuple[str, str, str]], gone: set[str]) -> None:
         )
 
 
-def cells(runs: list[dict[str, Any]], asked: list[str]) -> tuple[list[str], list[list[str]]]:
+def cells(runs: list[Json], asked: list[str]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     lines = []
     for run in runs:
         score = run["headline"]
-        told = {
+        shown = {
             "step": f"{run['step'] or 0}/{run['max_steps'] or '?'}",
             "headline": "" if score is None else f"{run['metric']} {score:.4f}",
             "age": _ago(run["age"]),
             "to go on": run["resume"],
         }
-        values = [(run | told).get(name) for name in (*TABLE, *asked)]
+        values = [(run | shown).get(name) for name in (*TABLE, *asked)]
         lines.append(["" if value is None else _flat(value) for value in values])
     return [*TABLE, *asked], lines
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     return " ".join(value.split()) if isinstance(value, str) else _text(value)
 
 
@@ -241,7 +242,7 @@ def _ago(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def show(runs: list[dict[str, Any]], asked: list[str], as_csv: bool = False) -> None:
+def show(runs: list[Json], asked: list[str], as_csv: bool = False) -> None:
     """Print the table: drawn in a terminal, else a line for each run, tabs between."""
     if as_csv:
         writer = csv.DictWriter(sys.stdout, [*FACTS, *asked], extrasaction="ignore")

@@ -14,7 +14,7 @@ from forge.errors import UserError
 from forge.records.files import METADATA, STATE
 from forge.results.comparison import comparison_text, side_by_side
 from forge.results.show import shown
-from forge.results.sweep_report import numbers, table, text, words
+from forge.results.sweep_report import numbers, sentences, table, text
 from forge.results.sweeps import read_sweep
 from forge.results.tables import drawn, markdown_table, print_table
 from tests.support.commands import forge, launch
@@ -79,8 +79,8 @@ def test_rows_differ_from_their_control_on_the_split_that_chose_nothing(sweep):
     mean = np.mean([np.mean(right(0.6, s)) for s in (1, 2)])
     closed = cells[1][header.index("gap closed")]
     assert closed == f"{expected / (0.9 - mean):.0%}"
-    assert "chosen on validation" in words(found)[-1]
-    assert "alpha=0.5 against alpha=0: higher, better" in words(found)[0]
+    assert "chosen on validation" in sentences(found)[-1]
+    assert "alpha=0.5 against alpha=0: higher, better" in sentences(found)[0]
 
 
 def test_a_grid_of_trainer_settings_is_tuned_for_each_row_on_the_first_split(sweep):
@@ -113,7 +113,7 @@ def test_each_model_has_its_own_control(sweep):
         "model=small, alpha=1": "higher",
         "model=tiny, alpha=1": "no difference shown",
     }
-    assert "no checkpoint and no setting was chosen" in words(found)[-1]
+    assert "no checkpoint and no setting was chosen" in sentences(found)[-1]
     assert "higher" in text(found)
 
 
@@ -125,7 +125,7 @@ def test_jobs_that_are_missing_are_said_and_only_common_seeds_are_compared(sweep
     row = found.rows[1]
     expected = np.mean(right(0.7, 3)) - np.mean(right(0.5, 3))
     assert row.against.value == pytest.approx(expected) and row.seeds == [3]
-    assert any("1 jobs have not finished" in line for line in words(found))
+    assert any("1 jobs have not finished" in line for line in sentences(found))
 
 
 def test_a_lucky_seed_alone_is_not_chosen(sweep):
