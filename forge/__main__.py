@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from typer import Argument, Option
@@ -246,12 +246,12 @@ def verify_resume(
     raise typer.Exit(verify.main(overrides or [], steps))
 
 
-def tell(found: Any) -> None:
+def tell(document: object) -> None:
     """Print one JSON document; what JSON has no number for, such as NaN, is null."""
-    print(json.dumps(_finite(found), indent=2, allow_nan=False))
+    print(json.dumps(_finite(document), indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(nested) for key, nested in value.items()}
     if isinstance(value, list):
