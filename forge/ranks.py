@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from forge.errors import USER_ERRORS, Failure, UserError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 PARENT = "FORGE_PARENT"  # environment of a rank that `launch` started: the process that did
@@ -140,6 +141,16 @@ def in_turn(do: Callable[[], T]) -> T:
     mine: list[T] = []
     broadcast(lambda: mine.append(do()))
     return mine[0] if mine else do()
+
+
+def taking_turns(do: Callable[P, T]) -> Callable[P, T]:
+    """A function that rank 0 is through with before the others begin (`in_turn`)."""
+
+    @wraps(do)
+    def done(*args: P.args, **kwargs: P.kwargs) -> T:
+        return in_turn(partial(do, *args, **kwargs))
+
+    return done
 
 
 def barrier() -> None:

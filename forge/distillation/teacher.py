@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from forge import ranks
 from forge.config.schema import Model, Teacher
 from forge.data import fingerprints
 from forge.errors import UserError
@@ -99,7 +98,7 @@ def load(model: Model, prepared: Prepared) -> FrozenTeacher:
     if task.head.labels is not None:
         task.input.make_ready(processor, config)
     names = list((config.id2label or {}).values())  # before the task's take their place
-    loaded = ranks.in_turn(lambda: loading.load(model, task.head, config, "teacher"))
+    loaded = loading.load(model, task.head, config, "teacher")
     loaded.eval().requires_grad_(False)
     labels = task.head.labels
     if labels is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forge import hub
+from forge import hub, ranks
 from forge.config.schema import Model, Node
 from forge.errors import UserError, did_you_mean, one_line
 from forge.models import lora, scaling, tokenizers
@@ -114,6 +114,7 @@ def revision(model: Model) -> Node:
     return {"trust_remote_code": False} | chosen
 
 
+@ranks.taking_turns
 def load(
     model: Model, head: Head, config: PretrainedConfig, where: str = "model"
 ) -> PreTrainedModel:

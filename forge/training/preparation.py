@@ -109,7 +109,7 @@ def prepare(
     task.input.make_ready(processor, architecture)
     limit = task.input.limit(processor, architecture)
     set_seed(args.seed)  # the head's (or all) random weights follow from the seed alone
-    model = ranks.in_turn(lambda: loading.load(source, task.head, architecture))
+    model = loading.load(source, task.head, architecture)
     if config.model.init:
         fitting = task.input.fitting(processor)
         model = loading.student(model, config.model, task.head, fitting)
