@@ -43,7 +43,7 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
     try:
         processes = 1
         if ranks.COMPOSED not in os.environ:
-            cfg, processes = settled(cfg, run_dir)
+            cfg, processes = resolved(cfg, run_dir)
         if processes > 1:
             return launch_ranks(processes, cfg, run_dir)
         from forge.experiment import run
@@ -60,7 +60,7 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
         raise reported from error
 
 
-def settled(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
+def resolved(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
     """The config to run, a resumed run's own, and how many processes to start for it."""
     from forge.launching.processes import wanted
     from forge.records.files import METADATA, read_json
@@ -95,7 +95,7 @@ def launch_ranks(processes: int, cfg: DictConfig, run_dir: Path) -> float:
     return float(read_json(run_dir / RESULTS)["headline"]["value"])
 
 
-def say(line: str) -> None:
+def print_error(line: str) -> None:
     """Print why it ends; a rank that `launch_ranks` started leaves that to who started it."""
     ranks.report_error(line)
     if ranks.PARENT not in os.environ:
@@ -103,16 +103,16 @@ def say(line: str) -> None:
 
 
 def stop(error: Exception) -> None:
-    """Say it in one line and leave: exit code 1 for a run that failed, 2 for a user's mistake."""
+    """Print it in one line and leave: exit code 1 for a run that failed, 2 for a user's mistake."""
     if isinstance(error, Failure):
-        say(str(error))
+        print_error(str(error))
         sys.exit(1)
     if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):
         error = UserError(f"run directory: {error}; name another with hydra.run.dir=DIR")
     if "Config group override must be" in str(error):  # Hydra's answer to GROUP=null
         error = UserError("null is no option of a group: leave GROUP= out, or drop it with ~GROUP")
     line = str(error) if isinstance(error, UserError) else explain(error, config_keys(sys.argv[1:]))
-    say(line)
+    print_error(line)
     sys.exit(2)
 
 

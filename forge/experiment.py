@@ -85,9 +85,9 @@ def run(
                 run_dir, checkpoints.size_of(ready.trainer.model), run_dir / "model"
             ):
                 results = judge(ready.trainer, prepared.splits, run_dir)
-                found = results.plain() | {"train": trained, **ready.results}
+                values = results.plain() | {"train": trained, **ready.results}
                 with stop.put_off():
-                    _write(ready, rows, run_dir, found)
+                    _write(ready, rows, run_dir, values)
                 return float(results.headline.value)
 
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, reached or not: a machine without it is told so at once."""
+"""The Hugging Face Hub, on machines that reach it and on those that do not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reachable() -> bool:
     return True
 
 
-def settle() -> None:
+def offline_unless_reachable() -> None:
     """Before a Hub library asks: when the Hub is out of reach, use what was downloaded before."""
     if reachable():
         return
@@ -57,7 +57,7 @@ def access(kind: str, path: str, way_out: str) -> Iterator[None]:
     what = f"{kind} {path}"
     local = Path(path).exists()
     if not local:
-        settle()
+        offline_unless_reachable()
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:

@@ -19,9 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from forge.errors import USER_ERRORS, Failure, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import Store
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -86,11 +90,12 @@ def require_ranks() -> None:
 
 
 @cache
-def _store() -> Any:
+def _store() -> Store:
     """The store that all ranks share."""
     from torch.distributed.rendezvous import rendezvous
 
-    return next(iter(rendezvous("env://")))[0]
+    store: Store = next(iter(rendezvous("env://")))[0]
+    return store
 
 
 @contextmanager
@@ -117,14 +122,12 @@ def broadcast(decide: Callable[[], T], key: str = "") -> T:
         value, error = pickle.loads(_store().get(name))
     else:
         value, error = _try(decide)
-        told = type(error)(str(error)) if isinstance(error, UserError | Failure) else error
-        if error and told is error:
-            told = UserError(str(error)) if isinstance(error, USER_ERRORS) else Failure(str(error))
-        _store().set(name, pickle.dumps((value, told)))
+        plain = UserError if isinstance(error, USER_ERRORS) else Failure
+        _store().set(name, pickle.dumps((value, plain(str(error)) if error else None)))
     if error:
         raise error
-    found: T = value
-    return found
+    decided: T = value
+    return decided
 
 
 def _try(decide: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -184,7 +187,7 @@ def abort() -> None:
         _store().set(scope.gave_up, "1")
 
 
-def all_reduce_max(value: int, device: Any) -> int:
+def all_reduce_max(value: int, device: torch.device) -> int:
     """The largest of all ranks' values, in training."""
     import torch
 
@@ -195,7 +198,7 @@ def all_reduce_max(value: int, device: Any) -> int:
     return int(seen)
 
 
-def all_reduce_sum(value: float, device: Any) -> float:
+def all_reduce_sum(value: float, device: torch.device) -> float:
     """The sum of all ranks' values, in training."""
     import torch
 
@@ -210,7 +213,7 @@ def all_gather(values: list[T]) -> list[list[T]]:
     """The values of every rank, in evaluation."""
     import torch
 
-    shares: list[Any] = [values] * ranks()
+    shares: list[list[T]] = [values] * ranks()
     if ranks() > 1:
         torch.distributed.all_gather_object(shares, values)
     return shares

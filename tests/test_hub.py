@@ -41,7 +41,7 @@ def test_libraries_are_told(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    hub.settle()
+    hub.offline_unless_reachable()
     assert constants.HF_HUB_OFFLINE
 
 

@@ -87,7 +87,7 @@ def _fitting(
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     function = getattr(callee, "__init__", callee) if inspect.isclass(callee) else callee
-    found = dict(given)
+    values = dict(given)
     for key, value in given.items():
         if isinstance(value, dict) and any("_target_" in str(v) for v in (value, *value.values())):
             continue  # Hydra builds it first
@@ -101,8 +101,8 @@ def _fitting(
         except PydanticUserError:  # a type that pydantic cannot describe: the callee will judge
             continue
         if isinstance(fitting, bool):
-            found[key] = fitting
-    return found
+            values[key] = fitting
+    return values
 
 
 def _type_hint(function: object, key: str) -> Any:
@@ -116,14 +116,15 @@ def _type_hint(function: object, key: str) -> Any:
         return Any
 
 
-def locate(target: str | None, where: str) -> Any:
-    """The object behind an import path, or a `UserError` that names the node."""
+def locate(target: str | None, where: str) -> Callable[..., object]:
+    """What an import path names; raises `UserError`, which names the node, where nothing is."""
     from hydra.utils import get_object
 
     if not target:
         raise UserError(f"{where}: this node needs a _target_ (an import path)")
     try:
-        return get_object(target)
+        callee: Callable[..., object] = get_object(target)
     except (HydraException, ImportError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{where}._target_={target}: cannot be imported ({reason})") from error
+    return callee

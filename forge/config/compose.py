@@ -68,13 +68,13 @@ def _reserved(path: str) -> str:
             own.mkdir()
         except FileExistsError:
             continue
-        except OSError:  # said by who writes there first
+        except OSError:  # who writes there first raises it again
             pass
         break
     return str(own)
 
 
-def _start_rate(path: str | None, from_scratch: bool, lora: Any) -> float:
+def _start_rate(path: str | None, from_scratch: bool, lora: object) -> float:
     return 3e-4 if from_scratch or not path else 5e-4 if lora else 5e-5
 
 
@@ -92,7 +92,7 @@ def composing() -> Iterator[None]:
         yield
 
 
-def expanded(words: list[str], params: Mapping[str, Any]) -> list[list[str]]:
+def expanded(overrides: list[str], params: Mapping[str, object]) -> list[list[str]]:
     """The overrides of each job of a sweep, in the order of Hydra's own sweeper.
 
     `params` are an experiment's; a key on the command line counts instead.
@@ -101,21 +101,21 @@ def expanded(words: list[str], params: Mapping[str, Any]) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    given = {one.get_key_element() for one in parser.parse_overrides(words)}
+    given = {one.get_key_element() for one in parser.parse_overrides(overrides)}
     more = [f"{key}={value}" for key, value in params.items() if key not in given]
-    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*more, *words]), None)
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*more, *overrides]), None)
     return jobs
 
 
-def searched(words: list[str]) -> list[str]:
-    """Words of launch.py's command line as `hydra.compose` takes them: `--config-dir=` is a path
-    to search, `-m` is left out."""
-    found = [word for word in words if word not in ("-m", "--multirun")]
+def searched(arguments: list[str]) -> list[str]:
+    """Arguments of launch.py as `hydra.compose` takes them: `--config-dir=` is a path to search,
+    `-m` is left out."""
+    overrides = [word for word in arguments if word not in ("-m", "--multirun")]
     return [
         f"{SEARCHPATH}=['file://{Path(option[1]).absolute()}']"
         if (option := re.match("--config-dir=(.*)", word))
         else word
-        for word in found
+        for word in overrides
     ]
 
 
@@ -154,7 +154,7 @@ def dotted_values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from dotted_values(value, f"{prefix}{key}.")
 
 
-def quoted(value: Any) -> str:
+def quoted(value: object) -> str:
     """A value in the grammar of Hydra's overrides."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
@@ -164,12 +164,12 @@ def quoted(value: Any) -> str:
         return f"{{{','.join(f'{key}: {quoted(below)}' for key, below in value.items())}}}"
     if not isinstance(value, str) or WORD.fullmatch(value):
         return str(value)
-    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value).replace("${", "\\${")
-    escaped = re.sub(r"\\+$", lambda found: 2 * found[0], escaped)
+    escaped = re.sub(r"(\\*)'", lambda match: 2 * match[1] + "\\'", value).replace("${", "\\${")
+    escaped = re.sub(r"\\+$", lambda match: 2 * match[0], escaped)
     return f"'{escaped}'"
 
 
-def override(key: str, value: Any) -> str:
+def override(key: str, value: object) -> str:
     """`key=value` as one types it: in Hydra's quotes and the shell's."""
     word = f"{key}={quoted(value)}"
     legible = "'" in word and not re.search(r'["$`\\!]', word)

@@ -9,8 +9,9 @@ import pickle
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
@@ -20,13 +21,16 @@ from omegaconf import DictConfig, open_dict, read_write
 from forge.errors import Failure, UserError
 from forge.ranks import COMPOSED, PARENT
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 GRACE = 3600  # seconds for the ranks to write their checkpoint after a signal
 
 
 NOTHING = "<NONE>"  # what torch's launcher takes for the message of a rank that left none
 
 
-def wanted(launcher: Any) -> int:
+def wanted(launcher: Mapping[str, object] | None) -> int:
     """How many processes a run is to have here, by its launcher node."""
     settings = dict(launcher or {})
     if "cluster" in settings:  # one of a submitted sweep's jobs
@@ -69,7 +73,7 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
     )
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}
     os.environ |= {COMPOSED: _write(cfg, run_dir), PARENT: str(os.getpid())}
-    logging.disable(logging.CRITICAL)  # the agent's own words; the ranks say what matters
+    logging.disable(logging.CRITICAL)  # the agent's own lines; the ranks print what matters
     try:
         elastic_launch(config, sys.executable)(str(script))
     except SignalException as stopped:
@@ -86,7 +90,8 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
 
 def _write(cfg: DictConfig, run_dir: Path) -> str:
     """A file with the config and with Hydra's own, for `composed`."""
-    hydra: Any = copy.deepcopy(HydraConfig.instance().cfg)
+    hydra = copy.deepcopy(HydraConfig.instance().cfg)
+    assert hydra is not None
     with read_write(hydra.hydra), open_dict(hydra.hydra):
         hydra.hydra.run.dir = str(run_dir)
         hydra.hydra.mode = RunMode.RUN
@@ -105,7 +110,7 @@ def composed() -> DictConfig:
     return given
 
 
-def _reason(rank: int, failure: Any) -> BaseException:
+def _reason(rank: int, failure: ProcessFailure) -> BaseException:
     """What a rank's exit code and message mean, as an exception."""
     from forge.errors import Preempted
     from forge.training.signals import ASKING
@@ -117,5 +122,5 @@ def _reason(rank: int, failure: Any) -> BaseException:
         return Failure(f"rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}")
     reported = failure.error_file_data.get("message", NOTHING)
     if reported == NOTHING:
-        return Failure(f"rank {rank} ended with {failure.exitcode}; its last words are above")
+        return Failure(f"rank {rank} ended with {failure.exitcode}; its last lines are above")
     return UserError(reported) if failure.exitcode == 2 else Failure(reported)

@@ -169,7 +169,7 @@ def failure(code, message=None):
     [
         (2, "no such column", UserError("no such column")),
         (1, "the disk is full", Failure("the disk is full")),
-        (1, None, Failure("rank 1 ended with 1; its last words are above")),
+        (1, None, Failure("rank 1 ended with 1; its last lines are above")),
         (-9, None, Failure("rank 1 (process 7) was killed by SIGKILL")),
         (138, None, Preempted(signal.SIGUSR1)),
         (-15, None, Preempted(signal.SIGTERM)),
