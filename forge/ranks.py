@@ -19,13 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from forge.errors import USER_ERRORS, Failure, UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -90,12 +89,11 @@ def require_ranks() -> None:
 
 
 @cache
-def _store() -> Store:
+def _store() -> Any:  # torch's stubs take text where it takes bytes
     """The store that all ranks share."""
     from torch.distributed.rendezvous import rendezvous
 
-    store: Store = next(iter(rendezvous("env://")))[0]
-    return store
+    return next(iter(rendezvous("env://")))[0]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
@@ -90,8 +90,7 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
 
 def _write(cfg: DictConfig, run_dir: Path) -> str:
     """A file with the config and with Hydra's own, for `composed`."""
-    hydra = copy.deepcopy(HydraConfig.instance().cfg)
-    assert hydra is not None
+    hydra: Any = copy.deepcopy(HydraConfig.instance().cfg)  # Hydra types it one level too low
     with read_write(hydra.hydra), open_dict(hydra.hydra):
         hydra.hydra.run.dir = str(run_dir)
         hydra.hydra.mode = RunMode.RUN
