@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
 from forge.data.sources import Columns
 from forge.errors import UserError
+from forge.records import checkpoints
+from forge.records.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 
 def stored(
@@ -22,22 +28,52 @@ def stored(
     key: str,
     cache_dir: Path,
 ) -> Dataset:
-    """The rows with what `encode` makes of them in place of some columns; cached under `key`."""
+    """The rows with what `encode` makes of them in place of some columns; cached under `key`.
+
+    A file that is not as it was written is made anew. Raises `UserError` for a directory that
+    cannot be written.
+    """
     target = cache_dir / "tokenised" / f"{key}.arrow"
+    lock = FileLock(f"{target}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except OSError as error:
-        raise UserError(
-            f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
-        ) from error
-    return rows.map(
-        encode,
-        batched=True,
-        remove_columns=replaced,
-        new_fingerprint=key,
-        cache_file_name=str(target),
-        desc="Tokenising",
-    )
+        if not _is_whole(target):
+            raise UserError(
+                f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
+            ) from error
+    try:
+        known = _is_whole(target)
+        if target.is_file() and not known:
+            log.warning("%s: not as it was written; made anew", target)
+            target.unlink()
+        encoded: Dataset = rows.map(
+            encode,
+            batched=True,
+            remove_columns=replaced,
+            new_fingerprint=key,
+            cache_file_name=str(target),
+            desc="Tokenising",
+        )
+        if not known:
+            write_json(_seal(target), {"digest": checkpoints.digest(target)})
+        return encoded
+    finally:
+        lock.release()
+
+
+def _seal(target: Path) -> Path:
+    """The file that says what a cached file holds."""
+    return target.with_suffix(".json")
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a cached file is there as it was written."""
+    try:
+        return read_json(_seal(target)).get("digest") == checkpoints.digest(target)
+    except (OSError, ValueError):
+        return False
 
 
 def longest_first(split: Dataset) -> Dataset:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from forge import ranks
 from forge.config.check import build
 from forge.config.check import check as check_node
+from forge.config.compose import CONF
 from forge.config.schema import Config, Model, Node, Teacher, is_taught
 from forge.data import fingerprints
 from forge.errors import UserError
@@ -213,6 +214,17 @@ def _command(model: Model) -> str:
     return shlex.join(["python", "launch.py", "mode=sft", *renamed])
 
 
+def _name(model: Model, choice: str | None) -> str:
+    """The option that the model is, or else the end of its path, or what it is made of."""
+    if model.path is None:
+        return choice or config_name(model)
+    own = CONF / "model" / f"{choice}.yaml"
+    if own.is_file() and OmegaConf.select(OmegaConf.load(own), "path") == model.path:
+        return str(choice)
+    place = Path(model.path)
+    return place.parent.name if place.name == "model" else place.name
+
+
 def _training_run(config: Config, model: Model, rows: dict[str, Dataset]) -> TeacherRun:
     """The run that fine-tunes `model`, in a directory of its own."""
     log.info(
@@ -231,7 +243,7 @@ def _training_run(config: Config, model: Model, rows: dict[str, Dataset]) -> Tea
     choices = composition()["choices"]
     choices = {
         "task": choices.get("task", "task"),
-        "model": choices.get("model@teacher", config_name(model)),
+        "model": _name(model, choices.get("model@teacher")),
         "mode": "sft",
         "trainer": choices.get("trainer@teacher.trainer", "default"),
     }

@@ -28,7 +28,7 @@ from forge.distillation.rows import outputs
 from forge.distillation.teacher import Measured
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
-from forge.records.files import TIMINGS, read_json, write_json
+from forge.records.files import TIMINGS, Json, read_json, write_json
 from forge.tasks.decoding import Reader, of_completions
 from forge.training.gate import require_better
 from forge.training.trainer import Ready
@@ -273,11 +273,11 @@ def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[S
         frozen.digest, prepared.task.input.identity(frozen.processor), texts, how
     )
     path = cache.cache_directory(config.cache_dir) / "teacher" / f"{key}.json"
-    found = ranks.broadcast(lambda: _read(path))
+    rows = prepared.splits[split]
+    found = ranks.broadcast(lambda: _read(path, list(rows["id"])))
     if not found:
         log.info("teacher: examined on %s, once", split)
         frozen.to(args.device)
-        rows = prepared.splits[split]
         evaluation = written.evaluation(Reader(frozen.model, prepared.processor, args), rows)
         scores = {name: v for name, v in evaluation.scores.items() if name not in TIMINGS}
         found = {"scores": scores, "columns": {"id": list(rows["id"]), **evaluation.predictions}}
@@ -287,9 +287,13 @@ def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[S
     return found["scores"], found["columns"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, ids: list[int]) -> Json:
+    """What was stored of rows with these ids; empty where there is nothing, or not all of it."""
     try:
-        return read_json(path)
-    except ValueError:
-        log.warning("%s: damaged; the teacher is examined again", path)
-        return {}
+        found = read_json(path)
+        if not found or (found["scores"] and found["columns"]["id"] == ids):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    log.warning("%s: damaged; the teacher is examined again", path)
+    return {}

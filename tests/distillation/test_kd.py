@@ -539,6 +539,19 @@ def test_answers_stay_with_their_rows_when_the_training_rows_are_judged_too(
 
 
 @pytest.mark.slow
+def test_a_teacher_named_by_its_path_is_trained_under_its_own_name(easy, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    start = easy("model=tiny", "trainer.max_steps=1", at="start") / "model"
+    encoder = tmp_path / "my_encoder"
+    for auto in (AutoModel, AutoTokenizer):
+        auto.from_pretrained(start).save_pretrained(encoder)
+    settings = [word for word in TEACHER if not word.startswith(("model@", "teacher.config"))]
+    easy(*settings, f"teacher.path={encoder}", "mode.gate=off", at="kd")
+    assert list(tmp_path.glob("outputs/*/my_encoder/sft/teacher-*/results.json"))
+
+
+@pytest.mark.slow
 def test_a_teacher_in_the_making_is_taken_over_by_another_seed(easy, monkeypatch, tmp_path):
     from forge.training.trainer import Trainer
 
