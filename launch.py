@@ -107,8 +107,11 @@ def stop(error: Exception) -> None:
     if isinstance(error, Failure):
         print_error(str(error))
         sys.exit(1)
+    if "Unable to configure handler" in str(error) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # output.log may not be written
     if isinstance(error, OSError) and not isinstance(error, USER_ERRORS):
-        error = UserError(f"run directory: {error}; name another with hydra.run.dir=DIR")
+        key = "hydra.sweep.dir" if "--multirun" in sys.argv else "hydra.run.dir"
+        error = UserError(f"run directory: {error}; name another with {key}=DIR")
     if "Config group override must be" in str(error):  # Hydra's answer to GROUP=null
         error = UserError("null is no option of a group: leave GROUP= out, or drop it with ~GROUP")
     line = str(error) if isinstance(error, UserError) else explain(error, config_keys(sys.argv[1:]))

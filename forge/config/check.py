@@ -16,7 +16,7 @@ from hydra.errors import HydraException, InstantiationException
 
 from forge.config.moved import with_current_targets
 from forge.config.schema import Node
-from forge.errors import UserError, did_you_mean, one_line
+from forge.errors import FULL, UserError, did_you_mean, one_line
 
 
 def check(node: Node, where: str) -> Node:
@@ -40,6 +40,11 @@ def build(checked: Node, where: str) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno not in FULL:
+            raise UserError(
+                f"{where}: {error.__cause__}; Hugging Face's caches are where HF_HOME says, ours "
+                "where cache_dir= does"
+            ) from error
         if isinstance(error.__cause__, ValueError):
             below = re.search(r"full_key: (\S+)", str(error))
             at = f"{where}.{below[1]}" if below else where

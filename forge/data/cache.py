@@ -82,5 +82,11 @@ def longest_first(split: Dataset) -> Dataset:
 
 
 def cache_directory(cache_dir: str | None) -> Path:
-    """Where tokenised data and teacher outputs are kept."""
-    return Path(cache_dir or "~/.cache/forge").expanduser()
+    """Where tokenised data and teacher outputs are kept; raises `UserError` without a home."""
+    try:
+        return Path(cache_dir or "~/.cache/forge").expanduser()
+    except RuntimeError as error:  # HOME is not set, and the user is not known
+        raise UserError(
+            f"cache_dir={cache_dir or 'null'}: {error} Set cache_dir=DIR, or HOME in the "
+            "environment"
+        ) from error

@@ -75,3 +75,12 @@ def test_a_mode_takes_its_own_settings_only(mode):
     with pytest.raises(UserError, match=r"mode\.train_dataset: .* has no such set") as caught:
         check({**target, "train_dataset": 1}, "mode")
     assert "prepared" not in str(caught.value)
+
+
+def denied() -> None:
+    raise PermissionError(13, "Permission denied", "/.cache")
+
+
+def test_a_cache_that_cannot_be_written_is_named():
+    with pytest.raises(UserError, match=r"task: .*'/\.cache'; .*HF_HOME"):
+        build({"_target_": f"{__name__}.denied"}, "task")

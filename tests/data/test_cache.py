@@ -57,3 +57,12 @@ def test_a_read_only_cache_serves_what_it_holds(stored, tmp_path, monkeypatch):
     file.unlink()
     with pytest.raises(UserError, match=r"cache_dir=.*name another with cache_dir=DIR"):
         stored()
+
+
+def test_without_a_home_the_key_is_named(monkeypatch):
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "expanduser", nowhere)
+    with pytest.raises(UserError, match=r"cache_dir=null: Could not determine .*HOME"):
+        cache.cache_directory(None)

@@ -44,6 +44,13 @@ def test_a_mistake_in_the_command_is_one_line(tmp_path, override, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "run" / "output.log").mkdir(parents=True)
+    done = launch(tmp_path, "task=toy", "hydra.run.dir=run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(r"run directory: .*output\.log.*hydra\.run\.dir=DIR", done.stderr)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
