@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -275,18 +276,31 @@ def _time(started: str | None, until: str | None) -> str:
 def follow(jobs: Iterable[Job]) -> dict[int, Outcome]:
     """Show the jobs until none is left: a live table in a terminal, else a line for each change."""
     watcher = Watcher(jobs)
-    with _display() as show:
+    with _display() as show, _interrupts() as interrupts:
         while True:
             watcher.poll()
             show(watcher.lines())
             if not watcher.left:
                 break
+            if interrupts:
+                raise KeyboardInterrupt
             time.sleep(0.5)
     untaught = [n for n, ended in watcher.outcomes.items() if n < 0 and ended.error]
     for ended in watcher.outcomes.values():
         if untaught and (ended.error or "").startswith("SLURM: CANCELLED"):
             ended.error = "not started: its teacher's job failed"
     return watcher.outcomes
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Each Ctrl-C so far. Raised wherever it comes, Python drops it in a destructor."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: numbers.append(number))
+    try:
+        yield numbers
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

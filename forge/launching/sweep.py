@@ -82,7 +82,7 @@ def planned(
 
     A job is what its overrides say: one that the plan has keeps its number, others get the next
     ones. Of a sweep that goes on (`resume=`) they are the plan's, with what the command adds; a
-    search makes the same ones again, in their order.
+    search makes the same ones again, in their order, as long as it finds the same.
     """
     folder = Path(str(config.hydra.sweep.dir))
     before = plan.read(folder)
@@ -96,8 +96,11 @@ def planned(
     free = first if search and goes_on else max([first - 1, *before]) + 1
     jobs: dict[int, list[str]] = {}
     for overrides in given:
-        number = numbers.pop(tuple(masked(list(overrides))), free)
+        own = masked(list(overrides))
+        number = numbers.pop(tuple(own), free)
         free += number == free
+        if search and goes_on and number in before and before[number].overrides != own:
+            number = max([*before, *jobs]) + 1  # it searches elsewhere than it did
         jobs[number] = list(overrides)
     where = {n: _directory(config, loader, overrides, n) for n, overrides in jobs.items()}
     places = {job.directory: n for n, job in before.items()}

@@ -69,6 +69,28 @@ def test_jobs_of_a_search_are_never_taken_for_earlier_ones(tmp_path):
     assert list(jobs_of(tmp_path, 1, **search)) == [3]  # another search at the same place
 
 
+def test_a_resumed_search_gives_other_settings_another_number(tmp_path):
+    jobs_of(tmp_path, 1, 2, sweeper="Optuna")
+
+    def again(*seeds, first=0):
+        config = OmegaConf.create(
+            {
+                "resume": "sweep",
+                "hydra": {
+                    "sweep": {"dir": str(tmp_path), "subdir": sweep.NUMBERED},
+                    "sweeper": {"_target_": "Optuna"},
+                },
+            }
+        )
+        return sweep.planned(
+            config, Loader(), [["model=tiny", f"seed={seed}"] for seed in seeds], first
+        )
+
+    assert list(again(1)) == [0]
+    assert list(again(7, first=1)) == [2]  # and not the result of seed=2
+    assert list(again(8, first=2)) == [3]
+
+
 def test_a_sweep_without_jobs_or_with_two_at_one_place_is_refused(tmp_path):
     with pytest.raises(UserError, match="the sweep has no jobs"):
         jobs_of(tmp_path)
