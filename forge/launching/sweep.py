@@ -96,7 +96,7 @@ def planned(
     free = first if search and goes_on else max([first - 1, *before]) + 1
     jobs: dict[int, list[str]] = {}
     for overrides in given:
-        own = masked(list(overrides))
+        own = _own(overrides)
         number = numbers.pop(tuple(own), free)
         free += number == free
         if search and goes_on and number in before and before[number].overrides != own:
@@ -110,7 +110,7 @@ def planned(
                 f"hydra.sweep.subdir: jobs {places[directory]} and {n} would both be in "
                 f"{folder / directory}; name in it every key that the sweep is over"
             )
-    made = {n: plan.Job(n, masked(overrides), where[n]) for n, overrides in jobs.items()}
+    made = {n: plan.Job(n, _own(overrides), where[n]) for n, overrides in jobs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder, before | made)
     _mask_record(folder)
@@ -123,6 +123,11 @@ def _mask_record(folder: Path) -> None:
         content = OmegaConf.to_container(OmegaConf.load(folder / SWEPT))
         if masked(content) != content:
             OmegaConf.save(OmegaConf.create(masked(content)), folder / SWEPT)
+
+
+def _own(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides as the plan holds them: without secrets, and without what resumes it."""
+    return masked([word for word in overrides if not word.startswith("resume=")])
 
 
 def _with(overrides: list[str], added: list[str]) -> list[str]:
