@@ -13,7 +13,6 @@ from filelock import FileLock
 from forge.data.sources import Columns
 from forge.errors import UserError
 from forge.records import checkpoints
-from forge.records.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,12 +38,12 @@ def stored(
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        if not _is_whole(target):
+        if not checkpoints.is_sealed(target):
             raise UserError(
                 f"cache_dir={cache_dir}: {error}; name another with cache_dir=DIR"
             ) from error
     try:
-        known = _is_whole(target)
+        known = checkpoints.is_sealed(target)
         if target.is_file() and not known:
             log.warning("%s: not as it was written; made anew", target)
             target.unlink()
@@ -57,23 +56,10 @@ def stored(
             desc="Tokenising",
         )
         if not known:
-            write_json(_seal(target), {"digest": checkpoints.digest(target)})
+            checkpoints.seal(target)
         return encoded
     finally:
         lock.release()
-
-
-def _seal(target: Path) -> Path:
-    """The file that says what a cached file holds."""
-    return target.with_suffix(".json")
-
-
-def _is_whole(target: Path) -> bool:
-    """Whether a cached file is there as it was written."""
-    try:
-        return read_json(_seal(target)).get("digest") == checkpoints.digest(target)
-    except (OSError, ValueError):
-        return False
 
 
 def longest_first(split: Dataset) -> Dataset:

@@ -65,6 +65,19 @@ def digest(path: Path) -> str:
     return running.hexdigest()
 
 
+def seal(path: Path) -> None:
+    """Write beside a file, in a .json of its name, what it holds."""
+    write_json(path.with_suffix(".json"), {"digest": digest(path)})
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there as it was sealed."""
+    try:
+        return read_json(path.with_suffix(".json")).get("digest") == digest(path)
+    except (OSError, ValueError):
+        return False
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

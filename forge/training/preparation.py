@@ -115,7 +115,7 @@ def prepare(
         model = loading.student(model, config.model, task.head, fitting)
         task.input.make_ready(processor, model.config)
     recorded = recorded or {}
-    splits, data = ranks.in_turn(lambda: encode(rows, processor, limit, task, config.cache_dir))
+    splits, data = encode(rows, processor, limit, task, config.cache_dir)
     _refuse_changed(data, recorded)
     if training:
         evaluated = [name for name in task.evaluation if name != task.train]
@@ -127,6 +127,7 @@ def prepare(
     )
 
 
+@ranks.taking_turns
 def encode(
     rows: dict[str, Dataset], processor: Processor, limit: int, task: Task, cache_dir: str | None
 ) -> tuple[dict[str, Dataset], dict[str, SplitFacts]]:
