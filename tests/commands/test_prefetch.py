@@ -8,7 +8,7 @@ from tests.support.runs import SMALL, TOY
 
 @pytest.fixture
 def tokenised(tmp_path):
-    return lambda: sorted(path.name for path in (tmp_path / "cache" / "tokenised").glob("*"))
+    return lambda: sorted(path.name for path in (tmp_path / "cache" / "tokenised").glob("*.arrow"))
 
 
 @pytest.mark.slow
