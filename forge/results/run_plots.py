@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 SHARE = "gradient_share_"  # of a loss term, as mode=kd logs it
 MOST_LABELS = 12  # of a confusion matrix that is written out
-FEW = 10  # examples of a bin that says little
 ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
     "fontsize": "small",
     "ncols": 2,
@@ -118,54 +117,57 @@ def split(name: str, facts: Split, labels: list[str], answers: Answers) -> bytes
 
 
 def _confusion(plane: Axes, facts: Split, labels: list[str]) -> None:
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     counts = np.array(facts["confusion"])
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = plane.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    few = len(counts) <= MOST_LABELS
-    if few:
-        names = [_drawable_label(name_of(labels, i), i) for i in range(len(counts))]
-        most = 20 if len(names) <= 4 else 12
-        names = [name if len(name) <= most else f"{name[:most]}…" for name in names]
-        names = list(map(pictures.drawable, names))
-        upright = max(map(len, names)) * len(names) > 40
-        plane.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
-        plane.set_yticks(range(len(names)), names)
-        size = 10 if len(names) <= 6 else 7
-        for (row, column), n in np.ndenumerate(counts):
-            share = shares[row, column]
-            color = "white" if share > 0.6 else "black"
-            shown = f"{n:,}\n{share:.0%}" if len(names) <= 6 else f"{n:,}"
-            plane.text(column, row, shown, ha="center", va="center", color=color, fontsize=size)
-    plane.set(xlabel="answer" if few else "answer's id", ylabel="label" if few else "label's id")
-    plane.figure.colorbar(image, ax=plane, label="share of the label's examples", shrink=0.8)
+    shares, total = counts / np.maximum(counts.sum(1, keepdims=True), 1), len(counts)
+    display = ConfusionMatrixDisplay(shares).plot(
+        ax=plane,
+        include_values=total <= MOST_LABELS,
+        cmap="Blues",
+        im_kw={"vmin": 0, "vmax": 1},
+        text_kw={"fontsize": 10 if total <= 6 else 7},
+    )
+    display.im_.colorbar.set_label("share of the label's examples")
+    plane.set(xlabel="answer", ylabel="label")
     plane.set_title("confusion matrix", fontsize="medium")
+    if display.text_ is None:
+        few = range(0, total, -(-total // 10))
+        plane.set(xlabel="answer's id", ylabel="label's id", xticks=few, yticks=few)
+        return
+    for place, n in np.ndenumerate(counts):
+        share = f"\n{shares[place]:.0%}" if total <= 6 else ""
+        color = "white" if shares[place] > 0.6 else "black"
+        display.text_[place].set(text=f"{n:,}{share}", color=color)
+    names = [_tick(name_of(labels, i), i, 20 if total <= 4 else 12) for i in range(total)]
+    upright = max(map(len, names)) * total > 40
+    plane.set_xticks(range(total), names, rotation=90 if upright else 0)
+    plane.set_yticks(range(total), names)
 
 
-def _drawable_label(name: str, number: int) -> str:
-    """A label in one line, or its number where no font has its characters."""
-    return f"#{number}" if pictures.lacking([name]) else " ".join(name.split())
+def _tick(name: str, number: int, most: int) -> str:
+    """A label in one line of at most so many letters; its number where no font has them."""
+    name = f"#{number}" if pictures.lacking([name]) else " ".join(name.split())
+    return pictures.drawable(name if len(name) <= most else f"{name[:most]}…")
 
 
 def _reliability(plane: Axes, below: Axes, calibration: Calibration | None) -> None:
-    plane.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy", xticklabels=[])
+    from sklearn.calibration import CalibrationDisplay
+
     below.set(xlim=(0, 1), xlabel="confidence: probability of the answer", ylabel="examples")
-    plane.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
+    rows = calibration["table"] if calibration else []
+    accuracy, sure = ([row[key] for row in rows] for key in ("accuracy", "confidence"))
+    CalibrationDisplay(accuracy, sure, None).plot(
+        ax=plane, name="accuracy of a bin at its mean confidence", color="C0"
+    )
+    plane.set(xlim=(0, 1), ylim=(-0.03, 1.03), xlabel="", ylabel="accuracy", xticklabels=[])
     if calibration is None:
         plane.set_title("no finite probabilities", fontsize="medium")
         return
-    rows = calibration["table"]
+    title = f"reliability: ECE {100 * calibration['ece']:.1f} %, {calibration['bins']} bins"
+    plane.legend(title=title, **ABOVE)
     middle = [(row["from"] + row["to"]) / 2 for row in rows]
-    heights = [row["accuracy"] for row in rows]
-    pale = [("C0", 0.4 if row["n"] < FEW else 1.0) for row in rows]
     width = 1 / calibration["bins"]
-    plane.bar(middle, heights, color=pale, width=width, edgecolor="white")
-    plane.bar([0], [0], color="C0", label=f"accuracy of a bin (pale: n < {FEW})")
-    sure = [row["confidence"] for row in rows]
-    plane.plot(sure, heights, "o", color="C3", markersize=4, label="… at its mean confidence")
-    plane.legend(
-        title=f"reliability: ECE {100 * calibration['ece']:.1f} %, {calibration['bins']} bins",
-        **ABOVE,
-    )
     below.bar(middle, [row["n"] for row in rows], color="C7", width=width, edgecolor="white")
 
 
