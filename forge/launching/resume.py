@@ -68,13 +68,13 @@ def _of_sweep(folder: Path, ours: list[str]) -> list[str]:
     for each in (*kept, *own):
         if key_of(each) not in replaced:
             require_known(key_of(each), each)
-    options = [] if any(each.startswith("--config-") for each in ours) else _options(recorded)
+    options = [] if any(each.startswith("--config-") for each in ours) else config_options(recorded)
     place = f"hydra.sweep.dir={quoted(str(folder))}"
     return ["-m", *options, *kept, *own, *ours, f"resume={SWEEP}", place]
 
 
-def _options(recorded: Node) -> list[str]:
-    """Hydra's options of the sweep's command that name configs."""
+def config_options(recorded: Node) -> list[str]:
+    """Hydra's options of a recorded command that name configs."""
     sources = recorded.get("runtime", {}).get("config_sources") or []
     folders = [source["path"] for source in sources if source["provider"] == "command-line"]
     name = recorded.get("job", {}).get("config_name") or CONFIG_NAME

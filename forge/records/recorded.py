@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -49,7 +50,7 @@ def recomposed(recorded: Mapping[str, object], overrides: list[str]) -> DictConf
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    node, defaults = dict(recorded), []
+    node, defaults = {key: _literal(value) for key, value in recorded.items()}, []
     parsed = OverridesParser.create().parse_overrides(overrides)
     for one in parsed:
         group = one.key_or_group
@@ -67,6 +68,16 @@ def recomposed(recorded: Mapping[str, object], overrides: list[str]) -> DictConf
             return compose("recorded", overrides)
         except USER_ERRORS as error:
             raise UserError(explain(error, known)) from error
+
+
+def _literal(value: object) -> object:
+    """A recorded value with its texts escaped: they are resolved already."""
+    if isinstance(value, dict):
+        return {key: _literal(nested) for key, nested in value.items()}
+    if isinstance(value, list):
+        return [_literal(nested) for nested in value]
+    escape = re.compile(r"(\\*)\$\{")
+    return escape.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def recorded_config(cfg: DictConfig, run_dir: Path) -> DictConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forge.records import checkpoints
-from forge.records.files import read_json
+from forge.records.files import METADATA, RESULTS, read_json
 
 TIMED = ("runtime", "second", "flos", "step_time")  # parts of the names of what no two runs share
 
@@ -30,8 +30,19 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         yield from unequal(name, *states)
     curves = [json.loads((f / "trainer_state.json").read_text())["log_history"] for f in folders]
     yield from unequal("loss curve", *curves)
-    results = [read_json(run_dir / "results.json")["splits"] for run_dir in (one, other)]
+    results = [read_json(run_dir / RESULTS)["splits"] for run_dir in (one, other)]
     yield from unequal("results", *results)
+
+
+def unequal_outcomes(one: Path, other: Path) -> Iterator[str]:
+    """Every difference of two finished runs' metrics, weights and rows, as text."""
+    results = [read_json(run_dir / RESULTS)["splits"] for run_dir in (one, other)]
+    yield from unequal("metrics", *results)
+    data = [read_json(run_dir / METADATA).get("data", {}) for run_dir in (one, other)]
+    rows = [{split: facts.get("fingerprint") for split, facts in d.items()} for d in data]
+    yield from unequal("rows", *rows)
+    weights = [checkpoints.weights(run_dir / "model") for run_dir in (one, other)]
+    yield from unequal("weights", *weights) if all(weights) else ["weights: missing"]
 
 
 def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -59,10 +70,13 @@ def unequal(where: str, a: object, b: object) -> Iterator[str]:
         for i, pair in enumerate(zip(a, b, strict=True)):
             yield from unequal(f"{where}[{i}]", *pair)
     elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if not torch.equal(a, b):
-            yield f"{where}, {int((a != b).sum())} of {a.numel()} numbers"
+        if a.shape != b.shape:
+            yield f"{where}: shapes {list(a.shape)} and {list(b.shape)}"
+        elif not torch.equal(a, b):
+            most = float((a.double() - b.double()).abs().max())
+            yield f"{where}, {int((a != b).sum())} of {a.numel()} numbers, by at most {most:.3g}"
     elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if not np.array_equal(a, b):
             yield where
-    elif a != b:
+    elif a != b and str(a) != str(b):  # NaN is NaN
         yield f"{where}: {a} and {b}"

@@ -8,11 +8,12 @@ from hydra import compose
 from safetensors.torch import load_file, save_file
 
 from forge.commands import reproduce
-from forge.commands.reproduce import command, compared, differences, spelled
+from forge.commands.reproduce import command, differences, spelled
 from forge.errors import UserError
 from forge.experiment import run as run_it
 from forge.records.environment import environment, git
 from forge.records.record import plain
+from forge.results.equality import unequal_outcomes
 from forge.results.runs import Run, read_run
 from tests.support.commands import forge
 from tests.support.runs import SMALL, TOY
@@ -83,8 +84,12 @@ def test_a_run_that_was_extended_gets_its_last_length_and_a_word_on_it(recorded)
 def test_the_precision_that_auto_chose_and_a_folder_of_configs_are_kept(recorded, tmp_path):
     found, _ = command(recorded("task=toy", precision="fp16"))
     assert found == ["task=toy", "precision=fp16"]
-    typed = {"command": ["launch.py", "--config-dir", str(tmp_path), "task=toy"]}
-    found, _ = command(recorded("task=toy", attempts=(typed,)))
+    source = {"provider": "command-line", "path": str(tmp_path)}
+    (tmp_path / ".hydra").mkdir()
+    runtime = {"config_sources": [source], "cwd": "/elsewhere"}
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": runtime}}))
+    found, notes = command(recorded("task=toy"))
+    assert "/elsewhere" in notes[0]
     assert found == [f"--config-dir={tmp_path}", "task=toy"]
 
 
@@ -143,7 +148,7 @@ def test_weights_and_metrics_are_compared_to_the_bit(two_runs):
         results = json.loads((folder / "results.json").read_text())
         results["splits"]["validation"]["pearson"] = float("nan")
         (folder / "results.json").write_text(json.dumps(results))
-    assert compared(one, two) == {"identical": True, "rows": [], "metrics": {}, "weights": {}}
+    assert list(unequal_outcomes(one, two)) == []
     file = two / "model" / "model.safetensors"
     weights = load_file(file)
     weights["classifier.bias"][1] += 0.5
@@ -152,11 +157,10 @@ def test_weights_and_metrics_are_compared_to_the_bit(two_runs):
     accuracy = results["splits"]["validation"]["accuracy"]
     results["splits"]["validation"] |= {"accuracy": accuracy + 0.25, "seconds": 1e9}
     (two / "results.json").write_text(json.dumps(results))
-    found = compared(one, two)
-    assert not found["identical"] and found["weights"] == {"classifier.bias": 0.5}
-    assert found["metrics"] == {"validation accuracy": [accuracy, accuracy + 0.25]}
-    told = reproduce._verdict(found | {"new": "two"})
-    assert "0.25" in told and "1 tensors, by at most 0.5 (classifier.bias)" in told
+    assert list(unequal_outcomes(one, two)) == [
+        f"metrics: validation: accuracy: {accuracy} and {accuracy + 0.25}",
+        "weights: classifier.bias, 1 of 3 numbers, by at most 0.5",
+    ]
 
 
 def test_an_unfinished_run_or_a_used_directory_is_refused(two_runs, tmp_path):

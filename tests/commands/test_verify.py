@@ -22,7 +22,11 @@ def test_every_difference_is_named_by_its_place():
     }
     assert found(a, same) == []
     other = {"w": torch.tensor([0, 0, 1.0]), "steps": [1, {"loss": 0.6}], "rng": np.zeros(2)}
-    assert found(a, other) == ["x: w, 1 of 3 numbers", "x: steps[1]: loss: 0.5 and 0.6", "x: rng"]
+    assert found(a, other) == [
+        "x: w, 1 of 3 numbers, by at most 1",
+        "x: steps[1]: loss: 0.5 and 0.6",
+        "x: rng",
+    ]
     assert found({"a": 1}, {"a": 1, "b": 2}) == ["x: b: None and 2"]
 
 
