@@ -10,15 +10,18 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
+from numpy.typing import NDArray
 
 from forge.errors import UserError, did_you_mean, one_line
 
 Score: TypeAlias = Callable[..., float]  # of references and predictions of one length
+Answers: TypeAlias = Sequence[object] | NDArray[np.generic]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +179,33 @@ def load(names: list[str]) -> list[evaluate.EvaluationModule]:
         else:
             raise UserError(f"metric {name}: no such metric{did_you_mean(name, FUNCTIONS)}")
     return modules
+
+
+def named(name: str) -> str:
+    """What a metric's number is called: the name itself; of a path its last part."""
+    return Path(name).stem if os.sep in name else name
+
+
+def score(name: str, module: evaluate.EvaluationModule, true: Answers, answered: Answers) -> float:
+    """The number of a metric called `name`: the one that it calls so, or its only one.
+
+    Raises `UserError` for a metric that answers with anything else, or not at all.
+    """
+    try:
+        found = module.compute(predictions=answered, references=true) or {}
+    except (TypeError, ValueError, ImportError) as error:
+        if isinstance(module, Metric):
+            raise
+        raise UserError(f"metric {name}: {one_line(str(error))[:300]}") from error
+    value = next(iter(found.values())) if len(found) == 1 else found.get(name)
+    try:
+        return float(value)  # type: ignore[arg-type]  # of what a stranger returned
+    except (TypeError, ValueError) as error:
+        keys = ", ".join(map(str, found)) or "nothing"
+        raise UserError(
+            f"metric {name}: it returns {keys}; a metric of a run is one number, alone or under "
+            f"the key {name}"
+        ) from error
 
 
 def facts(module: evaluate.EvaluationModule) -> Facts:

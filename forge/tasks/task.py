@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class Task:
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:
             raise UserError(f"task.max_rows={self.max_rows}: at least 1, or null for all rows")
-        if self.headline not in self.metrics:
+        if self.headline not in (*self.metrics, *map(metrics.named, self.metrics)):
             raise UserError(
                 f"task.headline={self.headline}: not one of task.metrics"
                 + did_you_mean(self.headline, self.metrics)
@@ -63,6 +64,10 @@ class Task:
         if not self.evaluation:
             raise UserError("task.evaluation=[]: name at least one split to judge by")
         self.modules = metrics.load(self.metrics)
+        self.metrics = [metrics.named(name) for name in self.metrics]
+        self.headline = metrics.named(self.headline)
+        if twice := [name for name, count in Counter(self.metrics).items() if count > 1]:
+            raise UserError(f"task.metrics: two of them are called {twice[0]}; leave one out")
         for name, module in zip(self.metrics, self.modules, strict=True):
             if not self.answer.judged_by(metrics.facts(module)):
                 raise UserError(f"metric {name}: it does not judge a {self.answer.problem_type}")
@@ -157,10 +162,11 @@ class Task:
 
     def judge(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Every metric of the task, from logits [rows, C]."""
-        scores: dict[str, float] = {}
-        for module in self.modules:
-            scores |= module.compute(predictions=self.answer.predict(logits), references=labels)
-        return {name: float(value) for name, value in scores.items()}
+        answered = self.answer.predict(logits)
+        return {
+            name: metrics.score(name, module, labels, answered)
+            for name, module in zip(self.metrics, self.modules, strict=True)
+        }
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether one headline is better than another."""

@@ -4,6 +4,7 @@ import pytest
 
 from forge.errors import UserError
 from forge.tasks import metrics
+from tests.support.runs import results
 
 TRUE, PREDICTED = [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]
 
@@ -32,8 +33,9 @@ def test_an_unknown_metric_is_named():
         metrics.load(["f1_marco"])
 
 
-def test_any_evaluate_module_can_be_given_by_path(tmp_path):
-    script = tmp_path / "ones" / "ones.py"
+def foreign(folder, returned):
+    """An `evaluate` metric called ones, of somebody else; its path."""
+    script = folder / "ones" / "ones.py"
     script.parent.mkdir()
     script.write_text(
         "import datasets\n"
@@ -44,7 +46,37 @@ def test_any_evaluate_module_can_be_given_by_path(tmp_path):
         "        return evaluate.MetricInfo(description='', citation='', "
         "features=datasets.Features({'predictions': value, 'references': value}))\n"
         "    def _compute(self, predictions, references):\n"
-        "        return {'ones': sum(predictions)}\n"
+        f"        return {returned}\n"
     )
-    (module,) = metrics.load([str(script)])
-    assert module.compute(predictions=[1, 0, 1], references=[0, 0, 0]) == {"ones": 2}
+    return str(script)
+
+
+@pytest.mark.parametrize(
+    "returned", ["{'ones': sum(predictions)}", "{'other': sum(predictions)}",
+                 "{'ones': sum(predictions), 'n': 3}"],
+)  # fmt: skip
+def test_any_evaluate_module_can_be_given_by_path(tmp_path, returned):
+    path = foreign(tmp_path, returned)
+    (module,) = metrics.load([path])
+    name = metrics.named(path)
+    assert name == "ones"
+    assert metrics.score(name, module, [0, 0, 0], [1, 0, 1]) == 2
+
+
+@pytest.mark.parametrize("returned", ["{}", "{'a': 1, 'b': 2}", "{'ones': [1, 2]}"])
+def test_a_metric_that_returns_no_single_number_is_refused(tmp_path, returned):
+    (module,) = metrics.load([foreign(tmp_path, returned)])
+    with pytest.raises(UserError, match="metric ones: it returns"):
+        metrics.score("ones", module, [0, 0], [1, 0])
+
+
+def test_a_run_is_judged_by_a_metric_given_by_path(toy_run, tmp_path):
+    """Its number is in the results, in training and as the headline that chooses."""
+    path = foreign(tmp_path, "{'anything': sum(p == r for p, r in zip(predictions, references))}")
+    run = toy_run("trainer.max_steps=3", f"task.metrics=[accuracy,{path}]",
+                  f"task.headline={path}")  # fmt: skip
+    found = results(run)
+    scores = found["splits"]["validation"]
+    assert found["headline"]["metric"] == "ones"
+    assert found["headline"]["value"] == scores["ones"]
+    assert scores["ones"] == round(scores["accuracy"] * scores["n"])
