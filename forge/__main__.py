@@ -56,11 +56,11 @@ def runs(
         raise typer.Exit(jobs.watch(directory))
     if csv and as_json:
         raise UserError("--csv, --json: one of the two")
-    asked, found = index.listing(directory, where, sort)
+    asked, listed = index.listing(directory, where, sort)
     if as_json:
-        tell([{key: run.get(key) for key in (*index.FACTS, *asked)} for run in found])
+        tell([{key: run.get(key) for key in (*index.FACTS, *asked)} for run in listed])
     else:
-        index.show(found, asked, csv)
+        index.show(listed, asked, csv)
 
 
 @app.command()
@@ -84,8 +84,8 @@ def compare(runs: Runs, as_json: Json = False) -> None:
 
     if len(runs) < 2:
         raise UserError(f"{runs[0]}: one run; name another to compare it with")
-    found = comparison.side_by_side(runs)
-    tell(found) if as_json else print(comparison.comparison_text(found))
+    compared = comparison.side_by_side(runs)
+    tell(compared) if as_json else print(comparison.comparison_text(compared))
 
 
 @app.command()
@@ -100,8 +100,8 @@ def report(
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is here is told; nothing is fetched for it
     of_run = (directory / METADATA).is_file()
-    found, text = (run_report if of_run else sweep_report).report(directory, out)
-    tell(found) if as_json else print(text)
+    facts, text = (run_report if of_run else sweep_report).report(directory, out)
+    tell(facts) if as_json else print(text)
 
 
 @app.command()
@@ -124,10 +124,10 @@ def evaluate(run: Run, overrides: Words = None, out: Out = None, as_json: Json =
     """A run's model on another split, file or task."""
     from forge.commands import evaluate
 
-    found = evaluate.evaluate(run, overrides or [], out)
-    text = found.pop("text")
-    tell(found) if as_json else print(text)
-    raise typer.Exit(1 if found["lost"] and out else 0)
+    evaluation = evaluate.evaluate(run, overrides or [], out)
+    text = evaluation.pop("text")
+    tell(evaluation) if as_json else print(text)
+    raise typer.Exit(1 if evaluation["lost"] and out else 0)
 
 
 @app.command()
@@ -159,15 +159,15 @@ def predict(
         raise UserError("predict: give --text TEXT, or the rows of --file FILE")
     if pair and len(pair) != len(text or ()):
         raise UserError(f"--pair: {len(pair)} of them, and --text {len(text or ())} times")
-    found = predict.predict(runs, [texts for texts in (text, pair) if texts], file)
+    result = predict.predict(runs, [texts for texts in (text, pair) if texts], file)
     if out:
-        predict.write_rows(out, found["rows"])
+        predict.write_rows(out, result["rows"])
     if as_json:
-        return tell(found)
+        return tell(result)
     if not out:
-        tables.print_table(*predict.prediction_table(found))
+        tables.print_table(*predict.prediction_table(result))
     aside = None if sys.stdout.isatty() else sys.stderr
-    print("\n".join(predict.prediction_notes(found)), file=aside)
+    print("\n".join(predict.prediction_notes(result)), file=aside)
 
 
 @app.command()
@@ -187,8 +187,8 @@ def export(
 
     if onnx == merged:
         raise UserError("export: --onnx or --merged, one of the two")
-    found = (export.merge if merged else export.export)(run, out)
-    tell(found) if as_json else print(export.text(found))
+    exported = (export.merge if merged else export.export)(run, out)
+    tell(exported) if as_json else print(export.text(exported))
 
 
 @app.command()
@@ -263,8 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 a verb's own no, 2 the command or the data need mending."""
     print_anywhere()
     try:
-        words = sys.argv[1:] if arguments is None else arguments
-        app(words or ["--help"], prog_name="python -m forge")
+        given = sys.argv[1:] if arguments is None else arguments
+        app(given or ["--help"], prog_name="python -m forge")
     except SystemExit as ended:
         return int(ended.code or 0)
     except USER_ERRORS as error:

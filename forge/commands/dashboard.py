@@ -77,5 +77,5 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
 
 def specification(workspace: Any) -> Json:
     """What is sent to W&B."""
-    found: Json = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
-    return found
+    document: Json = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
+    return document

@@ -40,10 +40,10 @@ class Finding:
 
 
 def python() -> Finding:
-    found = f"{platform.python_version()}, {sys.executable}"
+    detail = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info < (3, 11):  # noqa: UP036  # pip checks it, a bare checkout does not
-        return Finding("FAIL", found, "Forge needs 3.11 or newer: make setup PYTHON=python3.11")
-    return Finding("ok", found)
+        return Finding("FAIL", detail, "Forge needs 3.11 or newer: make setup PYTHON=python3.11")
+    return Finding("ok", detail)
 
 
 def torch() -> Finding:
@@ -78,8 +78,8 @@ def bf16() -> Finding:
     on_cpu = not torch.accelerator.is_available()
     if resolve_precision(Precision.auto, on_cpu) is Precision.bf16:
         return Finding("ok", "native; precision=auto trains in bf16")
-    found = "not native; precision=auto trains in fp32"
-    return Finding("ok", found) if on_cpu else Finding("warn", found, "precision=fp16 is faster")
+    detail = "not native; precision=auto trains in fp32"
+    return Finding("ok", detail) if on_cpu else Finding("warn", detail, "precision=fp16 is faster")
 
 
 def package(name: str) -> Finding:
@@ -111,11 +111,11 @@ def disk() -> Finding:
     for path in _folders().values():
         exists = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         free[path] = shutil.disk_usage(exists).free / GB
-    found = ", ".join(f"{gigabytes:.1f} GB free at {path}/" for path, gigabytes in free.items())
+    detail = ", ".join(f"{gigabytes:.1f} GB free at {path}/" for path, gigabytes in free.items())
     if (least := min(free.values())) >= LOW:
-        return Finding("ok", found)
+        return Finding("ok", detail)
     way_out = "free some, or name other places: hydra.run.dir=DIR, FORGE_CACHE=DIR"
-    return Finding("warn" if least >= TOO_LOW else "FAIL", found, way_out)
+    return Finding("warn" if least >= TOO_LOW else "FAIL", detail, way_out)
 
 
 def writable() -> Finding:
@@ -138,9 +138,9 @@ def hub() -> Finding:
     if hub.reachable():
         return Finding("ok", os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     offline = os.environ.get("HF_HUB_OFFLINE")
-    found = "not reached" + (f": HF_HUB_OFFLINE={offline} is set" if offline else "")
+    detail = "not reached" + (f": HF_HUB_OFFLINE={offline} is set" if offline else "")
     way_out = "local copies: model.path=DIR task.dataset.path=DIR; task=toy model=tiny needs none"
-    return Finding("warn", found, way_out)
+    return Finding("warn", detail, way_out)
 
 
 def wandb() -> Finding:

@@ -37,8 +37,8 @@ EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
 MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
 
 
-def evaluate(path: Path, words: list[str], out: Path | None = None) -> Json:
-    """The run's model judged by its task with the overrides `words`; kept in a directory.
+def evaluate(path: Path, overrides: list[str], out: Path | None = None) -> Json:
+    """The run's model judged by its task with the `overrides`; kept in a directory.
 
     That is `out`, or one in `evaluations/` of the run, which an equal evaluation overwrites; where
     it cannot be written, `lost` says why. Raises `UserError` for labels that are not the head's and
@@ -51,7 +51,7 @@ def evaluate(path: Path, words: list[str], out: Path | None = None) -> Json:
     run = finished(path)
     if out:
         require_place(out, EVALUATION)
-    cfg, name = _recomposed(run, words)
+    cfg, name = _recomposed(run, overrides)
     with library_logs(), tempfile.TemporaryDirectory() as scratch:
         config, place = schema.to_config(cfg), Path(scratch, "evaluation")
         prepared = _prepared(run, config, Path(scratch))
@@ -61,15 +61,15 @@ def evaluate(path: Path, words: list[str], out: Path | None = None) -> Json:
         place.mkdir()
         trainer = Trainer(**prepared.trainer_arguments())
         results = judge(trainer, prepared.splits, place).plain()
-        told = {"run": str(path), "run_id": run.metadata.get("id"), "overrides": masked(words)}
-        told |= {"config": plain(cfg), "data": prepared.facts["data"]}
-        told |= {"max_length": prepared.limit, "notes": task.answer.notes, "made": now()}
-        told |= {**environment(), "code": git()}
+        facts = {"run": str(path), "run_id": run.metadata.get("id"), "overrides": masked(overrides)}
+        facts |= {"config": plain(cfg), "data": prepared.facts["data"]}
+        facts |= {"max_length": prepared.limit, "notes": task.answer.notes, "made": now()}
+        facts |= {**environment(), "code": git()}
         write_json(place / RESULTS, results)
-        write_json(place / EVALUATION, told)
+        write_json(place / EVALUATION, facts)
         lost = _keep(place, folder)
-    found = told | results | {"kept": None if lost else str(folder), "lost": lost}
-    return found | {"text": _text(found, table(results, task))}
+    evaluation = facts | results | {"kept": None if lost else str(folder), "lost": lost}
+    return evaluation | {"text": _text(evaluation, table(results, task))}
 
 
 def _keep(place: Path, folder: Path) -> str | None:
@@ -82,21 +82,21 @@ def _keep(place: Path, folder: Path) -> str | None:
     return None
 
 
-def _text(found: Json, table: str) -> str:
+def _text(evaluation: Json, table: str) -> str:
     """What was judged, the metrics of each split, and where they are kept."""
-    lines = [f"run     {found['run']}"]
-    for split, facts in found["data"].items():
-        cut = f", {facts['truncated']:,} cut at {found['max_length']} tokens"
+    lines = [f"run     {evaluation['run']}"]
+    for split, facts in evaluation["data"].items():
+        cut = f", {facts['truncated']:,} cut at {evaluation['max_length']} tokens"
         lines.append(f"judged  {split}: {facts['n']:,} rows{cut if facts['truncated'] else ''}")
-    lines += [f"note    {note}" for note in found["notes"]]
-    kept = f"kept    {found['kept']}"
-    if found["lost"]:
-        kept = f"kept    nowhere ({found['lost']}); --out DIR keeps it elsewhere"
+    lines += [f"note    {note}" for note in evaluation["notes"]]
+    kept = f"kept    {evaluation['kept']}"
+    if evaluation["lost"]:
+        kept = f"kept    nowhere ({evaluation['lost']}); --out DIR keeps it elsewhere"
     return "\n".join([*lines, table, kept])
 
 
-def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
-    """The recorded config with `words` on top, and the name of its task.
+def _recomposed(run: Run, overrides: list[str]) -> tuple[DictConfig, str]:
+    """The recorded config with `overrides` on top, and the name of its task.
 
     What is not compared between runs is today's: what is recorded may be of another machine.
     """
@@ -105,17 +105,17 @@ def _recomposed(run: Run, words: list[str]) -> tuple[DictConfig, str]:
 
     recorded = {k: v for k, v in run.metadata["config"].items() if k not in NOT_COMPARED}
     recorded["precision"] = run.metadata.get("precision", recorded["precision"])
-    words = searched(words)
-    if options := [word for word in words if word.startswith("-")]:
+    overrides = searched(overrides)
+    if options := [word for word in overrides if word.startswith("-")]:
         raise UserError(f"{options[0]}: evaluate has no such option; see its --help")
-    given = {one.key_or_group: one for one in OverridesParser.create().parse_overrides(words)}
+    given = {one.key_or_group: one for one in OverridesParser.create().parse_overrides(overrides)}
     for key in given:
         if not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
             others = ", ".join(MAY_CHANGE[:-1])
             raise UserError(f"{key}: a finished run has its own; evaluate takes {others}")
     with composing():
         recorded["cache_dir"] = compose("config").cache_dir
-    cfg, name = recomposed(recorded, words), run.metadata.get("choices", {}).get("task", "task")
+    cfg, name = recomposed(recorded, overrides), run.metadata.get("choices", {}).get("task", "task")
     if "task" in given:
         name = given["task"].value()
     plain_task: Any = OmegaConf.to_container(cfg.task)

@@ -53,7 +53,7 @@ def export(path: Path, out: Path | None = None) -> Json:
                 _save(loaded, scratch / FILE)
                 size = sum(file.stat().st_size for file in scratch.glob(f"{FILE}*"))
                 session = _session(scratch / FILE)
-                found = {
+                facts = {
                     "run": str(path),
                     "folder": str(folder),
                     "inputs": [given.name for given in session.get_inputs()],
@@ -63,13 +63,13 @@ def export(path: Path, out: Path | None = None) -> Json:
                     **_checked(loaded, session, longest),
                     **_measured(loaded, session, length),
                 }
-                found["megabytes"]["onnx"] = round(size / 1e6, 2)
+                facts["megabytes"]["onnx"] = round(size / 1e6, 2)
                 model.config.save_pretrained(scratch)
                 loaded.processor.save_pretrained(scratch)
-                write_json(scratch / FACTS, found)
+                write_json(scratch / FACTS, facts)
         except OSError as error:
             raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
-    return found
+    return facts
 
 
 def merge(path: Path, out: Path | None = None) -> Json:
@@ -91,26 +91,26 @@ def merge(path: Path, out: Path | None = None) -> Json:
                 processor = task.input.load_processor(finished.source(run))
                 processor.save_pretrained(scratch)
                 size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
-                found = {"run": str(path), "folder": str(folder), "megabytes": round(size / 1e6, 2)}
-                write_json(scratch / FACTS, found)
+                facts = {"run": str(path), "folder": str(folder), "megabytes": round(size / 1e6, 2)}
+                write_json(scratch / FACTS, facts)
         except OSError as error:
             raise UserError(f"{folder}: {error}; name another directory with --out DIR") from error
-    return found
+    return facts
 
 
-def text(found: Json) -> str:
+def text(facts: Json) -> str:
     """The same for a reader."""
-    if "inputs" not in found:
-        size = f"{found['megabytes']:,.2f} MB"
-        return f"merged   {found['folder']}: whole weights ({size}) with their processor"
-    inputs = ", ".join(map(" ".join, zip(found["inputs"], found["types"], strict=True)))
-    shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in found["shapes"])
-    size, times = found["megabytes"], found["milliseconds"]
+    if "inputs" not in facts:
+        size = f"{facts['megabytes']:,.2f} MB"
+        return f"merged   {facts['folder']}: whole weights ({size}) with their processor"
+    inputs = ", ".join(map(" ".join, zip(facts["inputs"], facts["types"], strict=True)))
+    shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in facts["shapes"])
+    size, times = facts["megabytes"], facts["milliseconds"]
     lines = [
-        f"onnx     {found['folder']}/{FILE}; its processor and labels are beside it",
+        f"onnx     {facts['folder']}/{FILE}; its processor and labels are beside it",
         f"inputs   {inputs}; output logits",
-        f"checked  batches of {shapes} {found['unit']}: logits as PyTorch's within "
-        f"{found['difference']:.1e} of the largest (at most {TOLERANCE:g})",
+        f"checked  batches of {shapes} {facts['unit']}: logits as PyTorch's within "
+        f"{facts['difference']:.1e} of the largest (at most {TOLERANCE:g})",
     ]
     for name in ("pytorch", "onnx"):
         timed = ", ".join(f"batch {batch} {ms[name]:.2f} ms" for batch, ms in times.items())
@@ -118,7 +118,7 @@ def text(found: Json) -> str:
     return "\n".join(
         [
             *lines,
-            f"         medians of {REPEATS} in turns, {found['length']} {found['unit']}, CPU, fp32",
+            f"         medians of {REPEATS} in turns, {facts['length']} {facts['unit']}, CPU, fp32",
         ]
     )
 
@@ -195,8 +195,8 @@ def _checked(loaded: Finished, session: InferenceSession, longest: int) -> Json:
         inputs = _batch(loaded, rows, tokens)
         with torch.inference_mode():
             expected = loaded.model(**inputs).logits.numpy()
-        found = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
-        differences.append(float(abs(found - expected).max() / abs(expected).max()))
+        output = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+        differences.append(float(abs(output - expected).max() / abs(expected).max()))
     worst = max(differences)
     if not worst <= TOLERANCE:
         rows, tokens = shapes[differences.index(worst)]

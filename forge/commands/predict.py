@@ -102,12 +102,12 @@ def _answer(logits: np.ndarray, names: list[str]) -> Prediction:
     return {"label": names[int(logits.argmax())], "probabilities": probabilities}
 
 
-def prediction_table(found: Json) -> tuple[list[str], list[list[str]]]:
+def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
     """Header and cells: of a single example a line for each label, else a line for each row.
 
     Rows beside several runs have the probability of the answer alone, else that of every label.
     """
-    runs, rows = found["runs"], found["rows"]
+    runs, rows = result["runs"], result["rows"]
     names = [chr(ord("A") + i) for i in range(len(runs))] if len(runs) > 1 else ["answer"]
     labels = list(dict.fromkeys(label for run in runs for label in run["labels"]))
     if len(rows) == 1:
@@ -120,12 +120,12 @@ def prediction_table(found: Json) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         answers = row["predictions"]
-        told = [
+        shown = [
             _named(a) + (f" {_share(a, a['label'])}" if "label" in a and len(runs) > 1 else "")
             for a in answers
         ]
         shares = [_share(answers[0], label) for label in labels] if len(runs) == 1 else []
-        lines.append([str(row["row"]), *row["texts"], *told, *shares])
+        lines.append([str(row["row"]), *row["texts"], *shown, *shares])
     return ["row", *texts, *names, *(labels if len(runs) == 1 else ())], lines
 
 
@@ -138,15 +138,15 @@ def _share(answer: Prediction, label: str) -> str:
     return "" if share is None else f"{share:.4f}"
 
 
-def prediction_notes(found: Json) -> list[str]:
+def prediction_notes(result: Json) -> list[str]:
     """A line for each run, and how its milliseconds were measured."""
     lines = []
-    for i, run in enumerate(found["runs"]):
-        letter = f"{chr(ord('A') + i)}  " if len(found["runs"]) > 1 else ""
+    for i, run in enumerate(result["runs"]):
+        letter = f"{chr(ord('A') + i)}  " if len(result["runs"]) > 1 else ""
         cut = f", {run['cut']} texts cut at {run['max_length']} tokens" if run["cut"] else ""
-        told = f"{run['ms_per_example']:.2f} ms per example on {run['device']}"
-        lines.append(f"{letter}{run['run']}: {told}{cut}")
-    rows = len(found["rows"])
+        timed = f"{run['ms_per_example']:.2f} ms per example on {run['device']}"
+        lines.append(f"{letter}{run['run']}: {timed}{cut}")
+    rows = len(result["rows"])
     how = f"wall clock of tokenising and forward passes, batches of {min(rows, BATCH)}, fp32"
     return [*lines, f"ms: {how}, once warm, over {rows:,} examples"]
 

@@ -56,11 +56,11 @@ def _composed(overrides: list[str]) -> Iterator[Config]:
     from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    words = config_compose.searched(overrides)
+    arguments = config_compose.searched(overrides)
     with config_compose.composing():
-        pairs = zip(words, OverridesParser.create().parse_overrides(words), strict=True)
+        pairs = zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True)
         plain = [word for word, parsed in pairs if not parsed.is_sweep_override()]
-        found = compose("config", plain, return_hydra_config=True)
-        params = found.hydra.sweeper.get("params") or {}
-        for job in config_compose.expanded(words, params):
+        composed = compose("config", plain, return_hydra_config=True)
+        params = composed.hydra.sweeper.get("params") or {}
+        for job in config_compose.expanded(arguments, params):
             yield schema.to_config(compose("config", job))

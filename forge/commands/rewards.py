@@ -93,15 +93,18 @@ def composed(overrides: list[str]) -> Config:
     from hydra.core.global_hydra import GlobalHydra
 
     config_compose.register()
-    words = [*([] if any(w.startswith("mode=") for w in overrides) else ["mode=rl"]), *overrides]
+    arguments = [
+        *([] if any(w.startswith("mode=") for w in overrides) else ["mode=rl"]),
+        *overrides,
+    ]
     if GlobalHydra.instance().is_initialized():
-        found = schema.to_config(compose("config", words))
+        config = schema.to_config(compose("config", arguments))
     else:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            found = schema.to_config(compose("config", words))
-    if "num_generations" not in found.mode:
+            config = schema.to_config(compose("config", arguments))
+    if "num_generations" not in config.mode:
         raise UserError("mode: it has no rewards to look at; leave mode= out, or set mode=rl")
-    return found
+    return config
 
 
 class Case(TypedDict):
@@ -147,15 +150,15 @@ def read_cases(path: Path, rewards: Rewards) -> list[Case]:
 
 def run_cases(rewards: Rewards, cases: list[Case], row: Row) -> list[Finding]:
     """Each case against its expected values; columns not given are those of `row`."""
-    found = []
+    findings = []
     for case in cases:
         columns = row | {"id": "case"} | case.get("columns", {})
         for name, expected in case["expected"].items():
             value, problem = _try(rewards, name, case["completion"], columns)
             if problem is None and not _same(value, expected):
                 problem = f"expected {expected}"
-            found.append(Finding("case", name, _short(case["completion"]), value, problem))
-    return found
+            findings.append(Finding("case", name, _short(case["completion"]), value, problem))
+    return findings
 
 
 def stress(rewards: Rewards, row: Row) -> list[Finding]:
@@ -163,20 +166,22 @@ def stress(rewards: Rewards, row: Row) -> list[Finding]:
 
     A reward that only knows labels (it has `bind`) is given labels and odd texts around them.
     """
-    found = []
+    findings = []
     for name, function in rewards.functions.items():
         for what, completion in ODD.items():
             columns = row
             if hasattr(function, "bind"):
                 columns = row | {k: completion for k in row if k not in ("id", "label")}
                 completion = row["label"]
-            found.append(Finding("stress", name, what, *_try(rewards, name, completion, columns)))
+            findings.append(
+                Finding("stress", name, what, *_try(rewards, name, completion, columns))
+            )
         for what, wrong in WRONG.items():
             columns = row | {key: wrong for key in row if key != "id"}
             value, problem = _try(rewards, name, row.get("label", "text"), columns)
             refused = f"{what} is refused: {problem}" if problem else what
-            found.append(Finding("wrong type", name, refused, value, None))
-    return found
+            findings.append(Finding("wrong type", name, refused, value, None))
+    return findings
 
 
 def _try(
@@ -205,19 +210,19 @@ def lines(findings: list[Finding], start: Start, still: bool) -> list[str]:
     """What was found, for a terminal."""
     from forge.reinforcement.policy import CONSTANT, describe
 
-    told = []
+    lines = []
     for part in ("case", "stress", "wrong type"):
         those = [f for f in findings if f.part == part]
         bad = [f for f in those if f.problem]
         if those:
-            told.append(f"{part:<10} {len(those) - len(bad)} of {len(those)} as they should be")
+            lines.append(f"{part:<10} {len(those) - len(bad)} of {len(those)} as they should be")
         for f in those:
             if f.problem or part == "case":
                 value = "does not apply" if f.value is None else f"{f.value:g}"
-                told.append(f"  {f.reward:<10} {f.input}: {f.problem or value}")
+                lines.append(f"  {f.reward:<10} {f.input}: {f.problem or value}")
             elif part == "wrong type" and f.value is None:
-                told.append(f"  {f.reward:<10} {f.input}")
-    told.append(f"{'start':<10} {describe(start['reward'])}")
+                lines.append(f"  {f.reward:<10} {f.input}")
+    lines.append(f"{'start':<10} {describe(start['reward'])}")
     if still:
-        told.append(f"{'':<10} {CONSTANT}")
-    return told
+        lines.append(f"{'':<10} {CONSTANT}")
+    return lines

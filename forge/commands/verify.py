@@ -28,15 +28,15 @@ def main(overrides: list[str], steps: int) -> int:
         "eval_steps": half,
     }
     plan |= {"save_strategy": "steps", "eval_strategy": "steps"}
-    words = [*overrides, *(f"trainer.{key}={value}" for key, value in plan.items())]
+    arguments = [*overrides, *(f"trainer.{key}={value}" for key, value in plan.items())]
     with tempfile.TemporaryDirectory() as scratch:
         whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
         print(f"run     {steps} steps, undisturbed", flush=True)
-        _finish(words, whole)
+        _finish(arguments, whole)
         print(f"run     the same, killed after the checkpoint of step {half}", flush=True)
-        _kill(words, killed, half)
+        _kill(arguments, killed, half)
         print("run     the same again, which goes on", flush=True)
-        _finish(words, killed)
+        _finish(arguments, killed)
         differs = next(differences(whole, killed), None)
     if differs:
         print(f"differ  {differs}")
@@ -47,24 +47,24 @@ def main(overrides: list[str], steps: int) -> int:
     return 0
 
 
-def _start(words: list[str], run_dir: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def _start(overrides: list[str], run_dir: Path) -> tuple[subprocess.Popen[bytes], Path]:
     """A run, and the file that it prints to."""
-    command = [sys.executable, str(LAUNCH), *words, f"hydra.run.dir={run_dir}"]
+    command = [sys.executable, str(LAUNCH), *overrides, f"hydra.run.dir={run_dir}"]
     out = run_dir.with_suffix(".out")
     with open(out, "wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), out
 
 
-def _finish(words: list[str], run_dir: Path) -> None:
-    process, out = _start(words, run_dir)
+def _finish(overrides: list[str], run_dir: Path) -> None:
+    process, out = _start(overrides, run_dir)
     if code := process.wait():
         last = out.read_text().strip().rpartition("\n")[2]
         raise Failure(f"the run ended with {code}: {last}")
 
 
-def _kill(words: list[str], run_dir: Path, step: int) -> None:
+def _kill(overrides: list[str], run_dir: Path, step: int) -> None:
     """Start, and SIGKILL once the checkpoint of `step` is committed."""
-    process, _ = _start(words, run_dir)
+    process, _ = _start(overrides, run_dir)
     marker = run_dir / f"checkpoint-{step}" / checkpoints.MARKER
     while process.poll() is None and not marker.is_file():
         time.sleep(0.01)

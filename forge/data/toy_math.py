@@ -48,17 +48,17 @@ def problem(rng: random.Random, level: int) -> Problem:
     steps, largest = LEVELS[level - 1]
     name, thing = rng.choice(list(NAMES)), rng.choice(THINGS)
     held = rng.randint(1, largest)
-    told, worked = [f"{name} has {held} {thing}."], []
+    sentences, worked = [f"{name} has {held} {thing}."], []
     for _ in range(steps):
         change = rng.choice(
             [n for n in range(-largest, largest + 1) if n and 0 <= held + n <= MOST]
         )
         phrase = rng.choice(ADDED if change > 0 else TAKEN).format(abs(change))
-        told.append(f"{NAMES[name]} {phrase}.")
+        sentences.append(f"{NAMES[name]} {phrase}.")
         worked.append(f"{held}{change:+d}={held + change}")
         held += change
-    told.append(f"How many {thing} does {name} have now?")
-    return Problem(" ".join(told), f"{' '.join(worked)} #### {held}", str(held), level)
+    sentences.append(f"How many {thing} does {name} have now?")
+    return Problem(" ".join(sentences), f"{' '.join(worked)} #### {held}", str(held), level)
 
 
 def problems(
@@ -72,17 +72,17 @@ def problems(
 
     rng, wanted = random.Random(seed), train + validation
     style = random.Random(f"{seed}, style")  # of its own: the questions are the same for any share
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for _ in range(20 * wanted):
-        if len(found) == wanted:
+        if len(problems) == wanted:
             break
-        new = problem(rng, len(found) % len(LEVELS) + 1)
-        found.setdefault(new.question, new)
-    if len(found) < wanted:
+        new = problem(rng, len(problems) % len(LEVELS) + 1)
+        problems.setdefault(new.question, new)
+    if len(problems) < wanted:
         raise UserError(f"the words give no {train} + {validation} different problems")
     rows = [
         row if style.random() < worked else row._replace(solution=f"#### {row.answer}")
-        for row in found.values()
+        for row in problems.values()
     ]
     parts = {"train": rows[:train], "validation": rows[train:]}
     return {

@@ -116,8 +116,8 @@ def possible(regions: tuple[bool, ...], x: Range, y: Range) -> bool:
     any type of individual, and any that fits the first subject, the second one, both. A world
     is one or two witnesses, who fit the subjects, and any further individuals.
     """
-    found = [[r for r in range(4) if regions[4 * r + column]] for column in range(4)]
-    inhabitable, first, second, both = found
+    fitting = [[r for r in range(4) if regions[4 * r + column]] for column in range(4)]
+    inhabitable, first, second, both = fitting
     witnesses = [*((r,) for r in both), *product(first, second)]
     return any(completable(inhabitable, w, x, y) for w in witnesses)
 
@@ -204,7 +204,9 @@ def blocks(rng: random.Random) -> Iterator[list[Pair]]:
                     table[x][y] = ""
                 chosen = (((p, r, q), h), ((q, s, p), k), ((r, p, s), i), ((s, q, r), j))
                 named = [(pool[y].text, zip(xs, LABELS, strict=True)) for xs, y in chosen]
-                yield [(pool[x].text, text, name) for text, found in named for x, name in found]
+                yield [
+                    (pool[x].text, text, name) for text, premises in named for x, name in premises
+                ]
                 break
 
 
@@ -212,14 +214,14 @@ def scenes() -> list[dict[str, str]]:
     """The words for the slots, and under the slot's name with an s their forms in -s."""
     options = [slots.split(", ") for slots in SCENES]
     choices = [" ".join(choice).replace(">", " ").split() for choice in product(*options)]
-    found = [dict(zip(NOUNS + VERBS + TRAITS, words, strict=True)) for words in choices]
-    return [w | {f"{slot}s": PLURALS.get(w[slot], f"{w[slot]}s") for slot in w} for w in found]
+    filled = [dict(zip(NOUNS + VERBS + TRAITS, words, strict=True)) for words in choices]
+    return [w | {f"{slot}s": PLURALS.get(w[slot], f"{w[slot]}s") for slot in w} for w in filled]
 
 
 def pairs(rng: random.Random) -> Iterator[Pair]:
     """Blocks in scenes, but for those that would repeat a pair; three at a time on a hypothesis."""
-    found = list(blocks(rng))
-    groups = [found[i : i + GROUP] for i in range(0, len(found), GROUP)]
+    all_blocks = list(blocks(rng))
+    groups = [all_blocks[i : i + GROUP] for i in range(0, len(all_blocks), GROUP)]
     units = [rng.sample(u, len(u)) for g in groups for u in [list(product(g, scenes()))]]
     used: set[tuple[str, str]] = set()
     for block, scene in chain(*units):

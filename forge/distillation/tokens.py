@@ -274,25 +274,28 @@ def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[S
     )
     path = cache.cache_directory(config.cache_dir) / "teacher" / f"{key}.json"
     rows = prepared.splits[split]
-    found = ranks.broadcast(lambda: _read(path, list(rows["id"])))
-    if not found:
+    evaluated = ranks.broadcast(lambda: _read(path, list(rows["id"])))
+    if not evaluated:
         log.info("teacher: examined on %s, once", split)
         frozen.to(args.device)
         evaluation = written.evaluation(Reader(frozen.model, prepared.processor, args), rows)
         scores = {name: v for name, v in evaluation.scores.items() if name not in TIMINGS}
-        found = {"scores": scores, "columns": {"id": list(rows["id"]), **evaluation.predictions}}
+        evaluated = {
+            "scores": scores,
+            "columns": {"id": list(rows["id"]), **evaluation.predictions},
+        }
         if not ranks.rank():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found)
-    return found["scores"], found["columns"]
+            write_json(path, evaluated)
+    return evaluated["scores"], evaluated["columns"]
 
 
 def _read(path: Path, ids: list[int]) -> Json:
     """What was stored of rows with these ids; empty where there is nothing, or not all of it."""
     try:
-        found = read_json(path)
-        if not found or (found["scores"] and found["columns"]["id"] == ids):
-            return found
+        evaluated = read_json(path)
+        if not evaluated or (evaluated["scores"] and evaluated["columns"]["id"] == ids):
+            return evaluated
     except (ValueError, KeyError, TypeError):
         pass
     log.warning("%s: damaged; the teacher is examined again", path)

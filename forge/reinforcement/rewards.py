@@ -85,7 +85,7 @@ class Costs:
 
     def bind(self, labels: list[str] | None) -> None:
         where, labels = "mode.reward.costs.matrix", _labels("costs", labels)
-        for name in [*self.matrix, *(said for row in self.matrix.values() for said in row)]:
+        for name in [*self.matrix, *(answer for row in self.matrix.values() for answer in row)]:
             if name not in labels:
                 raise UserError(
                     f"{where}: the task has no label {name}{did_you_mean(name, labels)}"
@@ -93,18 +93,18 @@ class Costs:
         for right in labels:
             row = self.matrix.setdefault(right, {})
             row.setdefault(right, 0.0)
-            for said in labels:
-                if not math.isfinite(row.get(said, math.nan)):
+            for answer in labels:
+                if not math.isfinite(row.get(answer, math.nan)):
                     raise UserError(
-                        f"{where}: no cost for saying {said} where {right} is right; set "
-                        f"{where}.{right}.{said}"
+                        f"{where}: no cost for saying {answer} where {right} is right; set "
+                        f"{where}.{right}.{answer}"
                     )
 
     def __call__(
         self, completions: list[str], *, label: list[str], **columns: object
     ) -> list[float]:
         return [
-            0 - self.matrix[right][said] for right, said in zip(label, completions, strict=True)
+            0 - self.matrix[right][answer] for right, answer in zip(label, completions, strict=True)
         ]
 
 
@@ -137,9 +137,9 @@ class Metric:
         self, completions: list[str], *, label: list[str], id: list[int], **columns: object
     ) -> list[float]:
         kinds, answers = len(self.labels), len(completions)
-        counted = np.zeros((answers, kinds, kinds))  # right, said
-        right, said = ([self.labels[name] for name in names] for names in (label, completions))
-        counted[np.arange(answers), right, said] = 1
+        counted = np.zeros((answers, kinds, kinds))  # right, predicted
+        right, answer = ([self.labels[name] for name in names] for names in (label, completions))
+        counted[np.arange(answers), right, answer] = 1
         _, example, times = np.unique(np.asarray(id), return_inverse=True, return_counts=True)
         means = np.zeros((len(times), kinds, kinds))
         np.add.at(means, example, counted / times[example, None, None])
@@ -229,10 +229,10 @@ def _right(label: list[str] | None, answer: list[str] | None) -> list[str]:
 
 
 def _close(completion: str, right: str, tolerance: float) -> float | None:
-    wanted, said = numerals.last(right), numerals.last(completion)
+    wanted, answer = numerals.last(right), numerals.last(completion)
     if wanted is None:
         return None
-    return float(said is not None and abs(said - wanted) <= tolerance * max(1.0, abs(wanted)))
+    return float(answer is not None and abs(answer - wanted) <= tolerance * max(1.0, abs(wanted)))
 
 
 def _verified(completions: list[str], right: list[str]) -> list[float | None]:
@@ -273,16 +273,16 @@ def _f1_macro(counts: Floats) -> Floats:
 
 def _matthews(counts: Floats) -> Floats:
     """Gorodkin's R_K (2004), of two labels Matthews correlation; 0 where it is undefined."""
-    right, said, n = counts.sum(-1), counts.sum(-2), counts.sum((-1, -2))
-    covariance = _hits(counts).sum(-1) * n - (right * said).sum(-1)
-    variances = (n**2 - (right**2).sum(-1)) * (n**2 - (said**2).sum(-1))
+    right, predicted, n = counts.sum(-1), counts.sum(-2), counts.sum((-1, -2))
+    covariance = _hits(counts).sum(-1) * n - (right * predicted).sum(-1)
+    variances = (n**2 - (right**2).sum(-1)) * (n**2 - (predicted**2).sum(-1))
     correlation: Floats = np.where(
         variances > 1e-9, covariance / np.sqrt(np.where(variances > 1e-9, variances, 1)), 0.0
     )
     return correlation
 
 
-# As in forge.tasks.metrics, of counts [..., right, said], which need not be whole, for many at once
+# As in forge.tasks.metrics, for many at once: of counts [..., right, predicted], whole or not
 SCORES: dict[str, Callable[[Floats], Floats]] = {
     "accuracy": _accuracy,
     "f1": _f1,

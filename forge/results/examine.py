@@ -17,6 +17,7 @@ from forge.records.files import Json, read_json
 from forge.results import card
 from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
+from forge.results.statistics import Answers
 
 if TYPE_CHECKING:
     from forge.tasks.answer import Scores
@@ -107,10 +108,9 @@ class Report(TypedDict):
 
 
 @dataclass
-class Answers:
-    """A split's predictions, in the order of the examples' ids; `logits` [rows, labels]."""
+class Predictions(Answers):
+    """Answers with their `logits` [rows, labels]."""
 
-    id: Ids
     label: Ids | Floats
     prediction: Ids | Floats
     logits: Floats
@@ -121,10 +121,6 @@ class Answers:
         return int(self.logits.shape[1]) == 1
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        return np.asarray(self.prediction == self.label)
-
-    @property
     def confidence(self) -> Floats:
         """The probability of each answer that was given."""
         from scipy.special import softmax
@@ -133,7 +129,7 @@ class Answers:
         return np.asarray(shares[np.arange(len(shares)), self.prediction])
 
 
-def read_predictions(path: Path) -> Answers:
+def read_predictions(path: Path) -> Predictions:
     """A split's predictions with their logits; raises `ValueError` for what has none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -148,7 +144,7 @@ def read_predictions(path: Path) -> Answers:
         raise ValueError("it has no rows")
     id, label, prediction = (table[name].to_numpy() for name in columns[:3])
     logits = np.array(table["logits"].to_pylist(), dtype=np.float64)
-    return Answers(id, label, prediction, logits)
+    return Predictions(id, label, prediction, logits)
 
 
 def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
@@ -282,7 +278,7 @@ def _texts(run: Run, notes: list[str]) -> dict[str, Texts]:
         logging.disable(logging.NOTSET)
 
 
-def _split(answers: Answers, labels: list[str], texts: Texts) -> Split:
+def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
     if answers.numbers:
         apart = answers.prediction - answers.label
         worst = np.argsort(-np.abs(apart), kind="stable")[: SHOWN["errors"]]
@@ -314,7 +310,7 @@ def _split(answers: Answers, labels: list[str], texts: Texts) -> Split:
     return facts
 
 
-def _example(answers: Answers, row: int, labels: list[str], texts: Texts) -> Example:
+def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) -> Example:
     """One example: its texts where they are known, what was wanted and what was answered."""
     id, label, prediction = (each[row] for each in (answers.id, answers.label, answers.prediction))
     example: Example = {"id": id, "label": label, "prediction": prediction}
@@ -330,7 +326,7 @@ def name_of(labels: list[str], number: int) -> str:
     return labels[number] if number < len(labels) else str(number)
 
 
-def _add_teacher(run: Run, split: str, student: Answers, facts: Report, texts: Texts) -> None:
+def _add_teacher(run: Run, split: str, student: Predictions, facts: Report, texts: Texts) -> None:
     """Where student and teacher differ on a split, and who is right."""
     if "teacher" not in run.metadata:
         return
@@ -356,7 +352,9 @@ def _add_teacher(run: Run, split: str, student: Answers, facts: Report, texts: T
     facts["splits"][split]["teacher"] = {"counts": counts, "examples": examples}
 
 
-def _agreement(student: Answers, teacher: Answers) -> tuple[dict[str, NDArray[np.bool_]], Floats]:
+def _agreement(
+    student: Predictions, teacher: Predictions
+) -> tuple[dict[str, NDArray[np.bool_]], Floats]:
     """Which examples are of which kind, and how much each is worth reading."""
     if student.numbers:
         ours, theirs = (np.abs(each.prediction - each.label) for each in (student, teacher))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.results import pictures
-from forge.results.examine import Answers, Calibration, Entry, Report, Split, name_of
+from forge.results.examine import Calibration, Entry, Predictions, Report, Split, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def _shares(plane: Axes, report: Report) -> None:
     plane.set(ylabel="share of the gradient norm", ylim=(0, 1))
 
 
-def split(name: str, facts: Split, labels: list[str], answers: Answers) -> bytes:
+def split(name: str, facts: Split, labels: list[str], answers: Predictions) -> bytes:
     """Confusion matrix and reliability diagram; of a regression its answers against the labels."""
     if "residuals" in facts:
         figure = pictures.figure(9, 4)
@@ -171,7 +171,7 @@ def _reliability(plane: Axes, below: Axes, calibration: Calibration | None) -> N
     below.bar(middle, [row["n"] for row in rows], color="C7", width=width, edgecolor="white")
 
 
-def _scatter(plane: Axes, answers: Answers) -> None:
+def _scatter(plane: Axes, answers: Predictions) -> None:
     label, prediction = answers.label, answers.prediction
     known = np.concatenate([label, prediction[np.isfinite(prediction)]])
     ends = [known.min(), known.max()]
@@ -182,7 +182,7 @@ def _scatter(plane: Axes, answers: Answers) -> None:
     plane.legend(fontsize="small")
 
 
-def _histogram(plane: Axes, facts: Split, answers: Answers) -> None:
+def _histogram(plane: Axes, facts: Split, answers: Predictions) -> None:
     apart = answers.prediction - answers.label
     plane.hist(apart[np.isfinite(apart)], bins=30, color="C0", edgecolor="white")
     plane.axvline(0, color="grey", linestyle="--", linewidth=1)

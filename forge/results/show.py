@@ -35,8 +35,8 @@ def shown(path: Path) -> list[tuple[str, str]]:
         ("teacher", ", ".join(data.get("teacher", {}).get("paths", []))),
     ]
     for split, scores in run.results.get("splits", {}).items():
-        told = (f"{name} {cell(score)}" for name, score in scores.items())
-        lines.append((split, ", ".join(told)))
+        values = (f"{name} {cell(score)}" for name, score in scores.items())
+        lines.append((split, ", ".join(values)))
     for file in sorted(path.glob(f"evaluations/*/{RESULTS}")):
         judged = read_json(file)["headline"]
         lines.append(

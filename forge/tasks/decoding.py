@@ -228,8 +228,8 @@ def moved(model: PreTrainedModel, batch: dict[str, Tensor], alone: Tensor) -> fl
     with torch.no_grad(), torch.autocast(alone.device.type, torch.bfloat16, enabled=flash):
         wanted = model(input_ids=alone).logits
         try:
-            found = model(**batch).logits[-1:, -alone.shape[1] :]
+            batched = model(**batch).logits[-1:, -alone.shape[1] :]
         except TypeError:
             return 1.0
-    share = float((found - wanted).abs().max() / wanted.abs().max())
+    share = float((batched - wanted).abs().max() / wanted.abs().max())
     return 0.0 if share < (1e-4 if wanted.dtype == torch.float32 else 0.05) else share
