@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typer import Argument, Option
 
 from forge.config.explain import explain
 from forge.errors import USER_ERRORS, Failure, UserError
+from forge.records.files import finite
 from forge.records.logs import print_anywhere
 
 app = typer.Typer(
@@ -248,15 +248,7 @@ def verify_resume(
 
 def tell(document: object) -> None:
     """Print one JSON document; what JSON has no number for, such as NaN, is null."""
-    print(json.dumps(_finite(document), indent=2, allow_nan=False))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(nested) for key, nested in value.items()}
-    if isinstance(value, list):
-        return [_finite(nested) for nested in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(document), indent=2, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> int:

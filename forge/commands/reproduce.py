@@ -20,11 +20,11 @@ from forge.config.schema import Node, Precision
 from forge.errors import USER_ERRORS, Failure, UserError, one_line
 from forge.launching.resume import config_options
 from forge.records.environment import environment, git
-from forge.records.files import Json
+from forge.records.files import Json, finite
 from forge.records.record import NOT_COMPARED, plain
 from forge.records.recorded import key_of, recomposed
 from forge.records.secrets import MASK
-from forge.results import equality, examine
+from forge.results import equality
 from forge.results.runs import Run, read_run
 
 UNKNOWN = "unknown"
@@ -56,7 +56,7 @@ def main(path: Path, run_it: bool, out: Path | None, as_json: bool) -> int:
             equal = "identical: metrics and weights, to the bit"
             print(f"{'not identical' if unequal else equal} ({new})", *unequal, sep="\n")
     if as_json:
-        print(json.dumps(examine.plain(document), indent=2, allow_nan=False))
+        print(json.dumps(finite(document), indent=2, allow_nan=False))
     return 0 if document.get("identical", True) else 1
 
 

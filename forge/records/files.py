@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,17 @@ def read_json(path: Path) -> Json:
     if "config" in content:
         content["config"] = with_current_targets(content["config"])
     return content
+
+
+def finite(value: Any) -> Any:  # as nested as it was
+    """Nested values as JSON has them: no arrays, and null for what is no finite number."""
+    if isinstance(value, dict):
+        return {key: finite(nested) for key, nested in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(nested) for nested in value]
+    if hasattr(value, "tolist"):  # of numpy, which is not imported for this
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def readable(path: Path) -> Json:

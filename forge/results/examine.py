@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import UserError, one_line
-from forge.records.files import Json, read_json
+from forge.records.files import Json, finite, read_json
 from forge.results import card
 from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
@@ -199,8 +199,8 @@ def examine(folder: Path) -> Report:
             continue
         facts["splits"][split] = _split(answers, facts["labels"], texts.get(split, {}))
         _add_teacher(run, split, answers, facts, texts.get(split, {}))
-    plain_facts: Report = plain(facts)
-    return plain_facts
+    shown_facts: Report = finite(facts)
+    return shown_facts
 
 
 def _missed(run: Run) -> list[str]:
@@ -367,14 +367,3 @@ def _agreement(
         student.confidence,
         teacher.confidence,  # where both are sure, one is surely mistaken
     )
-
-
-def plain(value: Any) -> Any:  # as nested as it was
-    """Nested values as JSON has them: no arrays, and null for what is no finite number."""
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value
