@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-# pandas' marks (`pandas.io.parsers.STR_NA_VALUES`) and dashes; a lower-case "none" is a word
+# pandas' marks (`pandas.io.parsers.STR_NA_VALUES`), dashes and spreadsheets' errors; "none" and
+# "NONE" are words, such as a stance
 # fmt: off
 MARKS = frozenset((
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
-    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "-", "\u2013", "\u2014",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "NAN", "Nan", "Null", "N.A.", "n.a.",
+    "-", "--", "\u2013", "\u2014",
+    "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!",
 ))
 # fmt: on
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 OFFSET = {  # architectures that number positions from the padding token's id on, as RoBERTa does
-    "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def positions(config: PretrainedConfig) -> int:
     """How many positions a model has; 10^9 where it sets no limit."""
     config = config.get_text_config()
     table = getattr(config, "max_position_embeddings", None)
-    if not table:
+    if not table or table < 0:  # -1: XLNet's word for none
         return 10**9
     return int(table - config.pad_token_id - 1 if config.model_type in OFFSET else table)
 

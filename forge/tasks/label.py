@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from forge.inputs.input import Batch
 
 log = logging.getLogger(__name__)
+MANY = 20  # distinct values that may be labels however few the rows
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)$", re.ASCII)
+WHOLE = re.compile(r"([-+]?)(\d+)(?:\.0*)?$", re.ASCII)  # sign and digits of a whole number
 MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name
 
 
@@ -48,9 +51,6 @@ class Label(Answer):
 
     def __post_init__(self) -> None:
         self.columns = [self.column]
-        self.rule: str | None = (
-            None  # names, names in another case, or ids; the first split decides
-        )
         self.names = [
             name if isinstance(name, str) else str(spell(name)) for name in self.given or ()
         ]
@@ -115,11 +115,17 @@ class Label(Answer):
             raise UserError(
                 f"{where}: {len(counts)} distinct labels; name them with task.labels=[…]"
             )
+        _refuse_several(counts, where)
         if self.doubtful:
             _refuse_unlikely(counts, where)
+        if len(counts) == counts.total() > MANY:
+            raise UserError(
+                f"{where}: each of its {len(counts)} rows has a label of its own; check "
+                "task.label, or name the labels with task.labels=[…]"
+            )
         if len({name.casefold() for name in counts}) < len(counts):
             log.warning("%s: labels that differ in case alone are taken for different ones", where)
-        return sorted(counts, key=lambda s: (0, int(s), s) if s.isdecimal() else (1, 0, s))
+        return sorted(counts, key=lambda s: (0, float(s), s) if NUMBER.match(s) else (1, 0.0, s))
 
     def _foreign(self, spelled: list[str | None], foreign: set[str], where: str) -> str:
         first = next(i for i, s in enumerate(spelled) if s in foreign)
@@ -145,12 +151,18 @@ class Label(Answer):
 
 
 def spell(value: object) -> str | None:
-    """The one spelling of a label, None for a missing one: 1.0 and "1.0" are 1, True is true."""
+    """The one spelling of a label, None for a missing one: 1.0, "1.0" and "+1" are 1, "-0.0" is 0,
+    True is true; "01" and "3.10" stay names of their own."""
     if value is None or value != value:
         return None
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
-    return re.sub(r"^([-+]?\d+)\.0*$", r"\1", str(value).strip()) or None
+    text = str(value).strip()
+    number = WHOLE.match(text)
+    if not number:
+        return text or None
+    sign, digits = number.groups()
+    return digits if sign == "+" or not digits.strip("0") else sign + digits
 
 
 def _spell_row(value: object, row: int, where: str) -> str | None:
@@ -167,10 +179,37 @@ def _spell_row(value: object, row: int, where: str) -> str | None:
 def _refuse_unlikely(counts: Counter[str], where: str) -> None:
     """Raise `UserError` for values that are rather numbers or texts than labels."""
     distinct, rows = len(counts), counts.total()
+    if odd := _among_numbers(counts):
+        raise UserError(
+            f"{where}: numbers, and {odd} ({counts[odd]} rows); empty such cells if they mark "
+            "missing values, or set task.problem_type=classification if these are labels"
+        )
     numbers = all(re.fullmatch(r"[-+]?\d+", name) for name in counts)
-    if distinct > max(20, rows // 10 if numbers else rows // 2):
+    if distinct > max(MANY, rows // 10 if numbers else rows // 2):
         kind = "regression if they are amounts, classification if they are labels"
         raise UserError(
             f"{where}: {distinct} distinct values in {rows} rows; set task.problem_type="
             + (kind if numbers else "classification if they are labels, else check task.label")
         )
+
+
+def _refuse_several(counts: Counter[str], where: str) -> None:
+    """Raise `UserError` for values that list other values, as "tox,ins" beside "tox" and "ins"."""
+    for value in counts:
+        parts = {part.strip() for part in re.split(r"[,;|]", value)}
+        if len(parts) > 1 and parts <= counts.keys():
+            raise UserError(
+                f"{where}: {value} lists several of its labels, and a label is one name or number; "
+                "keep one label a row, make a column for each and name one with task.label, or "
+                "name all the labels with task.labels=[…]"
+            )
+
+
+def _among_numbers(counts: Counter[str]) -> str | None:
+    """The first value that is no number where most rows hold one and some have a fraction."""
+    numbers = {value for value in counts if NUMBER.match(value)}
+    if not any("." in value for value in numbers):
+        return None
+    if 2 * sum(counts[value] for value in numbers) <= counts.total():
+        return None
+    return next((value for value in counts if value not in numbers), None)

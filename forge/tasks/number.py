@@ -111,6 +111,7 @@ class Number(Answer):
 
 def _number(value: object) -> float:
     try:
+        value = value.replace("\u2212", "-") if isinstance(value, str) else value  # a true minus
         return float(value)  # type: ignore[arg-type]  # what is no number raises
     except (TypeError, ValueError):
         return math.nan

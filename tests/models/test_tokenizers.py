@@ -11,11 +11,14 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    EsmConfig,
     PreTrainedTokenizerFast,
+    XLNetConfig,
 )
 
 from forge.commands.predict import predict
 from forge.errors import UserError
+from forge.models.tokenizers import positions
 from forge.records.files import read_json
 from forge.reinforcement.rewards import Classifier
 
@@ -191,3 +194,12 @@ def test_a_reward_model_of_fewer_tokens_than_its_tokenizer_is_refused(tmp_path):
     path = write(tmp_path / "small", {"model_type": "bert", "vocab_size": 10}, "<pad>")
     with pytest.raises(UserError, match="it has 15 tokens, the model 10"):
         Classifier(str(path), label="0").bind(None)
+
+
+def test_a_model_that_says_minus_one_has_no_limit_of_positions():
+    assert positions(XLNetConfig()) == 10**9
+
+
+def test_positions_that_start_after_padding_are_fewer_than_the_table():
+    config = EsmConfig(vocab_size=33, max_position_embeddings=66, pad_token_id=1)
+    assert positions(config) == 64

@@ -64,6 +64,9 @@ def test_minus_one_is_a_label_when_it_is_named():
         (("a", "A"), ["A", "a"], [1, 0]),  # the case tells them apart
         (("1.0", "0.0"), ["0", "1"], [1, 0]),  # gaps make floats of whole numbers
         (("1", "2"), [1.0, 2.0], [0, 1]),
+        (("+1", "-1"), [-1, 1], [1, 0]),
+        (("-0.0", "1"), [0, 1], [0, 1]),
+        (("3.10", "3.1"), ["3.1", "3.10"], [1, 0]),  # names, such as versions
         (("2", "1"), ["1", "2"], [1, 0]),  # names, and not the ids 1 and 2
     ],
 )
@@ -88,7 +91,10 @@ def test_a_case_that_varies_between_splits_is_one_label():
     assert list(task.load()["validation"]["labels"]) == [0, 1]
 
 
-@pytest.mark.parametrize("mark", ["NA", "N/A", "n/a", "NULL", "None", "nan", "NaN", "-", "", None])
+MARKS = ["NA", "N/A", "n/a", "NULL", "None", "nan", "NaN", "-", "", None, "Null", "#VALUE!", "N.A."]
+
+
+@pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_mark_of_a_missing_label_is_no_label(tmp_path, suffix, mark, caplog):
     rows = labelled("good", "bad", mark, "good")
@@ -109,7 +115,7 @@ def test_a_mark_that_is_named_is_a_label():
     assert ids(classification(labelled("NA", "EU", "None"), labels=labels)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("mark", ["NA", "", None, float("nan"), "-"])
+@pytest.mark.parametrize("mark", ["NA", "", None, float("nan"), "-", "#DIV/0!"])
 def test_a_missing_target_leaves_a_regression_one(jsonl, mark):
     task = from_files(jsonl("a.jsonl", labelled("0.5", "1", mark, "2.5")))
     assert task.head.problem_type == "regression"
@@ -227,6 +233,40 @@ def test_a_column_that_looks_like_no_labels_is_refused_unless_it_is_given(jsonl,
     path = jsonl("a.jsonl", labelled(*values))
     with pytest.raises(UserError, match=r"500 distinct values .*problem_type=.*classification"):
         from_files(path).load()
+
+
+def test_fractions_are_labels_in_the_order_of_their_values(jsonl):
+    task = from_files(jsonl("a.jsonl", labelled(1.5, 10, 0.5)), problem_type="classification")
+    assert list(task.load()["train"]["labels"]) == [1, 2, 0]
+
+
+def test_numbers_with_a_word_among_them_are_no_labels_unless_it_is_given(jsonl):
+    path = jsonl("a.jsonl", labelled("0.5", "1", "?", "2.5"))
+    with pytest.raises(UserError, match=r"numbers, and \? \(1 rows\).*problem_type"):
+        from_files(path).load()
+    from_files(path, problem_type="classification").load()
+
+
+def test_a_value_that_lists_other_labels_is_refused_unless_it_is_named(jsonl):
+    path = jsonl("a.jsonl", labelled("tox", "ins", "tox, ins"))
+    with pytest.raises(UserError, match=r"tox, ins lists several .*task.labels"):
+        from_files(path, problem_type="classification").load()
+    from_files(path, labels=["tox", "ins", "tox, ins"]).load()
+
+
+@pytest.mark.parametrize("settings", [{"problem_type": "classification"}, {}])
+def test_labels_that_all_differ_are_refused_unless_they_are_named(jsonl, settings):
+    rows = labelled(*(f"text {i}" for i in range(30)))
+    with pytest.raises(UserError, match=r"task\.label"):
+        from_files(jsonl("a.jsonl", rows), **settings).load()
+    with pytest.raises(UserError, match=r"each of its 30 rows .*task.labels"):
+        classification(rows, labels=None).load()
+    assert ids(classification(rows, labels=[row["label"] for row in rows])) == list(range(30))
+
+
+def test_a_true_minus_sign_of_a_target_is_one(jsonl):
+    task = from_files(jsonl("a.jsonl", labelled("\u22121.5", "2")))
+    assert list(task.load()["train"]["labels"]) == [-1.5, 2.0]
 
 
 @pytest.mark.parametrize("value", ["high", float("inf"), [1.0]])
