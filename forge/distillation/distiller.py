@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Unpack
@@ -164,6 +164,9 @@ class Distiller(Trainer):
         self, ours: Outputs, theirs: Outputs, decisions: Decisions, inputs: Batch
     ) -> tuple[Outputs, Outputs, Batch]:
         """What the losses read: student's and teacher's outputs for decisions, and the batch."""
+        decisions, answer = decisions.packed(), self.task.answer
+        ours = replace(ours, logits=decisions.logits)
+        theirs = replace(theirs, logits=answer.decisions(theirs.logits, {}).packed().logits)
         batch = {} if decisions.labels is None else {"labels": decisions.labels}
         mask = self.task.input.mask(inputs)
         if mask is None and (states := [*ours.hidden_states, *_queries(ours.captured)]):

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from forge.distillation import teacher
 from forge.distillation.distiller import TEACHER, Answers, Distiller, Watch
-from forge.distillation.losses import DKD, KL, MSE, Loss, Outputs
+from forge.distillation.losses import DIST, DKD, KL, MSE, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
 from forge.errors import UserError
@@ -85,6 +85,11 @@ def training_splits(task: Task, alpha: float) -> list[str]:
 def check(task: Task, alpha: float, loss: dict[str, Loss]) -> None:
     """Raise `UserError` for losses that need labels where there are none, or a softmax."""
     for name, term in loss.items():
+        if task.answer.several and isinstance(term, DKD | DIST):
+            raise UserError(
+                f"mode/loss={name}: it compares the labels of a row with each other, and each of "
+                "these is decided by itself; use mode/loss=kl or mse"
+            )
         if task.unlabelled_split and alpha == 1 and isinstance(term, DKD):
             raise UserError(f"mode/loss={name}: it reads labels; use kl with unlabelled rows")
         softmax = hasattr(term, "temperature") and not isinstance(term, KL)
@@ -122,7 +127,7 @@ def _stored(
     own = [np.concatenate([stored_logits(t, prepared, s) for s in splits]) for t in teachers]
     logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
     ids = [row for split in splits for row in prepared.rows[split]["id"]]
-    by_id = dict(zip(ids, teacher.combine(logits, weights).tolist(), strict=True))
+    by_id = dict(zip(ids, teacher.combine(logits, weights, prepared.task.answer).tolist(), strict=True))
     train = train.add_column(LOGITS, [by_id[row] for row in train["id"]])
     multiple = pad_multiple(prepared.args)
     collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
@@ -162,7 +167,7 @@ def _live(
         if len(teachers) == 1:
             return outputs(teachers[0], batches[0], watch)
         pairs = zip(teachers, batches, strict=True)
-        return Outputs(teacher.combine([outputs(*p, watch).logits for p in pairs], weights))
+        return Outputs(teacher.combine([outputs(*p, watch).logits for p in pairs], weights, task.answer))
 
     own = task.collator(prepared.processor, multiple)
     return concatenate_datasets(parts, axis=1), Beside(own, collators), answers

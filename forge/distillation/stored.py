@@ -21,6 +21,7 @@ from forge.errors import UserError
 from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
 from forge.records.files import follow_umask
+from forge.tasks.answer import Answer
 from forge.training.evaluation import logits_of
 from forge.training.preparation import Prepared
 
@@ -72,19 +73,19 @@ def _few(rows: Dataset) -> list[int]:
     return list(range(0, len(rows), max(1, len(rows) // 16)))[:16]
 
 
-def _apart(a: Logits, b: Logits) -> float:
+def _apart(a: Logits, b: Logits, answer: Answer) -> float:
     """The largest difference of two answers [rows, labels], in probability or in the value."""
-    from scipy.special import softmax
-
-    if a.shape[1] == 1:
+    if not answer.distribution:
         return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
-    return float(np.abs(softmax(a, -1) - softmax(b, -1)).max())
+    return float(np.abs(answer.probabilities(a) - answer.probabilities(b)).max())
 
 
 def _half_will_do(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared) -> bool:
     """Whether half precision stays within its tolerance of fp32 on a few rows."""
     few = rows.select(_few(rows))
-    apart = _apart(*(compute(teacher, few, prepared, half) for half in (True, False)))
+    apart = _apart(
+        *(compute(teacher, few, prepared, half) for half in (True, False)), prepared.task.answer
+    )
     if apart <= TOLERANCE["half"]:
         return True
     log.warning("teacher: half precision is off by %.3g; asked in fp32", apart)
@@ -100,7 +101,9 @@ def _spot_check(
 ) -> None:
     """Raise `UserError` unless a few stored rows are what the teacher says now."""
     few = _few(rows)
-    apart = _apart(logits[few], compute(teacher, rows.select(few), prepared, half))
+    apart = _apart(
+        logits[few], compute(teacher, rows.select(few), prepared, half), prepared.task.answer
+    )
     if not apart <= TOLERANCE["half" if half else "fp32"]:
         raise UserError(
             f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "

@@ -19,7 +19,7 @@ from forge.data import fingerprints
 from forge.errors import UserError
 from forge.inputs.input import Processor
 from forge.models import heads, loading
-from forge.tasks.answer import Predictions
+from forge.tasks.answer import Answer, Predictions
 from forge.tasks.task import Task
 from forge.training.gate import require_better
 from forge.training.preparation import Prepared
@@ -119,19 +119,12 @@ def shares(config: Teacher) -> list[float]:
     return [weight / sum(given) for weight in given]
 
 
-def combine(logits: list[Tensor], weights: list[float]) -> Tensor:
-    """One teacher's logits [rows, labels] as they are; of several the log of the mean probability.
-
-    Averaging probabilities, not logits, keeps a sure teacher from outvoting the others by the size
-    of its logits. A regression's values are averaged.
-    """
+def combine(logits: list[Tensor], weights: list[float], answer: Answer) -> Tensor:
+    """One teacher's logits [rows, labels] as they are; of several `Answer.average`."""
     if len(logits) == 1:
         return logits[0]
     stacked = torch.stack([each.float() for each in logits])
-    shares = torch.tensor(weights, device=stacked.device).view(-1, 1, 1)
-    if stacked.shape[-1] == 1:
-        return (shares * stacked).sum(0)
-    return (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
+    return answer.average(stacked, torch.tensor(weights, device=stacked.device))
 
 
 def measure(
@@ -162,7 +155,7 @@ def measure(
     scores: dict[str, dict[str, float]] = {}
     predictions: dict[str, Predictions] = {}
     for split in task.evaluation:
-        combined = combine([*map(torch.from_numpy, logits[split])], weights).numpy()
+        combined = combine([*map(torch.from_numpy, logits[split])], weights, task.answer).numpy()
         rows = prepared.rows[split]
         predictions[split] = {"id": list(rows["id"]), **task.answer.predictions(rows, combined)}
         scores[split] = task.judge(combined, labels[split])
@@ -184,7 +177,7 @@ def measure(
 def _best_order(logits: Logits, labels: NDArray[np.int64], task: Task) -> list[int]:
     """The order of an unnamed head's columns with the best accuracy; shown with its margin."""
     names = task.head.labels or ()
-    if len(names) > MOST_PERMUTED:
+    if len(names) > MOST_PERMUTED or task.answer.several:
         raise UserError(
             f"teacher: its {len(names)} labels are unnamed (LABEL_0 …), too many to match by "
             "trial; write their names into id2label of its config.json"

@@ -1,4 +1,4 @@
-"""The policy of a classifier: one label for each row, drawn from its softmax over the labels."""
+"""The policy of a classifier: labels for each row, drawn from its probabilities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
 from transformers import set_seed
 
 from forge.data.sources import Columns
@@ -44,23 +44,27 @@ class Labels(Policy):
                 f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
             )
         self.names = names
-        self.rewards.bind(names, ["id", "label", *own])
+        self.rewards.bind(names, ["id", "label", *own], several=self.task.answer.several)
 
     def columns(self, rows: Columns) -> Columns:
-        labels = [self.names[label] for label in rows["labels"]]
+        completion = self.task.answer.completion
+        labels = [completion(np.atleast_1d(label).tolist()) for label in rows["labels"]]
         return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
 
     def judge(self, labels: Drawn, ids: list[int]) -> Floats:
-        """Rewards [B * G, rewards] of labels [B, G] for the rows with these ids, NaN for none."""
-        once, count = self.columns_of(ids), range(labels.shape[1])
+        """Rewards [B * G, rewards] of labels [B, K, G] for the rows with these ids, NaN for none."""
+        once, count = self.columns_of(ids), range(labels.shape[-1])
         given = {name: [value for value in column for _ in count] for name, column in once.items()}
-        return self.rewards([self.names[label] for label in labels.reshape(-1)], given)
+        answers = labels.swapaxes(1, 2).reshape(len(ids) * len(count), -1).tolist()
+        return self.rewards([self.task.answer.completion(answer) for answer in answers], given)
 
     def sample(self, temperature: float, count: int) -> Floats:
         args, seed = self.prepared.args, self.prepared.args.seed
         few = np.random.default_rng(seed).permutation(len(self.rows))[:SAMPLED]
         rows, size = self.rows.select(few), args.train_batch_size
-        likely, ids = softmax(self._logits(rows) / temperature, -1), list(rows["id"])
+        logits = self.task.answer.decisions(torch.from_numpy(self._logits(rows)), {}).logits
+        likely = (logits.view(len(rows), -1, logits.shape[-1]) / temperature).softmax(-1).numpy()
+        ids = list(rows["id"])
         values = []
         for i in range(0, len(ids), size):  # rewards may be of a whole batch
             batch = ids[i : i + size]
@@ -94,7 +98,8 @@ class Labels(Policy):
                     f"mode.{name}={value}: it is for language models; a label is no text"
                 )
         start = self.start(settings, gate)
-        two, group = len(self.names) == 2, settings.scale_rewards == "group"
+        group = settings.scale_rewards == "group"
+        two = len(self.names) == 2 and not self.task.answer.several
         if two and group and [*self.rewards.functions] != ["exact"]:
             log.warning(SCALED)
         set_seed(self.prepared.args.seed)  # whatever came before

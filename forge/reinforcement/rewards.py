@@ -37,7 +37,12 @@ def exact(
 ) -> list[float]:
     """1 for the right answer, blanks around it aside, else 0."""
     right = _right(label, answer)
-    return [float(c.strip() == str(r).strip()) for c, r in zip(completions, right, strict=True)]
+    return [float(_plain(c) == _plain(r)) for c, r in zip(completions, right, strict=True)]
+
+
+def _plain(answer: object) -> object:
+    """A text without the blanks around it; of several labels their set."""
+    return frozenset(answer) if isinstance(answer, list) else str(answer).strip()
 
 
 def numeric(
@@ -312,8 +317,11 @@ class Rewards:
         if not (np.isfinite(self.weights).all() and self.weights.any()):
             raise UserError(f"mode.reward_weights={weights}: finite numbers, one of them not 0")
 
-    def bind(self, labels: list[str] | None, columns: Sequence[str]) -> None:
-        """Give the rewards the labels; raise `UserError` for one that needs a column not given."""
+    def bind(
+        self, labels: list[str] | None, columns: Sequence[str], several: bool = False
+    ) -> None:
+        """Give the rewards the labels; raise `UserError` for one that needs a column not given, or
+        that knows one label a row where there are `several`."""
         for name, function in self.functions.items():
             for key, parameter in _keywords(function).items():
                 if parameter.default is parameter.empty and key not in columns:
@@ -322,6 +330,11 @@ class Rewards:
                         f"(mode.reward.{name}.{key}=…) nor a column{did_you_mean(key, columns)}"
                     )
             if bind := getattr(function, "bind", None):
+                if several:
+                    raise UserError(
+                        f"mode/reward={name}: it is for one label a row; with several choose "
+                        "label_f1, jaccard, label_costs or exact"
+                    )
                 bind(labels)
 
     def __call__(self, completions: list[str], columns: Columns) -> Floats:

@@ -37,7 +37,8 @@ class Answers:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        return np.asarray(self.prediction == self.label)
+        same = np.asarray(self.prediction == self.label)
+        return same.all(-1) if same.ndim > 1 else same
 
 
 class Scorer(Protocol):
@@ -88,7 +89,13 @@ def read_answers(path: Path, metric: str) -> Answers:
         raise UserError(f"{path}: no such predictions; the run did not finish or has other splits")
     names = ["id", *_columns(metric)]
     table = pq.read_table(path, columns=names).sort_by("id")
-    return Answers(*(table[name].to_numpy() for name in names))
+    return Answers(*(matrix(table[name].to_numpy()) for name in names))
+
+
+def matrix(column: Values) -> Values:
+    """A column, as [rows, labels] where its values are lists of one length."""
+    nested = column.dtype == object and len(column) and isinstance(column[0], np.ndarray)
+    return np.stack(list(column)) if nested else column
 
 
 def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:

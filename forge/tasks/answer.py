@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -43,6 +44,7 @@ class Answer(ABC):
     problem_type: ClassVar[str]  # as in transformers.PretrainedConfig, or generation
     every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
     missing: ClassVar[float | int] = -1  # the label of a row without one
+    several: ClassVar[bool] = False  # of the labels, any number may be given
     trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat
 
     @property
@@ -84,6 +86,25 @@ class Answer(ABC):
     @abstractmethod
     def predict(self, logits: np.ndarray) -> np.ndarray:
         """Answers from logits [rows, C]."""
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Of each label, from logits [rows, C]."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(np.asarray(logits, dtype=np.float64), -1))
+
+    def average(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """Logits [rows, C] of the mean probability of several models [models, rows, C].
+
+        Averaging probabilities, not logits, keeps a sure model from outvoting the others by the
+        size of its logits. `shares` [models] sum to 1.
+        """
+        return (logits.log_softmax(-1) + shares.view(-1, 1, 1).log()).logsumexp(0)
+
+    def completion(self, chosen: Sequence[int]) -> str | list[str]:
+        """What rewards are given of a row's decisions: the label's name."""
+        assert self.labels is not None
+        return self.labels[chosen[0]]
 
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         """Logits [rows, C] of always giving the commonest answer: what a teacher must beat."""

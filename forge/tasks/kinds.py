@@ -16,6 +16,7 @@ from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
 from forge.tasks.answer import Answer
 from forge.tasks.label import Label
+from forge.tasks.labels import Labels
 from forge.tasks.number import Number, fractional
 from forge.tasks.task import Task
 from forge.tasks.text import Written
@@ -82,6 +83,38 @@ def text_number(
         evaluation=evaluation,
         max_rows=max_rows,
         unlabelled_split=unlabelled_split,
+    )
+
+
+def text_labels(
+    *,
+    dataset: Data | None = None,
+    files: dict[str, str | None] | None = None,
+    text: list[str] | str,
+    label: list[str] | str = "labels",
+    metrics: list[str],
+    headline: str,
+    labels: list[str | int] | None = None,
+    separator: str | None = None,
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = None,
+) -> Task:
+    """One or two texts in, any number of labels out (`Labels`); `files` stand for a dataset."""
+    source: sources.Source = _given(files or {})
+    return _of_text(
+        Labels([label] if isinstance(label, str) else label, labels, separator, threshold),
+        text,
+        max_length,
+        dataset=(lambda: source) if source or dataset is None else dataset,
+        metrics=metrics,
+        headline=headline,
+        train=train,
+        evaluation=[split for split in source if split != train] if source else evaluation,
+        max_rows=max_rows,
+        unlabelled_split=None,
     )
 
 

@@ -143,7 +143,7 @@ class Label(Answer):
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def judged_by(self, metric: Facts) -> bool:
-        return not metric.of_texts and metric.dtype in ("", "int64")
+        return not metric.of_texts and metric.dtype in ("", "int64") and not metric.of_sets
 
     def predict(self, logits: NDArray[np.floating]) -> NDArray[np.integer]:
         answers: NDArray[np.integer] = np.argmax(logits, axis=-1)

@@ -15,11 +15,12 @@ from typing import TypeAlias
 
 import evaluate
 import numpy as np
-from datasets import Features, Value
+from datasets import Features, List, Value
 from numpy.typing import NDArray
 
 from forge.errors import UserError, did_you_mean, one_line
 
+Matrix: TypeAlias = Sequence[Sequence[int]]  # rows x labels, 1 or 0
 Score: TypeAlias = Callable[..., float]  # of references and predictions of one length
 Answers: TypeAlias = Sequence[object] | NDArray[np.generic]
 
@@ -31,6 +32,8 @@ class Facts:
     dtype: str = "int64"  # of references and predictions: ids, float64, string; "" for any
     greater_is_better: bool = True
     of_texts: bool = False  # for what a language model writes
+    several: bool = False  # for answers of any number of labels [rows, labels], each 1 or 0, too
+    of_sets: bool = False  # for these alone
     columns: tuple[str, str] = ("label", "prediction")  # of the predictions' file
 
 
@@ -53,7 +56,12 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
         return evaluate.MetricInfo(
             description=self.function.score.__doc__ or "",
             citation="",
-            features=Features({"predictions": value, "references": value}),
+            features=[
+                Features({"predictions": kind, "references": kind})
+                for kind in ([List(value)] if self.function.of_sets else [value, List(value)])[
+                    : 1 + self.function.several
+                ]
+            ],
         )
 
     def _compute(
@@ -81,6 +89,30 @@ def f1_macro(true: Sequence[int], predicted: Sequence[int]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, predicted, average="macro", zero_division=0))
+
+
+def f1_micro(true: Matrix, predicted: Matrix) -> float:
+    """F1 of all decisions together, each of a row and a label."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(true, predicted, average="micro", zero_division=0))
+
+
+def f1_samples(true: Matrix, predicted: Matrix) -> float:
+    """Mean over rows of the F1 of a row's labels; 1 where there are none and none is given."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(true, predicted, average="samples", zero_division=1))
+
+
+def subset_accuracy(true: Matrix, predicted: Matrix) -> float:
+    """Share of rows whose labels are all right, and no others given."""
+    return float((np.asarray(true) == np.asarray(predicted)).all(-1).mean())
+
+
+def empty(true: Matrix, predicted: Matrix) -> float:
+    """Share of rows that are given no label; lower is better."""
+    return float((np.asarray(predicted).sum(-1) == 0).mean())
 
 
 def matthews_correlation(true: Sequence[int], predicted: Sequence[int]) -> float:
@@ -124,7 +156,11 @@ def perplexity(tokens: Sequence[int], nll: Sequence[float]) -> float:
 FUNCTIONS = {
     "accuracy": Function(score=accuracy),
     "f1": Function(score=f1),
-    "f1_macro": Function(score=f1_macro),
+    "f1_macro": Function(score=f1_macro, several=True),
+    "f1_micro": Function(score=f1_micro, several=True, of_sets=True),
+    "f1_samples": Function(score=f1_samples, several=True, of_sets=True),
+    "subset_accuracy": Function(score=subset_accuracy, several=True, of_sets=True),
+    "empty": Function(score=empty, several=True, of_sets=True, greater_is_better=False),
     "matthews_correlation": Function(score=matthews_correlation),
     "pearson": Function(score=pearson, dtype="float64"),
     "spearman": Function(score=spearman, dtype="float64"),

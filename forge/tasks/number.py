@@ -104,6 +104,9 @@ class Number(Answer):
     def predict(self, logits: np.ndarray) -> np.ndarray:
         return logits.reshape(len(logits), -1)[:, 0]
 
+    def average(self, logits: Tensor, shares: Tensor) -> Tensor:
+        return (shares.view(-1, 1, 1) * logits).sum(0)
+
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         """Always the mean."""
         return np.full((len(labels), 1), labels.mean())

@@ -169,8 +169,9 @@ class Trainer(TransformersTrainer):
     def _mean_loss(self, predictions: Any, labels: Any) -> float:
         """The task's loss over all rows."""
         logits = torch.as_tensor(first(predictions)).float()
-        decisions = Decisions(logits, torch.as_tensor(labels))
-        return float(self.task.loss(decisions, len(logits), self.args.label_smoothing_factor))
+        batch = {"labels": torch.as_tensor(labels)}
+        decisions, items = self.task.answer.decisions(logits, batch), self.task.answer.items(batch)
+        return float(self.task.loss(decisions, items, self.args.label_smoothing_factor))
 
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""

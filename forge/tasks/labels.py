@@ -1,0 +1,149 @@
+"""An answer that is any number of labels, none among them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from forge.data.missing import is_missing
+from forge.errors import UserError
+from forge.tasks.answer import Answer
+from forge.tasks.decisions import Decisions
+from forge.tasks.label import Label, spell
+from forge.tasks.metrics import Facts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forge.data.sources import Columns
+    from forge.inputs.input import Batch
+
+log = logging.getLogger(__name__)
+YES, NO = ("1", "true", "yes"), ("0", "false", "no")  # of a column for each label
+
+
+@dataclass
+class Labels(Answer):
+    """Any of `given`, each decided by itself: given where its probability reaches `threshold`.
+
+    One column holds lists of names, or texts of names with `separator` between them; several hold
+    1 or 0 for the label that each is called after. An empty list or text is a row without any of
+    the labels, a missing value a row that is not known. The loss is the binary cross-entropy, a
+    mean over rows and labels: cross-entropy of the two logits [0, z].
+    """
+
+    columns: list[str]
+    given: Sequence[str | int] | None = None
+    separator: str | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    single: Label = field(init=False)  # what spells a label, and knows the names
+    alignment = "row"
+    problem_type = "multi_label_classification"
+    several = True
+    trivial = "always giving the commonest set of labels"
+
+    def __post_init__(self) -> None:
+        if len(self.columns) > 1:
+            if self.separator or list(self.given or self.columns) != self.columns:
+                raise UserError(
+                    f"task.label=[{','.join(self.columns)}]: the columns are the labels; leave "
+                    "task.labels and task.separator null"
+                )
+            self.given = self.columns
+        self.single = Label(self.columns[0], self.given)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.single.labels
+
+    @property
+    def notes(self) -> list[str]:
+        return self.single.notes
+
+    def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
+        return {"labels": self._sets(columns, split)}
+
+    def _sets(self, columns: Columns, split: str) -> list[list[int] | None]:
+        """For each row 1 or 0 for each label; None for a row that is not known."""
+        if len(self.columns) > 1:
+            marks = [self._marks(columns[name], name, split) for name in self.columns]
+            return [None if None in row else list(row) for row in zip(*marks, strict=True)]  # type: ignore[arg-type]
+        where = f"split {split}, column {self.columns[0]}"
+        values = enumerate(columns[self.columns[0]])
+        sets = [self._names(value, f"{where}: row {i}") for i, value in values]
+        known = [names for names in sets if names is not None]
+        ids = iter(self.single.encode(list(chain.from_iterable(known)), split))
+        empty = sum(not names for names in known)
+        log.info("%s: %s rows with none of the labels", where, f"{empty:,}")
+        hot: list[list[int] | None] = []
+        for names in sets:
+            row = None if names is None else [next(ids) for _ in names]
+            hot.append(row if row is None else [int(i in row) for i in range(len(self.labels))])
+        return hot
+
+    def _names(self, value: object, where: str) -> list[str] | None:
+        """A row's labels as they are spelled; raises `UserError` for what is no list of them."""
+        if isinstance(value, str) and self.separator:
+            value = value.split(self.separator)
+        elif isinstance(value, str) and not value.strip():
+            value = []
+        if value is None or value != value:
+            return None
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise UserError(
+                f"{where} holds {str(value)[:60]}, not a list of labels; set task.separator to what "
+                "stands between them, or take a task of one label a row"
+            )
+        return [name for each in value if (name := spell(each)) is not None]
+
+    def _marks(self, values: Sequence[object], column: str, split: str) -> list[int | None]:
+        spelled = [None if is_missing(value) else str(spell(value)).lower() for value in values]
+        if odd := [s for s in spelled if s not in (None, *YES, *NO)]:
+            raise UserError(
+                f"split {split}, column {column}: {odd[0]} is neither 1 nor 0, yes nor no"
+            )
+        return [None if s is None else int(s in YES) for s in spelled]
+
+    def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
+        """Two logits for each row and label: [B, N] -> [B, N, 2]."""
+        labels = batch.get("labels")
+        return Decisions(
+            torch.stack([torch.zeros_like(logits), logits], -1),
+            None if labels is None else labels.long(),
+        )
+
+    def items(self, batch: Batch) -> Tensor:
+        return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
+
+    def judged_by(self, metric: Facts) -> bool:
+        return not metric.of_texts and (metric.several or not metric.dtype)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import expit
+
+        return np.asarray(expit(np.asarray(logits, dtype=np.float64)))
+
+    def average(self, logits: Tensor, shares: Tensor) -> Tensor:
+        shares = shares.view(-1, 1, 1)
+        probability = (shares * logits.sigmoid()).sum(0)
+        return probability.logit(eps=1e-7)
+
+    def predict(self, logits: np.ndarray) -> np.ndarray:
+        """1 or 0 for each label [rows, N]; the threshold is one of probabilities."""
+        return (self.probabilities(logits) >= self.threshold).astype(np.int64)
+
+    def baseline(self, labels: np.ndarray) -> np.ndarray:
+        commonest = Counter(map(tuple, labels.tolist())).most_common(1)[0][0]
+        return np.tile(np.where(np.array(commonest) > 0, 30.0, -30.0), (len(labels), 1))
+
+    def completion(self, chosen: Sequence[int]) -> list[str]:
+        """The names of the labels that are given."""
+        return [name for name, given in zip(self.labels, chosen, strict=True) if given]
