@@ -16,6 +16,7 @@ from forge.data import sources
 from forge.errors import UserError
 from forge.records.files import Json
 from forge.records.logs import library_logs
+from forge.tasks.answer import Answer
 
 BATCH = 32  # examples at once, of `predict`
 
@@ -24,6 +25,7 @@ class Prediction(TypedDict, total=False):
     """A label with the probability of each, or the value of a regression."""
 
     label: str
+    labels: list[str]  # of a task of any number of labels
     probabilities: dict[str, float]
     value: float
 
@@ -46,7 +48,7 @@ def predict(
         shown = shown or [list(map(str, column)) for column in values.values()]
         logits, cut, seconds = _logits(model, values, str(file or "texts"))
         names = model.labels
-        answers.append([_answer(row, names) for row in logits])
+        answers.append([_answer(row, names, model.task.answer) for row in logits])
         about: Json = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
         runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
@@ -93,13 +95,16 @@ def _logits(model: Finished, values: sources.Columns, where: str) -> tuple[np.nd
     return logits, sum(features["truncated"]), time.perf_counter() - start
 
 
-def _answer(logits: np.ndarray, names: list[str]) -> Prediction:
-    """A number for a regression; else the label and the probability of each."""
-    if len(names) == 1:
+def _answer(logits: np.ndarray, names: list[str], answer: Answer) -> Prediction:
+    """A number for a regression; else the label (or labels) and the probability of each."""
+    if not answer.distribution:
         return {"value": float(logits[0])}
-    odds = np.exp(logits - logits.max())
-    probabilities = dict(zip(names, (odds / odds.sum()).tolist(), strict=True))
-    return {"label": names[int(logits.argmax())], "probabilities": probabilities}
+    odds = answer.probabilities(logits)
+    probabilities = dict(zip(names, odds.tolist(), strict=True))
+    completion = answer.completion(np.atleast_1d(answer.predict(logits)).tolist())
+    if isinstance(completion, str):
+        return {"label": completion, "probabilities": probabilities}
+    return {"labels": completion, "probabilities": probabilities}
 
 
 def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
@@ -130,6 +135,8 @@ def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
 
 
 def _named(answer: Prediction) -> str:
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "none"
     return str(answer["label"]) if "label" in answer else f"{answer['value']:.4f}"
 
 

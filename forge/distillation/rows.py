@@ -127,7 +127,9 @@ def _stored(
     own = [np.concatenate([stored_logits(t, prepared, s) for s in splits]) for t in teachers]
     logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
     ids = [row for split in splits for row in prepared.rows[split]["id"]]
-    by_id = dict(zip(ids, teacher.combine(logits, weights, prepared.task.answer).tolist(), strict=True))
+    by_id = dict(
+        zip(ids, teacher.combine(logits, weights, prepared.task.answer).tolist(), strict=True)
+    )
     train = train.add_column(LOGITS, [by_id[row] for row in train["id"]])
     multiple = pad_multiple(prepared.args)
     collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
@@ -167,7 +169,9 @@ def _live(
         if len(teachers) == 1:
             return outputs(teachers[0], batches[0], watch)
         pairs = zip(teachers, batches, strict=True)
-        return Outputs(teacher.combine([outputs(*p, watch).logits for p in pairs], weights, task.answer))
+        return Outputs(
+            teacher.combine([outputs(*p, watch).logits for p in pairs], weights, task.answer)
+        )
 
     own = task.collator(prepared.processor, multiple)
     return concatenate_datasets(parts, axis=1), Beside(own, collators), answers

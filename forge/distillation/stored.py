@@ -83,9 +83,8 @@ def _apart(a: Logits, b: Logits, answer: Answer) -> float:
 def _half_will_do(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared) -> bool:
     """Whether half precision stays within its tolerance of fp32 on a few rows."""
     few = rows.select(_few(rows))
-    apart = _apart(
-        *(compute(teacher, few, prepared, half) for half in (True, False)), prepared.task.answer
-    )
+    full, halved = (compute(teacher, few, prepared, half) for half in (False, True))
+    apart = _apart(halved, full, prepared.task.answer)
     if apart <= TOLERANCE["half"]:
         return True
     log.warning("teacher: half precision is off by %.3g; asked in fp32", apart)

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Values: TypeAlias = NDArray[np.generic] | list[list[float]]  # an array, or as it was stored
 Drawn: TypeAlias = NDArray[np.int64]  # the numbers of labels [B, K, G], K decisions a row
 EPS = 1e-4  # beside the standard deviation, as in TRL
-# Of answers [B, K, G] to the rows with these ids: every reward's values [B * G, rewards], NaN for none
+# Of answers [B, K, G] to the rows with these ids: each reward's values [B * G, rewards], or NaN
 Judge: TypeAlias = Callable[[Drawn, list[int]], Floats]
 
 

@@ -52,7 +52,7 @@ class Labels(Policy):
         return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
 
     def judge(self, labels: Drawn, ids: list[int]) -> Floats:
-        """Rewards [B * G, rewards] of labels [B, K, G] for the rows with these ids, NaN for none."""
+        """Rewards [B * G, rewards] of labels [B, K, G] for the rows with these ids, or NaN."""
         once, count = self.columns_of(ids), range(labels.shape[-1])
         given = {name: [value for value in column for _ in count] for name, column in once.items()}
         answers = labels.swapaxes(1, 2).reshape(len(ids) * len(count), -1).tolist()

@@ -22,9 +22,11 @@ from pydantic import Field
 
 from forge.data.sources import Columns
 from forge.errors import UserError, did_you_mean, one_line
+from forge.reinforcement.counts import SCORES
 from forge.tasks import numerals
 
 Floats: TypeAlias = NDArray[np.float64]
+Completions: TypeAlias = Sequence[str | list[str]]  # texts or labels, or sets of labels
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 
 
@@ -251,51 +253,6 @@ def _verified(completions: list[str], right: list[str]) -> list[float | None]:
     ]
 
 
-def _accuracy(counts: Floats) -> Floats:
-    share: Floats = _hits(counts).sum(-1) / counts.sum((-1, -2))
-    return share
-
-
-def _hits(counts: Floats) -> Floats:
-    return np.diagonal(counts, axis1=-2, axis2=-1)
-
-
-def _f1_of_each(counts: Floats) -> tuple[Floats, Floats]:
-    """F1 of each label, 0 where it is neither right nor said, and where it is either."""
-    either = counts.sum(-1) + counts.sum(-2)
-    return 2 * _hits(counts) / np.where(either > 1e-9, either, 1), either > 1e-9
-
-
-def _f1(counts: Floats) -> Floats:
-    return _f1_of_each(counts)[0][..., 1]
-
-
-def _f1_macro(counts: Floats) -> Floats:
-    each, seen = _f1_of_each(counts)
-    mean: Floats = (each * seen).sum(-1) / seen.sum(-1)
-    return mean
-
-
-def _matthews(counts: Floats) -> Floats:
-    """Gorodkin's R_K (2004), of two labels Matthews correlation; 0 where it is undefined."""
-    right, predicted, n = counts.sum(-1), counts.sum(-2), counts.sum((-1, -2))
-    covariance = _hits(counts).sum(-1) * n - (right * predicted).sum(-1)
-    variances = (n**2 - (right**2).sum(-1)) * (n**2 - (predicted**2).sum(-1))
-    correlation: Floats = np.where(
-        variances > 1e-9, covariance / np.sqrt(np.where(variances > 1e-9, variances, 1)), 0.0
-    )
-    return correlation
-
-
-# As in forge.tasks.metrics, for many at once: of counts [..., right, predicted], whole or not
-SCORES: dict[str, Callable[[Floats], Floats]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "f1_macro": _f1_macro,
-    "matthews_correlation": _matthews,
-}
-
-
 class Rewards:
     """The chosen rewards and their weights; calls them strictly.
 
@@ -317,9 +274,7 @@ class Rewards:
         if not (np.isfinite(self.weights).all() and self.weights.any()):
             raise UserError(f"mode.reward_weights={weights}: finite numbers, one of them not 0")
 
-    def bind(
-        self, labels: list[str] | None, columns: Sequence[str], several: bool = False
-    ) -> None:
+    def bind(self, labels: list[str] | None, columns: Sequence[str], several: bool = False) -> None:
         """Give the rewards the labels; raise `UserError` for one that needs a column not given, or
         that knows one label a row where there are `several`."""
         for name, function in self.functions.items():
@@ -337,7 +292,7 @@ class Rewards:
                     )
                 bind(labels)
 
-    def __call__(self, completions: list[str], columns: Columns) -> Floats:
+    def __call__(self, completions: Completions, columns: Columns) -> Floats:
         """The values [completions, rewards]; NaN where a reward does not apply."""
         each = [
             self._of(name, function, completions, columns)
@@ -351,7 +306,7 @@ class Rewards:
         return np.where(np.isnan(values).all(-1), np.nan, total)
 
     def _of(
-        self, name: str, function: Reward, completions: list[str], columns: Columns
+        self, name: str, function: Reward, completions: Completions, columns: Columns
     ) -> list[float]:
         ids = columns["id"]
         try:
@@ -390,14 +345,14 @@ def _keywords(function: Reward) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in list(parameters.items())[1:] if p.kind in kinds}
 
 
-def _call(function: Reward, completions: list[str], columns: Columns) -> Sequence[float | None]:
+def _call(function: Reward, completions: Completions, columns: Columns) -> Sequence[float | None]:
     parameters = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         columns = {k: v for k, v in columns.items() if k in _keywords(function)}
     return function(completions, **columns)
 
 
-def _raiser(function: Reward, completions: list[str], columns: Columns) -> int | None:
+def _raiser(function: Reward, completions: Completions, columns: Columns) -> int | None:
     """The index of the first completion that raises by itself; None when none does."""
     for i, completion in enumerate(completions):
         try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
-def f1(
-    completions: list[list[str]], *, label: list[list[str]], **columns: object
-) -> list[float]:
+def f1(completions: list[list[str]], *, label: list[list[str]], **columns: object) -> list[float]:
     """F1 of the labels that are given; 1 where none is right and none is given."""
     pairs = zip(map(set, completions), map(set, label), strict=True)
     return [_share(2 * len(c & r), len(c) + len(r)) for c, r in pairs]

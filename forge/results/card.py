@@ -171,9 +171,7 @@ def _adapted(run: Run, adapter: Json) -> str:
 
 def _snippet(task: Task, usage: Usage, base: str | None) -> str:
     """How to use it with transformers alone, or with PEFT over a base."""
-    numbers, auto = not task.answer.distribution, f"AutoModelFor{task.head.auto}"
-    how = ', function_to_apply="none"' if numbers else ""
-    what = "logits.item()" if numbers else "model.config.id2label[logits.argmax(-1).item()]"
+    auto, (how, what) = f"AutoModelFor{task.head.auto}", task.answer.read_with
     imported = f"from transformers import {auto}, {usage.processor}, pipeline"
     load = f"model = {auto}.from_pretrained(path)"
     if base:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from forge.records.files import Json, finite, read_json
 from forge.results import card
 from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
-from forge.results.statistics import Answers
+from forge.results.statistics import Answers, matrix
 
 if TYPE_CHECKING:
     from forge.tasks.answer import Scores
@@ -73,12 +74,24 @@ class Agreement(TypedDict):
     examples: dict[str, list[Example]]
 
 
+class OfLabel(TypedDict):
+    """How one of several labels is given."""
+
+    label: str
+    n: int  # rows that have it
+    precision: float
+    recall: float
+    f1: float
+
+
 class Split(TypedDict, total=False):
-    """A split's answers: of labels with a confusion matrix, of numbers with residuals."""
+    """A split's answers: of a label with a confusion matrix, of several with a line for each, of
+    numbers with residuals."""
 
     n: int
     wrong: int
     confusion: list[list[int]]
+    by_label: list[OfLabel]
     residuals: dict[str, float | None]
     errors: list[Example]
     calibration: Calibration
@@ -121,30 +134,35 @@ class Predictions(Answers):
         return int(self.logits.shape[1]) == 1
 
     @property
-    def confidence(self) -> Floats:
-        """The probability of each answer that was given."""
-        from scipy.special import softmax
+    def several(self) -> bool:
+        """Whether any number of labels is given: `label` and `prediction` are [rows, labels]."""
+        return self.label.ndim > 1
 
+    @property
+    def confidence(self) -> Floats:
+        """The probability of each answer that was given; of several labels, of all decisions."""
+        from scipy.special import expit, softmax
+
+        if self.several:
+            given = expit(np.where(self.prediction > 0, self.logits, -self.logits))
+            return np.asarray(given.prod(-1))
         shares = softmax(self.logits.astype(np.float64), -1)
         return np.asarray(shares[np.arange(len(shares)), self.prediction])
 
 
 def read_predictions(path: Path) -> Predictions:
     """A split's predictions with their logits; raises `ValueError` for what has none."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     columns = ("id", "label", "prediction", "logits")
     if missing := [name for name in columns if name not in table.column_names]:
         raise ValueError(f"it has no {', '.join(missing)}")
-    if any(pa.types.is_nested(table.schema.field(name).type) for name in columns[:3]):
-        raise ValueError("an example has several labels")
     if not table.num_rows:
         raise ValueError("it has no rows")
     id, label, prediction = (table[name].to_numpy() for name in columns[:3])
     logits = np.array(table["logits"].to_pylist(), dtype=np.float64)
-    return Predictions(id, label, prediction, logits)
+    return Predictions(id, matrix(label), matrix(prediction), logits)
 
 
 def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
@@ -302,12 +320,26 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
     facts: Split = {
         "n": len(answers.id),
         "wrong": len(wrong),
-        "confusion": confusion_matrix(answers.label, answers.prediction, labels=wide).tolist(),
         "errors": [_example(answers, i, labels, texts) for i in worst],
     }
+    if answers.several:
+        facts["by_label"] = _by_label(answers, labels)
+    else:
+        counts = confusion_matrix(answers.label, answers.prediction, labels=wide)
+        facts["confusion"] = counts.tolist()
     if usable.any():
         facts["calibration"] = calibration(confidence[usable], answers.right[usable])
     return facts
+
+
+def _by_label(answers: Predictions, labels: list[str]) -> list[OfLabel]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(answers.label, answers.prediction, zero_division=0)
+    return [
+        {"label": name_of(labels, i), "n": int(n), "precision": p, "recall": r, "f1": f}
+        for i, (p, r, f, n) in enumerate(zip(*scores, strict=True))
+    ]
 
 
 def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) -> Example:
@@ -315,11 +347,18 @@ def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) ->
     id, label, prediction = (each[row] for each in (answers.id, answers.label, answers.prediction))
     example: Example = {"id": id, "label": label, "prediction": prediction}
     if not answers.numbers:
-        example["label"], example["prediction"] = (name_of(labels, i) for i in (label, prediction))
+        example["label"], example["prediction"] = (
+            _names(labels, np.flatnonzero(ids) if answers.several else [ids])
+            for ids in (label, prediction)
+        )
         example["probability"] = answers.confidence[row]
     if id in texts:
         example["texts"] = texts[id]
     return example
+
+
+def _names(labels: list[str], ids: Iterable[int]) -> str:
+    return ", ".join(name_of(labels, i) for i in ids) or "none"
 
 
 def name_of(labels: list[str], number: int) -> str:
@@ -362,6 +401,7 @@ def _agreement(
         return closer | {"equally close": ours == theirs}, np.abs(ours - theirs)
     a, b = student.right, teacher.right
     same, neither = student.prediction == teacher.prediction, ~a & ~b
+    same = same.all(-1) if student.several else same
     rows = (a & b, a & ~b, b & ~a, neither & same, neither & ~same)
     return dict(zip(AGREEMENT, rows, strict=True)), np.minimum(
         student.confidence,

@@ -99,7 +99,8 @@ def _shares(plane: Axes, report: Report) -> None:
 
 
 def split(name: str, facts: Split, labels: list[str], answers: Predictions) -> bytes:
-    """Confusion matrix and reliability diagram; of a regression its answers against the labels."""
+    """Confusion matrix, of several labels the F1 of each, and reliability diagram; of a regression
+    its answers against the labels."""
     if "residuals" in facts:
         figure = pictures.figure(9, 4)
         left, right = figure.subplots(1, 2)
@@ -110,10 +111,25 @@ def split(name: str, facts: Split, labels: list[str], answers: Predictions) -> b
         planes = figure.subplot_mosaic(
             [["confusion", "reliability"], ["confusion", "counts"]], height_ratios=[3, 1]
         )
-        _confusion(planes["confusion"], facts, labels)
+        if "by_label" in facts:
+            _by_label(planes["confusion"], facts)
+        else:
+            _confusion(planes["confusion"], facts, labels)
         _reliability(planes["reliability"], planes["counts"], facts.get("calibration"))
     figure.suptitle(f"{name}, n = {facts['n']:,}", fontsize="medium")
     return pictures.png(figure)
+
+
+def _by_label(plane: Axes, facts: Split) -> None:
+    """F1 of each label, of the most frequent ones where there are many."""
+    rows = sorted(facts["by_label"], key=lambda row: -row["n"])[:MOST_LABELS][::-1]
+    names = [f"{_tick(row['label'], i, 20)} ({row['n']:,})" for i, row in enumerate(rows)]
+    plane.barh(names, [row["f1"] for row in rows], color="C0")
+    plane.plot([row["precision"] for row in rows], names, "<", color="black", label="precision")
+    plane.plot([row["recall"] for row in rows], names, ">", color="black", label="recall")
+    plane.set(xlim=(0, 1.02), xlabel="F1")
+    plane.set_title("F1 of each label (and its rows)", fontsize="medium")
+    plane.legend(fontsize="small")
 
 
 def _confusion(plane: Axes, facts: Split, labels: list[str]) -> None:

@@ -124,6 +124,17 @@ def _split_tables(facts: Split, labels: list[str]) -> list[str]:
         else:
             table = markdown_table(["label", "answer", "times"], _confusions(facts, labels))
         parts += ["### Confusion matrix", table]
+    if each := facts.get("by_label"):
+        rows = [
+            [
+                row["label"],
+                f"{row['n']:,}",
+                *(f"{row[k]:.3f}" for k in ("precision", "recall", "f1")),
+            ]
+            for row in each
+        ]
+        header = ["label", "rows", "precision", "recall", "F1"]
+        parts += ["### Labels", markdown_table(header, rows)]
     if sure := facts.get("calibration"):
         rows = [
             [f"{r['from']:.2f} .. {r['to']:.2f}", f"{r['n']:,}"]

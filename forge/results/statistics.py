@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Answers:
     @property
     def right(self) -> NDArray[np.bool_]:
         same = np.asarray(self.prediction == self.label)
-        return same.all(-1) if same.ndim > 1 else same
+        return np.asarray(same.all(-1)) if same.ndim > 1 else same
 
 
 class Scorer(Protocol):
@@ -89,10 +89,11 @@ def read_answers(path: Path, metric: str) -> Answers:
         raise UserError(f"{path}: no such predictions; the run did not finish or has other splits")
     names = ["id", *_columns(metric)]
     table = pq.read_table(path, columns=names).sort_by("id")
-    return Answers(*(matrix(table[name].to_numpy()) for name in names))
+    id, label, prediction = (table[name].to_numpy() for name in names)
+    return Answers(id, matrix(label), matrix(prediction))
 
 
-def matrix(column: Values) -> Values:
+def matrix(column: NDArray[Any]) -> NDArray[Any]:
     """A column, as [rows, labels] where its values are lists of one length."""
     nested = column.dtype == object and len(column) and isinstance(column[0], np.ndarray)
     return np.stack(list(column)) if nested else column

@@ -122,6 +122,12 @@ class Answer(ABC):
         }
 
     @property
+    def read_with(self) -> tuple[str, str]:
+        """For a model's card: what a pipeline is called with beside the input, and the expression
+        that makes an answer of `logits`; pieces of Python."""
+        return "", "model.config.id2label[logits.argmax(-1).item()]"
+
+    @property
     def notes(self) -> list[str]:
         """What a reader should know of how the data's answers were read."""
         return []

@@ -65,6 +65,12 @@ class Labels(Answer):
         return self.single.labels
 
     @property
+    def read_with(self) -> tuple[str, str]:
+        given = f"for i in (logits[0].sigmoid() >= {self.threshold:g}).nonzero().flatten()"
+        names = f"[model.config.id2label[i.item()] {given}]"
+        return ', function_to_apply="sigmoid", top_k=None', names
+
+    @property
     def notes(self) -> list[str]:
         return self.single.notes
 
@@ -75,7 +81,7 @@ class Labels(Answer):
         """For each row 1 or 0 for each label; None for a row that is not known."""
         if len(self.columns) > 1:
             marks = [self._marks(columns[name], name, split) for name in self.columns]
-            return [None if None in row else list(row) for row in zip(*marks, strict=True)]  # type: ignore[arg-type]
+            return [None if None in row else list(row) for row in zip(*marks, strict=True)]
         where = f"split {split}, column {self.columns[0]}"
         values = enumerate(columns[self.columns[0]])
         sets = [self._names(value, f"{where}: row {i}") for i, value in values]
@@ -99,8 +105,8 @@ class Labels(Answer):
             return None
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise UserError(
-                f"{where} holds {str(value)[:60]}, not a list of labels; set task.separator to what "
-                "stands between them, or take a task of one label a row"
+                f"{where} holds {str(value)[:60]}, not a list of labels; set task.separator to "
+                "what stands between them, or take a task of one label a row"
             )
         return [name for each in value if (name := spell(each)) is not None]
 

@@ -62,6 +62,10 @@ class Number(Answer):
         return self.fitted
 
     @property
+    def read_with(self) -> tuple[str, str]:
+        return ', function_to_apply="none"', "logits.item()"
+
+    @property
     def notes(self) -> list[str]:
         if self.scale == Scale():
             return []
