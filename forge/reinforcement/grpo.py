@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Values: TypeAlias = NDArray[np.generic] | list[list[float]]  # an array, or as it was stored
-Drawn: TypeAlias = NDArray[np.int64]  # the numbers of labels [B, K, G], K decisions a row
+Drawn: TypeAlias = NDArray[np.int64]  # the numbers of labels [B, (K,) G], K decisions a row
 EPS = 1e-4  # beside the standard deviation, as in TRL
-# Of answers [B, K, G] to the rows with these ids: each reward's values [B * G, rewards], or NaN
+# Of answers [B, (K,) G] to the rows with these ids: each reward's values [B * G, rewards], or NaN
 Judge: TypeAlias = Callable[[Drawn, list[int]], Floats]
 
 
@@ -64,8 +64,8 @@ class Settings:
 
 @dataclass
 class Rollout:
-    """Labels drawn [B, K, G], the log-probabilities [B, K, C] that they come from, and advantages
-    [B, G]; K decisions a row."""
+    """Labels drawn [B, (K,) G], the log-probabilities [B, (K,) C] that they come from, advantages
+    [B, G]; with K decisions a row where it has several."""
 
     step: int  # at which they were drawn
     labels: Tensor
@@ -76,16 +76,16 @@ class Rollout:
 def draw(
     probabilities: NDArray[np.floating], ids: list[int], step: int, seed: int, count: int
 ) -> Drawn:
-    """`count` labels for each of a row's decisions: probabilities [B, K, C] -> [B, K, count].
+    """`count` labels for each of a row's decisions: probabilities [B, (K,) C] -> [B, (K,) count].
 
     The random numbers follow from seed, step and the row's id alone: what else is in the batch, how
     many processes there are, an evaluation or a resumption in between change nothing.
     """
-    shape = (probabilities.shape[1], count)
+    shape = (*probabilities.shape[1:-1], count)
     uniform = np.stack([np.random.default_rng((seed, step, row)).random(shape) for row in ids])
     cumulative = probabilities.astype(np.float64).cumsum(-1)
     cumulative /= cumulative[..., -1:]
-    drawn: Drawn = (uniform[..., None] >= cumulative[:, :, None, :]).sum(-1)
+    drawn: Drawn = (uniform[..., None] >= cumulative[..., None, :]).sum(-1)
     return drawn
 
 
@@ -122,7 +122,7 @@ def constant(rewards: Floats) -> NDArray[np.bool_]:
 def objective(
     policy: Tensor, rollout: Rollout, start: Tensor | None, settings: Settings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of log-probabilities [B, K, C], and what to log: kl, entropy, the clipped share.
+    """The loss of log-probabilities [B, (K,) C], and what to log: kl, entropy, the clipped share.
 
     The advantage is that of a row's whole answer, the ratio and its clipping of each decision.
 
@@ -130,8 +130,10 @@ def objective(
     """
     low = settings.epsilon
     high = low if settings.epsilon_high is None else settings.epsilon_high
-    new, old = (p.gather(2, rollout.labels) for p in (policy, rollout.old))
-    ratio, advantages = (new - old).exp(), rollout.advantages.unsqueeze(1)
+    new, old = (p.gather(-1, rollout.labels) for p in (policy, rollout.old))
+    ratio, advantages = (new - old).exp(), rollout.advantages
+    if ratio.ndim > advantages.ndim:  # a row's decisions share its advantage
+        advantages = advantages.unsqueeze(1)
     gain = torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     clipped = torch.where(advantages < 0, ratio < 1 - low, (ratio > 1 + high) & (advantages > 0))
     entropy = -(policy.exp() * policy).sum(-1).mean()
@@ -228,7 +230,7 @@ class GRPO(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _start_policy(self, model: nn.Module, inputs: Batch) -> Tensor:
-        """Log-probabilities [B, K, C] of the model that training started from."""
+        """Log-probabilities [B, (K,) C] of the model that training started from."""
         own = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.accelerator.autocast():
             if self.start is not None:
@@ -237,9 +239,7 @@ class GRPO(Trainer):
                 return self._log_policy(self.decide(own, inputs)[0].logits)
 
     def _log_policy(self, logits: Tensor) -> Tensor:
-        """Log-probabilities [B, K, C] of logits [B, C] or [B, K, C]."""
-        rows = logits.view(len(logits), -1, logits.shape[-1])
-        return (rows.float() / self.settings.temperature).log_softmax(-1)
+        return (logits.float() / self.settings.temperature).log_softmax(-1)
 
     def _rollout(self, policy: Tensor) -> Rollout:
         """The batch's labels and advantages: drawn now, or those of the updates before."""
@@ -266,10 +266,8 @@ class GRPO(Trainer):
     ) -> Rollout:
         """On the device."""
         to = partial(torch.as_tensor, dtype=torch.float32, device=self.args.device)
-        drawn, old = torch.as_tensor(labels, device=self.args.device), to(old)
-        if drawn.ndim == 2:  # of a checkpoint from before a row had several decisions
-            drawn, old = drawn.unsqueeze(1), old.unsqueeze(1)
-        return Rollout(step, drawn, old, to(advantages))
+        drawn = torch.as_tensor(labels, device=self.args.device)
+        return Rollout(step, drawn, to(old), to(advantages))
 
     def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Any:
         rows, times = super()._get_train_sampler(train_dataset), self.settings.num_iterations

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from transformers import set_seed
 
 from forge.data.sources import Columns
@@ -52,10 +53,10 @@ class Labels(Policy):
         return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
 
     def judge(self, labels: Drawn, ids: list[int]) -> Floats:
-        """Rewards [B * G, rewards] of labels [B, K, G] for the rows with these ids, or NaN."""
+        """Rewards [B * G, rewards] of labels [B, (K,) G] for the rows with these ids, or NaN."""
         once, count = self.columns_of(ids), range(labels.shape[-1])
         given = {name: [value for value in column for _ in count] for name, column in once.items()}
-        answers = labels.swapaxes(1, 2).reshape(len(ids) * len(count), -1).tolist()
+        answers = np.moveaxis(labels, -1, 1).reshape(len(ids) * len(count), -1).tolist()
         return self.rewards([self.task.answer.completion(answer) for answer in answers], given)
 
     def sample(self, temperature: float, count: int) -> Floats:
@@ -63,7 +64,7 @@ class Labels(Policy):
         few = np.random.default_rng(seed).permutation(len(self.rows))[:SAMPLED]
         rows, size = self.rows.select(few), args.train_batch_size
         logits = self.task.answer.decisions(torch.from_numpy(self._logits(rows)), {}).logits
-        likely = (logits.view(len(rows), -1, logits.shape[-1]) / temperature).softmax(-1).numpy()
+        likely = softmax(logits.numpy() / temperature, -1)
         ids = list(rows["id"])
         values = []
         for i in range(0, len(ids), size):  # rewards may be of a whole batch

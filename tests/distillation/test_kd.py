@@ -391,13 +391,16 @@ def test_several_teachers_average_their_probabilities(kd, teacher_run, easy, cap
 
 def test_probabilities_are_averaged_not_logits():
     from forge.distillation.teacher import combine
+    from forge.tasks.label import Label
+    from forge.tasks.number import Number
 
     sure, unsure = torch.tensor([[8.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.3, 0.0]])
-    mean = combine([sure, unsure], [0.25, 0.75]).softmax(-1)
+    label = Label("label", ["a", "b", "c"])
+    mean = combine([sure, unsure], [0.25, 0.75], label).softmax(-1)
     expected = 0.25 * sure.softmax(-1) + 0.75 * unsure.softmax(-1)
     torch.testing.assert_close(mean, expected)
     assert mean.argmax() != (0.25 * sure + 0.75 * unsure).argmax() or mean[0, 0] < 0.6
-    values = combine([torch.tensor([[1.0]]), torch.tensor([[3.0]])], [0.5, 0.5])
+    values = combine([torch.tensor([[1.0]]), torch.tensor([[3.0]])], [0.5, 0.5], Number("score"))
     assert values.item() == 2
 
 

@@ -182,8 +182,8 @@ def test_curves_of_an_older_checkpoint_end_with_it(run_dir):
     [
         ({"id": [0], "text": ["a"]}, "it has no label, prediction, logits"),
         (
-            {"id": [0], "label": [[1, 0]], "prediction": [[1, 1]], "logits": [[0.1, 0.2]]},
-            "several labels",
+            {"id": [0, 1], "label": [[1], [1, 2]], "prediction": [[1], [1]], "logits": [[0.1]] * 2},
+            "same shape",
         ),
     ],
 )
