@@ -167,11 +167,13 @@ def spell(value: object) -> str | None:
 
 def _spell_row(value: object, row: int, where: str) -> str | None:
     """A row's value in the one spelling; raises `UserError` for what is no single value."""
-    listed = isinstance(value, str) and re.fullmatch(r"\s*(\[.*['\"\d]\]|\{.*\})\s*", value)
+    listed = isinstance(value, str) and re.fullmatch(
+        r"\s*(\[(.*['\"\d])?\]|\(['\"].*\)|\{.*\})\s*", value
+    )
     if listed or (isinstance(value, Iterable) and not isinstance(value, str)):
         raise UserError(
-            f"{where}: row {row} holds {str(value)[:60]}, and a label is one name or number; keep "
-            "one label a row, or make a column for each and name one with task.label"
+            f"{where}: row {row} holds {str(value)[:60]}, and a label is one name or number; for "
+            "any number of labels a row there is task=files_labels"
         )
     return spell(value)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
@@ -34,10 +36,11 @@ YES, NO = ("1", "true", "yes"), ("0", "false", "no")  # of a column for each lab
 class Labels(Answer):
     """Any of `given`, each decided by itself: given where its probability reaches `threshold`.
 
-    One column holds lists of names, or texts of names with `separator` between them; several hold
-    1 or 0 for the label that each is called after. An empty list or text is a row without any of
-    the labels, a missing value a row that is not known. The loss is the binary cross-entropy, a
-    mean over rows and labels: cross-entropy of the two logits [0, z].
+    One column holds lists of names (or such lists as texts, as csv files have them), or texts with
+    `separator` between names; several hold 1 or 0 for the label that each is called after. An empty
+    list or text is a row without any of the labels, a missing value a row that is not known. The
+    loss is the binary cross-entropy, a mean over rows and labels: cross-entropy of the two logits
+    [0, z].
     """
 
     columns: list[str]
@@ -99,6 +102,9 @@ class Labels(Answer):
         """A row's labels as they are spelled; raises `UserError` for what is no list of them."""
         if isinstance(value, str) and self.separator:
             value = value.split(self.separator)
+        elif isinstance(value, str) and value.lstrip().startswith("["):  # as pandas writes a list
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value.strip())
         elif isinstance(value, str) and not value.strip():
             value = []
         if value is None or value != value:

@@ -31,7 +31,11 @@ def read(values, separator=None, labels=None, column="labels"):
 
 @pytest.mark.parametrize(
     ("values", "separator"),
-    [([["b", "a"], [], None, ["c"]], None), (["b;a", "", None, "c"], ";")],
+    [
+        ([["b", "a"], [], None, ["c"]], None),
+        (["b;a", "", None, "c"], ";"),
+        (["['b', 'a']", "[]", None, '["c"]'], None),
+    ],
 )
 def test_lists_and_separated_texts_are_read_alike(values, separator):
     answer, rows = read(values, separator)

@@ -178,6 +178,8 @@ def test_max_rows_keeps_the_first_rows():
         (labelled(["a"], ["a", "b"]), {"labels": None}, r"row 0 holds \['a'\], and a label is one"),
         (labelled({"a": 1}), {}, r"row 0 holds \{'a': 1\}, and a label is one"),
         (labelled("['a', 'b']"), {"labels": None}, r"row 0 holds \['a', 'b'\], and a label is one"),
+        (labelled("('a', 'b')"), {"labels": None}, r"row 0 holds \('a', 'b'\), and a label is one"),
+        (labelled("[]"), {"labels": None}, r"row 0 holds \[\], and a label is one"),
         (labelled(0, 1), {"max_rows": 0}, "task.max_rows=0: at least 1"),
         (labelled(0, 1), {"metrics": ["mse"], "headline": "mse"}, "metric mse: it does not judge"),
         (labelled(*"abc"), {"labels": list("abc"), **F1}, "metric f1: it is for two labels"),
