@@ -103,7 +103,7 @@ def prepare(
 
     source = teachers[0] if config.model.init else config.model
     some = rows.get(task.train, rows[task.evaluation[0]])
-    processor = ranks.in_turn(lambda: task.input.load_processor(source, some))
+    processor = _load_processor(task, source, some)
     architecture = loading.load_config(source, task.input.fitting(processor))
     task.check(source, processor, architecture, "model")
     task.input.make_ready(processor, architecture)
@@ -125,6 +125,11 @@ def prepare(
     return Prepared(
         config, task, args, rows, splits, processor, model, limit, data, teachers, recorded
     )
+
+
+@ranks.taking_turns
+def _load_processor(task: Task, model: Model, rows: Dataset) -> Processor:
+    return task.input.load_processor(model, rows)
 
 
 @ranks.taking_turns
