@@ -110,9 +110,12 @@ def _column(table: Table, column: str) -> list[Any]:
     if column not in table.column_names:
         return [None] * len(table)
     feature = table.features[column]
+    inner = feature.feature if isinstance(feature, List) else None
     if isinstance(feature, Image):  # decoded it would fill the memory
         table = table.cast_column(column, Image(decode=False))
     values = list(table[column])
+    if isinstance(inner, ClassLabel):
+        return [None if ids is None else [inner.names[i] for i in ids] for ids in values]
     if isinstance(feature, List | dict):  # Arrow fills in the fields that only other rows have
         return [_without_gaps(value) for value in values]
     if isinstance(feature, ClassLabel):

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import datasets
 
 TOPICS = {
-    "food": "bread soup cheese dinner recipe kitchen apple cook",
-    "health": "doctor fever clinic medicine nurse hospital pain cough",
-    "money": "bank loan salary tax price budget coin debt",
-    "music": "song guitar concert melody choir drum piano singer",
-    "sport": "match goal team race coach player stadium medal",
-    "travel": "train ticket hotel airport luggage map beach tour",
+    "food": "bread soup cheese dinner",
+    "health": "doctor fever clinic medicine",
+    "money": "bank loan salary tax",
+    "music": "song guitar concert melody",
+    "sport": "match goal team race",
+    "travel": "train ticket hotel airport",
 }
 NAMES = tuple(TOPICS)
 ABOUT = ("we spoke of the {}", "the {} came up", "she asked about the {}", "a word on the {}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
@@ -16,15 +14,20 @@ from numpy.typing import NDArray
 from forge.errors import UserError, one_line
 from forge.records.files import Json, finite, read_json
 from forge.results import card
+from forge.results.predictions import (
+    Calibration,
+    Floats,
+    Predictions,
+    calibration,
+    read_predictions,
+)
 from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
-from forge.results.statistics import Answers, matrix
 
 if TYPE_CHECKING:
     from forge.tasks.answer import Scores
     from forge.tasks.task import Task
 
-BINS = 15  # of the expected calibration error
 SHOWN = {"errors": 10, "disagreements": 3}
 HEADER = ("what", "overrides", "device", "code", "teacher")  # of `forge show`
 AGREEMENT = (
@@ -36,8 +39,6 @@ AGREEMENT = (
 )
 
 
-Ids: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
 Texts: TypeAlias = dict[int, list[str]]  # of a split's rows, by id
 Entry: TypeAlias = dict[str, float]  # of a log: the step, and what was measured there
 
@@ -51,20 +52,6 @@ class Example(TypedDict, total=False):
     probability: float
     texts: list[str]
     teacher: Example
-
-
-Bin = TypedDict(
-    "Bin", {"from": float, "to": float, "n": int, "confidence": float, "accuracy": float}
-)
-
-
-class Calibration(TypedDict):
-    """The expected calibration error, and the bins that hold examples."""
-
-    ece: float
-    bins: int
-    n: int
-    table: list[Bin]
 
 
 class Agreement(TypedDict):
@@ -118,72 +105,6 @@ class Report(TypedDict):
     labels: list[str]
     splits: dict[str, Split]
     notes: list[str]
-
-
-@dataclass
-class Predictions(Answers):
-    """Answers with their `logits` [rows, labels]."""
-
-    label: Ids | Floats
-    prediction: Ids | Floats
-    logits: Floats
-
-    @property
-    def numbers(self) -> bool:
-        """Whether the answers are numbers (a regression) and not labels."""
-        return int(self.logits.shape[1]) == 1
-
-    @property
-    def several(self) -> bool:
-        """Whether any number of labels is given: `label` and `prediction` are [rows, labels]."""
-        return self.label.ndim > 1
-
-    @property
-    def confidence(self) -> Floats:
-        """The probability of each answer that was given; of several labels, of all decisions."""
-        from scipy.special import expit, softmax
-
-        if self.several:
-            given = expit(np.where(self.prediction > 0, self.logits, -self.logits))
-            return np.asarray(given.prod(-1))
-        shares = softmax(self.logits.astype(np.float64), -1)
-        return np.asarray(shares[np.arange(len(shares)), self.prediction])
-
-
-def read_predictions(path: Path) -> Predictions:
-    """A split's predictions with their logits; raises `ValueError` for what has none."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    columns = ("id", "label", "prediction", "logits")
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise ValueError(f"it has no {', '.join(missing)}")
-    if not table.num_rows:
-        raise ValueError("it has no rows")
-    id, label, prediction = (table[name].to_numpy() for name in columns[:3])
-    logits = np.array(table["logits"].to_pylist(), dtype=np.float64)
-    return Predictions(id, matrix(label), matrix(prediction), logits)
-
-
-def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
-    """The expected calibration error (Guo et al. 2017), and the bins of its reliability diagram.
-
-    Confidence, the probability of the answer given, is cut into bins of equal width, the m-th
-    being ((m - 1) / bins, m / bins]. The error is the mean over the examples of the distance
-    between their bin's accuracy and its mean confidence.
-    """
-    edges = np.linspace(0, 1, bins + 1)
-    where = np.searchsorted(edges[1:-1], confidence)
-    n = np.bincount(where, minlength=bins)
-    sure = np.bincount(where, confidence, bins) / np.maximum(n, 1)
-    accuracy = np.bincount(where, right, bins) / np.maximum(n, 1)
-    table: list[Bin] = [
-        {"from": low, "to": high, "n": int(n[i]), "confidence": sure[i], "accuracy": accuracy[i]}
-        for i, (low, high) in enumerate(pairwise(edges.tolist()))
-        if n[i]
-    ]
-    error = float(n @ np.abs(accuracy - sure) / n.sum())
-    return {"ece": error, "bins": bins, "n": int(n.sum()), "table": table}
 
 
 def examine(folder: Path) -> Report:

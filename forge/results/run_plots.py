@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.results import pictures
-from forge.results.examine import Calibration, Entry, Predictions, Report, Split, name_of
+from forge.results.examine import Entry, Report, Split, name_of
+from forge.results.predictions import Calibration, Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,8 +129,7 @@ def _by_label(plane: Axes, facts: Split) -> None:
     plane.plot([row["precision"] for row in rows], names, "<", color="black", label="precision")
     plane.plot([row["recall"] for row in rows], names, ">", color="black", label="recall")
     plane.set(xlim=(0, 1.02), xlabel="F1")
-    plane.set_title("F1 of each label (and its rows)", fontsize="medium")
-    plane.legend(fontsize="small")
+    plane.legend(title="F1 of each label (and its rows)", **ABOVE)
 
 
 def _confusion(plane: Axes, facts: Split, labels: list[str]) -> None:

@@ -9,14 +9,13 @@ import numpy as np
 
 from forge.results import card, pictures, run_plots
 from forge.results.examine import (
-    BINS,
     Example,
     Report,
     Split,
     examine,
     name_of,
-    read_predictions,
 )
+from forge.results.predictions import BINS, read_predictions
 from forge.results.run_plots import MOST_LABELS, SHARE
 from forge.results.runs import read_run
 from forge.results.sweep_report import write

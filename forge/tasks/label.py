@@ -73,10 +73,16 @@ class Label(Answer):
     def rows(self, columns: Columns, inputs: Columns, split: str) -> dict[str, list[int | None]]:
         return {"labels": self.encode(columns[self.column], split)}
 
-    def encode(self, values: Sequence[object], split: str) -> list[int | None]:
-        """The ids of a split's values, None for a row without a label; raises `UserError`."""
+    def encode(
+        self, values: Sequence[object], split: str, places: Sequence[int] | None = None
+    ) -> list[int | None]:
+        """The ids of a split's values, None for one without a label; raises `UserError`.
+
+        `places` are the values' rows; None: a value for each row.
+        """
         where = f"split {split}, column {self.column}"
-        spelled = [_spell_row(value, i, where) for i, value in enumerate(values)]
+        places = places or range(len(values))
+        spelled = [_spell_row(value, i, where) for i, value in zip(places, values, strict=True)]
         counts = Counter(s for s in spelled if s is not None)
         if not self.names:
             self.names = self._read_off(counts, where)
@@ -87,7 +93,9 @@ class Label(Answer):
             named = ", ".join(f"{mark} ({counts[mark]} rows)" for mark in marks)
             log.warning("%s: %s: taken for no label, as task.labels does not name it", where, named)
         if foreign := counts.keys() - ids.keys() - set(marks):
-            raise UserError(self._foreign(spelled, foreign, where))
+            pairs = zip(places, spelled, strict=True)
+            row, value = next((i, s) for i, s in pairs if s in foreign)
+            raise UserError(self._foreign(foreign, row, str(value), where))
         return [None if s is None else ids.get(s) for s in spelled]
 
     def _ids(self, values: Iterable[str]) -> dict[str, int]:
@@ -127,13 +135,12 @@ class Label(Answer):
             log.warning("%s: labels that differ in case alone are taken for different ones", where)
         return sorted(counts, key=lambda s: (0, float(s), s) if NUMBER.match(s) else (1, 0.0, s))
 
-    def _foreign(self, spelled: list[str | None], foreign: set[str], where: str) -> str:
-        first = next(i for i, s in enumerate(spelled) if s in foreign)
+    def _foreign(self, foreign: set[str], row: int, value: str, where: str) -> str:
         values = ", ".join(sorted(foreign)[:5])
         return (
-            f"{where}: {values} (first in row {first}) not among task.labels "
+            f"{where}: {values} (first in row {row}) not among task.labels "
             f"[{', '.join(self.names)}]; set task.labels=[…] to the data's names"
-            + did_you_mean(str(spelled[first]), self.names, listed=False)
+            + did_you_mean(value, self.names, listed=False)
         )
 
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:

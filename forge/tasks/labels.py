@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -88,13 +87,14 @@ class Labels(Answer):
         where = f"split {split}, column {self.columns[0]}"
         values = enumerate(columns[self.columns[0]])
         sets = [self._names(value, f"{where}: row {i}") for i, value in values]
-        known = [names for names in sets if names is not None]
-        ids = iter(self.single.encode(list(chain.from_iterable(known)), split))
-        empty = sum(not names for names in known)
+        each = [(i, name) for i, names in enumerate(sets) for name in names or ()]
+        names, rows = [name for _, name in each], [i for i, _ in each]
+        ids = iter(self.single.encode(names, split, rows))
+        empty = sets.count([])
         log.info("%s: %s rows with none of the labels", where, f"{empty:,}")
         hot: list[list[int] | None] = []
-        for names in sets:
-            row = None if names is None else [next(ids) for _ in names]
+        for chosen in sets:
+            row = None if chosen is None else [next(ids) for _ in chosen]
             hot.append(row if row is None else [int(i in row) for i in range(len(self.labels))])
         return hot
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import evaluate
 import numpy as np
@@ -228,16 +228,15 @@ def score(name: str, module: evaluate.EvaluationModule, true: Answers, answered:
     Raises `UserError` for a metric that answers with anything else, or not at all.
     """
     try:
-        found = module.compute(predictions=answered, references=true) or {}
+        scores: dict[str, Any] = module.compute(predictions=answered, references=true) or {}
     except (TypeError, ValueError, ImportError) as error:
         if isinstance(module, Metric):
             raise
         raise UserError(f"metric {name}: {one_line(str(error))[:300]}") from error
-    value = next(iter(found.values())) if len(found) == 1 else found.get(name)
     try:
-        return float(value)  # type: ignore[arg-type]  # of what a stranger returned
-    except (TypeError, ValueError) as error:
-        keys = ", ".join(map(str, found)) or "nothing"
+        return float(next(iter(scores.values())) if len(scores) == 1 else scores[name])
+    except (TypeError, ValueError, KeyError) as error:
+        keys = ", ".join(map(str, scores)) or "nothing"
         raise UserError(
             f"metric {name}: it returns {keys}; a metric of a run is one number, alone or under "
             f"the key {name}"

@@ -15,7 +15,8 @@ from forge.config.check import build
 from forge.errors import UserError
 from forge.records.files import read_json
 from forge.results import pictures
-from forge.results.examine import calibration, examine, read_predictions
+from forge.results.examine import examine
+from forge.results.predictions import calibration, read_predictions
 from forge.results.run_report import markdown, report
 
 NAMES = ("no", "yes")

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, List
 from sklearn.metrics import f1_score
 
 from forge.commands.export import export
 from forge.commands.predict import predict
+from forge.data import sources
 from forge.data.toy_topics import DENIED, NAMES, TOPICS, topics
 from forge.errors import Preempted, UserError
 from forge.reinforcement import sets
@@ -54,8 +56,14 @@ def test_a_column_for_each_label():
 def test_a_name_alone_is_no_list_and_an_unknown_one_is_refused():
     with pytest.raises(UserError, match=r"task\.separator"):
         read(["a", "b"])
-    with pytest.raises(UserError, match="c"):
-        read([["a"], ["c"]], labels=["a", "b"])
+    with pytest.raises(UserError, match=r"c \(first in row 2\) not among"):
+        read([["a", "b"], [], ["c"]], labels=["a", "b"])
+
+
+def test_class_labels_of_a_dataset_are_names():
+    features = Features({"labels": List(ClassLabel(names=["joy", "anger"]))})
+    rows = Dataset.from_dict({"labels": [[1, 0], []]}, features=features)
+    assert sources.read({"train": rows}, "train", ["labels"]) == {"labels": [["anger", "joy"], []]}
 
 
 def test_the_loss_is_binary_cross_entropy_and_the_threshold_is_of_probabilities():
