@@ -28,8 +28,8 @@ NAMES = [file.relative_to(ROOT).with_suffix("").as_posix().split("/") for file i
 MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)}
 
 KINDS = {  # what a new kind of task adds to; every other room asks the task
-    *(f"forge.tasks.{name}" for name in ("kinds", "label", "labels", "number", "text")),
-    *(f"forge.inputs.{name}" for name in ("image", "prompt", "text")),
+    *(f"forge.tasks.{name}" for name in ("kinds", "label", "labels", "number", "tags", "text")),
+    *(f"forge.inputs.{name}" for name in ("image", "prompt", "text", "words")),
 }
 LINES = 60  # of a function, at most
 
@@ -82,7 +82,12 @@ def test_kinds_are_named_in_their_rooms_alone():
     for module in others:
         assert not imports(module) & KINDS, f"{module}: ask the task instead"
         code = MODULES[module].read_text()
-        for auto in ("SequenceClassification", "CausalLM", "ImageClassification"):
+        for auto in (
+            "SequenceClassification",
+            "TokenClassification",
+            "CausalLM",
+            "ImageClassification",
+        ):
             assert auto not in code, f"{module} names a kind of head; ask task.head"
 
 

@@ -69,7 +69,7 @@ def load(run: Run) -> Finished:
     """Its classifier, of rows; raises `UserError` for a model that is none."""
     config, model, folder = architecture(run), source(run), str(run.path / "model")
     task = recorded_task(run.metadata, config)
-    if task.answer.alignment != "row":
+    if task.answer.alignment == "token":
         raise UserError(f"{run.path}: its model ({config.model_type}) is no classifier")
     options = {"dtype": "float32", **model.from_pretrained, "config": config}
     with hub.access("model", folder, "RUN"):

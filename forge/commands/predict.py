@@ -16,7 +16,6 @@ from forge.data import sources
 from forge.errors import UserError
 from forge.records.files import Json
 from forge.records.logs import library_logs
-from forge.tasks.answer import Answer
 
 BATCH = 32  # examples at once, of `predict`
 
@@ -25,7 +24,9 @@ class Prediction(TypedDict, total=False):
     """A label with the probability of each, or the value of a regression."""
 
     label: str
-    labels: list[str]  # of a task of any number of labels
+    labels: list[str]  # of a task of any number of labels, or of one for each of the words
+    words: list[str]  # that the model read
+    shown: str  # the words with what they are labelled
     probabilities: dict[str, float]
     value: float
 
@@ -45,10 +46,11 @@ def predict(
         with library_logs():
             model = load(run)
         values = _values(model, given, file)
-        shown = shown or [list(map(str, column)) for column in values.values()]
-        logits, cut, seconds = _logits(model, values, str(file or "texts"))
+        shown = shown or [list(map(_text, column)) for column in values.values()]
+        logits, read, cut, seconds = _logits(model, values, str(file or "texts"))
+        pairs = zip(logits, read, strict=True)
+        answers.append([_answer(row, texts, model) for row, texts in pairs])
         names = model.labels
-        answers.append([_answer(row, names, model.task.answer) for row in logits])
         about: Json = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
         runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
@@ -74,15 +76,21 @@ def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -
     raise UserError(f"{run.path}: it reads one text ({columns[0]}); leave --pair out")
 
 
-def _logits(model: Finished, values: sources.Columns, where: str) -> tuple[np.ndarray, int, float]:
-    """Logits in the order of the rows, how many were cut, and the seconds that it took."""
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _logits(
+    model: Finished, values: sources.Columns, where: str
+) -> tuple[list[np.ndarray], list[list[str]], int, float]:
+    """Of each row its logits [k, labels], and the texts that were read; how many rows were cut,
+    and the seconds that it took."""
     import torch
     from datasets import Dataset
 
     from forge.models.forward import Pass
-    from forge.training.evaluation import logits_of
 
-    kind, processor = model.task.input, model.processor
+    task, kind, processor = model.task, model.task.input, model.processor
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     torch.nn.Module.to(model.model, device)
     rows, how = kind.rows(values, where), Pass(device, None, BATCH)
@@ -91,17 +99,24 @@ def _logits(model: Finished, values: sources.Columns, where: str) -> tuple[np.nd
     for part in (tried, rows):
         start = time.perf_counter()
         features = Dataset.from_dict(kind.features(part, processor, model.limit))
-        logits = logits_of(model.model, features, collate, how)
-    return logits, sum(features["truncated"]), time.perf_counter() - start
+        logits = task.logits_by_row(model.model, features, collate, how)
+    seconds = time.perf_counter() - start
+    columns = list(kind.shown(rows).values())
+    read = [[column[i] for column in columns] for i in range(len(logits))]
+    return logits, read, sum(features["truncated"]), seconds
 
 
-def _answer(logits: np.ndarray, names: list[str], answer: Answer) -> Prediction:
+def _answer(logits: np.ndarray, texts: list[str], model: Finished) -> Prediction:
     """A number for a regression; else the label (or labels) and the probability of each."""
+    answer = model.task.answer
     if not answer.distribution:
-        return {"value": float(logits[0])}
-    odds = answer.probabilities(logits)
-    probabilities = dict(zip(names, odds.tolist(), strict=True))
-    completion = answer.completion(np.atleast_1d(answer.predict(logits)).tolist())
+        return {"value": float(logits[0, 0])}
+    if answer.alignment == "word":
+        labels = list(answer.completion(answer.predict(logits).tolist()))
+        return {"labels": labels, "words": texts[0].split(), "shown": answer.shown(texts, labels)}
+    odds = answer.probabilities(logits[0])
+    probabilities = dict(zip(model.labels, odds.tolist(), strict=True))
+    completion = answer.completion(np.atleast_1d(answer.predict(logits[0])).tolist())
     if isinstance(completion, str):
         return {"label": completion, "probabilities": probabilities}
     return {"labels": completion, "probabilities": probabilities}
@@ -115,6 +130,8 @@ def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
     runs, rows = result["runs"], result["rows"]
     names = [chr(ord("A") + i) for i in range(len(runs))] if len(runs) > 1 else ["answer"]
     labels = list(dict.fromkeys(label for run in runs for label in run["labels"]))
+    if "shown" in rows[0]["predictions"][0]:  # a label for each word: no probability of each
+        labels = []
     if len(rows) == 1:
         answers = rows[0]["predictions"]
         lines = [["", *map(_named, answers)]]
@@ -135,6 +152,8 @@ def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
 
 
 def _named(answer: Prediction) -> str:
+    if "shown" in answer:
+        return str(answer["shown"])
     if "labels" in answer:
         return ", ".join(answer["labels"]) or "none"
     return str(answer["label"]) if "label" in answer else f"{answer['value']:.4f}"

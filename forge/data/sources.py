@@ -6,6 +6,7 @@ asked for.
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
@@ -14,10 +15,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forge import hub
+from forge.data import conll
 from forge.data.fingerprints import fingerprint
 from forge.errors import UserError, did_you_mean, one_line
 
@@ -30,7 +33,7 @@ Columns: TypeAlias = dict[str, list[Any]]  # of a table, by name
 Table: TypeAlias = "Dataset | Columns"
 Row: TypeAlias = dict[str, Any]  # one row of a dataset, by column
 HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a character, as JSON may spell it
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
 
 
 def load(*, path: str, name: str | None = None, revision: str | None = None) -> Source:
@@ -49,6 +52,20 @@ def load(*, path: str, name: str | None = None, revision: str | None = None) -> 
     with hub.access("dataset", path, "task.dataset.path=DIR"):
         source: Source = load_dataset(path, name, revision=revision)
         return source
+
+
+def of_files(files: Mapping[str, str | None]) -> dict[str, list[Path]]:
+    """A source of the user's own files: those splits that have one."""
+    return {split: [Path(file).expanduser()] for split, file in files.items() if file is not None}
+
+
+def listed(value: object) -> object:
+    """The list that a text spells, as pandas writes one into csv; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, SyntaxError):
+            parsed: object = ast.literal_eval(value.strip())
+            return parsed
+    return value
 
 
 def _directory(directory: Path, name: str | None) -> Source:
@@ -145,6 +162,8 @@ def _parse(path: Path) -> Table:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{path}: {reason}; mend that, or name another file") from error
+    if suffix in conll.SUFFIXES:
+        return conll.parse(text, path)
     return _parse_csv(text, path) if suffix in (".csv", ".tsv") else _parse_json(text, path)
 
 

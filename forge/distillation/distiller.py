@@ -166,7 +166,7 @@ class Distiller(Trainer):
         """What the losses read: student's and teacher's outputs for decisions, and the batch."""
         decisions, answer = decisions.packed(), self.task.answer
         ours = replace(ours, logits=decisions.logits)
-        theirs = replace(theirs, logits=answer.decisions(theirs.logits, {}).packed().logits)
+        theirs = replace(theirs, logits=answer.decisions(theirs.logits, inputs).packed().logits)
         batch = {} if decisions.labels is None else {"labels": decisions.labels}
         mask = self.task.input.mask(inputs)
         if mask is None and (states := [*ours.hidden_states, *_queries(ours.captured)]):

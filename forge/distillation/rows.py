@@ -18,7 +18,7 @@ from forge.distillation.losses import DIST, DKD, KL, MSE, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
 from forge.errors import UserError
-from forge.inputs.input import pad_multiple
+from forge.inputs.input import for_model, pad_multiple
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ def _stored(
     own = [np.concatenate([stored_logits(t, prepared, s) for s in splits]) for t in teachers]
     logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
     ids = [row for split in splits for row in prepared.rows[split]["id"]]
-    by_id = dict(
-        zip(ids, teacher.combine(logits, weights, prepared.task.answer).tolist(), strict=True)
-    )
-    train = train.add_column(LOGITS, [by_id[row] for row in train["id"]])
+    answer = prepared.task.answer
+    combined = teacher.combine(logits, weights, answer).numpy()
+    rows = concatenate_datasets([prepared.rows[split] for split in splits])
+    by_id = dict(zip(ids, answer.by_row(combined, rows), strict=True))
+    train = train.add_column(LOGITS, [by_id[row].tolist() for row in train["id"]])
     multiple = pad_multiple(prepared.args)
     collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
     return train, collate, lambda inputs, watch: Outputs(inputs[LOGITS])
@@ -172,22 +173,22 @@ def _live(
     def answers(inputs: Batch, watch: Watch) -> Outputs:
         batches = [_of(inputs, prefix) for prefix in collators]
         if len(teachers) == 1:
-            return outputs(teachers[0], batches[0], watch)
+            return outputs(task, teachers[0], batches[0], watch)
         pairs = zip(teachers, batches, strict=True)
         return Outputs(
-            teacher.combine([outputs(*p, watch).logits for p in pairs], weights, task.answer)
+            teacher.combine([outputs(task, *p, watch).logits for p in pairs], weights, task.answer)
         )
 
     own = task.collator(prepared.processor, multiple)
     return concatenate_datasets(parts, axis=1), Beside(own, collators), answers
 
 
-def outputs(each: FrozenTeacher, batch: Batch, watch: Watch, **asked: bool) -> Outputs:
+def outputs(task: Task, each: FrozenTeacher, batch: Batch, watch: Watch, **asked: bool) -> Outputs:
     """A teacher's outputs for a batch of its own, with what the losses read beside logits."""
     with ExitStack() as stack, torch.no_grad():
         watched = watch(each.model.eval(), "teacher_layer", stack)
-        given = each.model(**batch, **watched.keywords, **asked)
-    logits = given["logits"][..., each.order]
+        given = each.model(**for_model(batch), **watched.keywords, **asked)
+    logits = task.logits(given, batch)[..., each.order]
     return watched.outputs(logits, given)
 
 

@@ -22,7 +22,7 @@ from forge.inputs.input import pad_multiple
 from forge.models.forward import Pass
 from forge.records.files import follow_umask
 from forge.tasks.answer import Answer
-from forge.training.evaluation import logits_of
+from forge.tasks.decisions import places
 from forge.training.preparation import Prepared
 
 if TYPE_CHECKING:
@@ -34,17 +34,17 @@ TOLERANCE = {"fp32": 1e-3, "half": 0.03}
 
 
 def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool) -> Logits:
-    """The model's own logits [rows, labels], in the order of `rows`."""
+    """The model's own logits [K, labels] (`Task.logits_of`), in the order of `rows`."""
     how = Pass.of(prepared.args)
     how = how if half else replace(how, dtype=None)
     teacher.to(how.device)
     encoded = teacher.encode(rows, prepared)
     collate = prepared.task.collator(teacher.processor, pad_multiple(prepared.args))
-    return logits_of(teacher.model, encoded, collate, how)
+    return prepared.task.logits_of(teacher.model, encoded, collate, how)
 
 
 def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> Logits:
-    """The model's own logits [rows, labels] over a split's rows, asked once and then stored.
+    """The model's own logits [K, labels] over a split's rows, asked once and then stored.
 
     Whoever comes second waits; a damaged or foreign file is reported and made anew.
     """
@@ -57,12 +57,13 @@ def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> Log
     folder.mkdir(parents=True, exist_ok=True)
     path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
     with FileLock(f"{path}.lock"):
-        logits = read(path, list(rows["id"]), named)
+        ids = np.repeat(rows["id"], prepared.task.answer.sizes(rows)).tolist()
+        logits = read(path, ids, named)
         if logits is None:
             log.info("teacher: asked about %s, once", named)
             half = half and _half_will_do(teacher, rows, prepared)
             logits = compute(teacher, rows, prepared, half)
-            write(path, list(rows["id"]), logits)
+            write(path, ids, logits)
         else:
             _spot_check(teacher, rows, prepared, logits, half)
     return logits
@@ -100,9 +101,8 @@ def _spot_check(
 ) -> None:
     """Raise `UserError` unless a few stored rows are what the teacher says now."""
     few = _few(rows)
-    apart = _apart(
-        logits[few], compute(teacher, rows.select(few), prepared, half), prepared.task.answer
-    )
+    stored = logits[places(prepared.task.answer.sizes(rows), few)]
+    apart = _apart(stored, compute(teacher, rows.select(few), prepared, half), prepared.task.answer)
     if not apart <= TOLERANCE["half" if half else "fp32"]:
         raise UserError(
             f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "

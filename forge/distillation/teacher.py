@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-Logits: TypeAlias = NDArray[np.float32]  # [rows, labels]
+Logits: TypeAlias = NDArray[np.float32]  # [K, labels], K the rows or their words
 NAMES = (
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type",
     "transformers_version",
@@ -140,13 +140,13 @@ def measure(
     teacher that is no better than the trivial answer on the first split.
     """
     task, first = prepared.task, prepared.task.evaluation[0]
-    labels = {split: np.asarray(prepared.rows[split]["labels"]) for split in task.evaluation}
+    labels = {split: task.answer.right(prepared.rows[split]) for split in task.evaluation}
     baseline = task.baseline(prepared.rows[first], prepared.splits[first])
     logits: dict[str, list[Logits]] = {split: [] for split in task.evaluation}
     for teacher in teachers:
         own = {split: answers(teacher, split) for split in task.evaluation}
         if teacher.unnamed:
-            teacher.order = _best_order(own[first], labels[first], task)
+            teacher.order = _best_order(own[first], np.hstack(labels[first]), task)
         for split in task.evaluation:
             logits[split].append(own[split][:, teacher.order])
         value = task.judge(logits[first][-1], labels[first])[task.headline]

@@ -63,9 +63,8 @@ def ready(
             assert distiller.last_ids is not None
             stored_rows = [likeliest[row] for row in distiller.last_ids.tolist()]
             return Outputs(torch.cat(stored_rows).to(args.device))
-        batch = {name: part for name, part in inputs.items() if name != "labels"}
         with distiller.accelerator.autocast():
-            return outputs(frozen, batch, watch, use_cache=False)
+            return outputs(prepared.task, frozen, inputs, watch, use_cache=False)
 
     set_seed(args.seed)  # for the losses' projections, whatever came before
     for term in loss.values():

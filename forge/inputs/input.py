@@ -22,6 +22,13 @@ Batch: TypeAlias = "Mapping[str, Tensor]"
 Collator: TypeAlias = Callable[[list[Row]], Batch]
 
 IGNORED = -100  # the label of a position that is not trained on, as in PyTorch
+FIRST = "first"  # a batch's column: of each word [B, W] the place of its first piece, -1 for none
+APART = ("id", "labels", FIRST)  # columns of a batch that no model reads
+
+
+def for_model(batch: Batch) -> dict[str, Tensor]:
+    """Of a batch what a model is called with; it is not shown the labels."""
+    return {name: part for name, part in batch.items() if name not in APART}
 
 
 @dataclass(frozen=True)

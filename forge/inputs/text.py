@@ -99,6 +99,24 @@ class Tokens(Input):
     def texts(self, rows: Dataset) -> Iterator[str]:
         """Every text of the rows."""
 
+    def encode(
+        self, rows: Dataset, processor: PreTrainedTokenizerBase, limit: int, cache_dir: Path
+    ) -> Dataset:
+        def encoded(batch: Columns) -> Columns:
+            return self.features(batch, processor, limit)
+
+        key = fingerprint(
+            rows._fingerprint,
+            self.identity(processor),
+            processor.model_input_names,
+            self.kept,
+            limit,
+        )
+        return cache.stored(rows, encoded, self.kept, key, cache_dir)
+
+    def make_ready(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        tokenizers.fit(processor, config)
+
     def model_columns(self, processor: PreTrainedTokenizerBase) -> list[str]:
         return list(processor.model_input_names)
 
@@ -154,24 +172,6 @@ class Text(Tokens):
 
     def features(self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int) -> Columns:
         return encode([rows[column] for column in self.kept], processor, limit)
-
-    def encode(
-        self, rows: Dataset, processor: PreTrainedTokenizerBase, limit: int, cache_dir: Path
-    ) -> Dataset:
-        def encoded(batch: Columns) -> Columns:
-            return self.features(batch, processor, limit)
-
-        key = fingerprint(
-            rows._fingerprint,
-            self.identity(processor),
-            processor.model_input_names,
-            self.kept,
-            limit,
-        )
-        return cache.stored(rows, encoded, self.kept, key, cache_dir)
-
-    def make_ready(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        tokenizers.fit(processor, config)
 
     def collator(
         self, processor: PreTrainedTokenizerBase, multiple: int | None, *extra: str
@@ -248,6 +248,7 @@ class Collator:
         from transformers import DataCollatorWithPadding
 
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        self.tokenizer = tokenizer
         self.pad: Callable[[list[Row]], Batch] = DataCollatorWithPadding(
             tokenizer, pad_to_multiple_of=multiple
         )

@@ -16,7 +16,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -65,12 +65,14 @@ class Settings:
 @dataclass
 class Rollout:
     """Labels drawn [B, (K,) G], the log-probabilities [B, (K,) C] that they come from, advantages
-    [B, G]; with K decisions a row where it has several."""
+    [B, G]; with K decisions a row where it has several, of which only those `asked` [B, K] count
+    (None: all)."""
 
     step: int  # at which they were drawn
     labels: Tensor
     old: Tensor
     advantages: Tensor
+    asked: Tensor | None = None
 
 
 def draw(
@@ -136,13 +138,25 @@ def objective(
         advantages = advantages.unsqueeze(1)
     gain = torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     clipped = torch.where(advantages < 0, ratio < 1 - low, (ratio > 1 + high) & (advantages > 0))
-    entropy = -(policy.exp() * policy).sum(-1).mean()
-    loss = -gain.mean() - settings.entropy_coef * entropy
-    facts = {"entropy": entropy, "clip_ratio/region_mean": clipped.float().mean()}
+    entropy = mean_asked(-(policy.exp() * policy).sum(-1), rollout.asked)
+    loss = -mean_asked(gain, rollout.asked) - settings.entropy_coef * entropy
+    facts = {
+        "entropy": entropy,
+        "clip_ratio/region_mean": mean_asked(clipped.float(), rollout.asked),
+    }
     if start is not None:
-        facts["kl"] = kl(policy, start).mean()
+        facts["kl"] = mean_asked(kl(policy, start), rollout.asked)
         loss = loss + settings.beta * facts["kl"]
     return loss, {name: fact.detach() for name, fact in facts.items()}
+
+
+def mean_asked(values: Tensor, asked: Tensor | None) -> Tensor:
+    """The mean of values [B, K, …] over the decisions that are asked [B, K]; None: over all."""
+    if asked is None:
+        return values.mean()
+    shape = (*asked.shape, *[1] * (values.ndim - asked.ndim))
+    weights = asked.view(shape).expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 def statistics(values: Floats, rewards: Rewards, group: int) -> dict[str, float]:
@@ -224,7 +238,7 @@ class GRPO(Trainer):
         start = self._start_policy(model, inputs) if self.settings.beta else None
         decisions, outputs = self.decide(model, inputs)
         policy = self._log_policy(decisions.logits)
-        rollout = self._rollout(policy.detach())
+        rollout = self._rollout(policy.detach(), decisions.asked)
         loss, facts = objective(policy, rollout, start, self.settings)
         self._add({name: fact.item() for name, fact in facts.items()})
         return (loss, outputs) if return_outputs else loss
@@ -241,13 +255,13 @@ class GRPO(Trainer):
     def _log_policy(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.settings.temperature).log_softmax(-1)
 
-    def _rollout(self, policy: Tensor) -> Rollout:
+    def _rollout(self, policy: Tensor, asked: Tensor | None) -> Rollout:
         """The batch's labels and advantages: drawn now, or those of the updates before."""
         assert self.last_ids is not None
         ids, step = self.last_ids.tolist(), self.state.global_step
         key = " ".join(map(str, ids))
         if step % self.settings.num_iterations:
-            return self.rollouts[key]
+            return replace(self.rollouts[key], asked=asked)
         labels = draw(
             policy.exp().cpu().numpy(), ids, step, self.args.seed, self.settings.num_generations
         )
@@ -255,7 +269,7 @@ class GRPO(Trainer):
         self._add(statistics(values, self.rewards, self.settings.num_generations))
         total = self.rewards.total(values).reshape(len(ids), -1)
         advantages = centred(total, self.settings.scale_rewards)
-        rollout = self._rolled_out(step, labels, policy, advantages)
+        rollout = replace(self._rolled_out(step, labels, policy, advantages), asked=asked)
         if self.settings.num_iterations > 1:
             self.rollouts = {k: r for k, r in self.rollouts.items() if r.step == step}
             self.rollouts[key] = rollout

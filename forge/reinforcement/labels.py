@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
+from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 
 from forge.data.sources import Columns
@@ -20,7 +21,6 @@ from forge.reinforcement.grpo import GRPO, Drawn, Settings, draw
 from forge.reinforcement.policy import Policy
 from forge.reinforcement.rewards import Floats
 from forge.tasks.answer import Scores
-from forge.training.evaluation import logits_of
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Labels(Policy):
             raise UserError(
                 f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
             )
-        self.names = names
-        self.rewards.bind(names, ["id", "label", *own], several=self.task.answer.several)
+        self.names, self.sizes = names, self.task.answer.sizes(self.rows)
+        self.rewards.bind(names, ["id", "label", *own], self.task.answer.rewards)
 
     def columns(self, rows: Columns) -> Columns:
         completion = self.task.answer.completion
@@ -57,19 +57,23 @@ class Labels(Policy):
         once, count = self.columns_of(ids), range(labels.shape[-1])
         given = {name: [value for value in column for _ in count] for name, column in once.items()}
         answers = np.moveaxis(labels, -1, 1).reshape(len(ids) * len(count), -1).tolist()
+        if self.task.answer.alignment == "word":  # without the padding
+            wanted = (self.sizes[self.place[row]] for row in ids for _ in count)
+            answers = [answer[:size] for answer, size in zip(answers, wanted, strict=True)]
         return self.rewards([self.task.answer.completion(answer) for answer in answers], given)
 
     def sample(self, temperature: float, count: int) -> Floats:
         args, seed = self.prepared.args, self.prepared.args.seed
         few = np.random.default_rng(seed).permutation(len(self.rows))[:SAMPLED]
         rows, size = self.rows.select(few), args.train_batch_size
-        logits = self.task.answer.decisions(torch.from_numpy(self._logits(rows)), {}).logits
-        likely = softmax(logits.numpy() / temperature, -1)
-        ids = list(rows["id"])
+        answer, ids = self.task.answer, list(rows["id"])
+        each = answer.by_row(self._logits(rows), rows)
+        logits = [answer.decisions(torch.from_numpy(row), {}).logits for row in each]
         values = []
         for i in range(0, len(ids), size):  # rewards may be of a whole batch
             batch = ids[i : i + size]
-            drawn = draw(likely[i : i + size], batch, BEFORE, seed, count)
+            likely = softmax(pad_sequence(logits[i : i + size], True).numpy() / temperature, -1)
+            drawn = draw(likely, batch, BEFORE, seed, count)
             values.append(self.judge(drawn, batch))
         return np.concatenate(values)
 
@@ -77,7 +81,7 @@ class Labels(Policy):
         scores: dict[str, Scores] = {}
         for split in self.task.evaluation:
             rows = self.prepared.rows[split]
-            labels = np.asarray(rows["labels"])
+            labels = self.task.answer.right(rows)
             scores[split] = self.task.judge(self._logits(rows), labels) | {"n": len(rows)}
         return scores
 
@@ -87,7 +91,7 @@ class Labels(Policy):
         processor, model = prepared.processor, prepared.model.to(how.device)  # type: ignore[arg-type]
         encoded = self.task.encode(rows, processor, prepared.limit, prepared.config.cache_dir)
         collate = self.task.collator(processor, pad_multiple(prepared.args))
-        return logits_of(model, encoded, collate, how)
+        return self.task.logits_of(model, encoded, collate, how)
 
     def baseline(self, split: str) -> float:
         return self.task.baseline(self.prepared.rows[split], self.prepared.splits[split])

@@ -274,9 +274,11 @@ class Rewards:
         if not (np.isfinite(self.weights).all() and self.weights.any()):
             raise UserError(f"mode.reward_weights={weights}: finite numbers, one of them not 0")
 
-    def bind(self, labels: list[str] | None, columns: Sequence[str], several: bool = False) -> None:
+    def bind(
+        self, labels: list[str] | None, columns: Sequence[str], several: Sequence[str] = ()
+    ) -> None:
         """Give the rewards the labels; raise `UserError` for one that needs a column not given, or
-        that knows one label a row where there are `several`."""
+        that knows one label a row where there are several, which the rewards `several` know."""
         for name, function in self.functions.items():
             for key, parameter in _keywords(function).items():
                 if parameter.default is parameter.empty and key not in columns:
@@ -288,7 +290,7 @@ class Rewards:
                 if several:
                     raise UserError(
                         f"mode/reward={name}: it is for one label a row; with several choose "
-                        "label_f1, jaccard, label_costs or exact"
+                        f"{', '.join(several)}"
                     )
                 bind(labels)
 

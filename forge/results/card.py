@@ -34,7 +34,7 @@ def write(run_dir: Path, task: Task) -> None:
     tags = ["lora"] if adapter else []
     tags += ["knowledge-distillation"] if "teacher" in run.metadata else []
     config, mode = run.metadata["config"], _chosen(run, "mode")
-    classifies = task.answer.alignment == "row"
+    classifies = task.answer.alignment != "token"
     scored = _eval_results(run, task.pipeline) if classifies else []
     front = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -99,7 +99,7 @@ def _sections(run: Run, task: Task, model: Json, adapter: Json) -> list[str]:
     parts = ["## Results", markdown_table(*metrics_cells(run)), *chosen_on(run)]
     training = _training(run, task) + ([_adapted(run, adapter)] if adapter else [])
     parts += ["## Training", "\n".join(f"- {line}" for line in training)]
-    classifies = task.answer.alignment == "row"
+    classifies = task.answer.alignment != "token"
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
         parts += ["## Labels", _one_number(task.answer.scale) if numbers else named]

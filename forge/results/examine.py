@@ -23,6 +23,7 @@ from forge.results.predictions import (
 )
 from forge.results.runs import Headline, Run, read_run
 from forge.results.show import shown
+from forge.results.statistics import same
 
 if TYPE_CHECKING:
     from forge.tasks.answer import Scores
@@ -234,7 +235,6 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
         }
     from sklearn.metrics import confusion_matrix
 
-    wide = range(answers.logits.shape[1])
     wrong, confidence = np.flatnonzero(~answers.right), answers.confidence
     usable = np.isfinite(confidence)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHOWN["errors"]]
@@ -243,9 +243,12 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
         "wrong": len(wrong),
         "errors": [_example(answers, i, labels, texts) for i in worst],
     }
-    if answers.several:
+    if answers.tagged:
+        facts["by_label"] = _by_type(answers)
+    elif answers.several:
         facts["by_label"] = _by_label(answers, labels)
     else:
+        wide = range(answers.logits.shape[1])
         counts = confusion_matrix(answers.label, answers.prediction, labels=wide)
         facts["confusion"] = counts.tolist()
     if usable.any():
@@ -263,19 +266,50 @@ def _by_label(answers: Predictions, labels: list[str]) -> list[OfLabel]:
     ]
 
 
+def _by_type(answers: Predictions) -> list[OfLabel]:
+    """Of each type of entity how it is given; of tags without entities, of each tag."""
+    from forge.tasks.entities import counts_by_type
+    from forge.tasks.metrics import f1_of_counts, precision, recall
+
+    counted = counts_by_type(list(answers.label), list(answers.prediction))
+    return [
+        {
+            "label": kind,
+            "n": counts[2],
+            "precision": precision(*counts),
+            "recall": recall(*counts),
+            "f1": f1_of_counts(*counts),
+        }
+        for kind, counts in counted.items()
+    ]
+
+
 def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) -> Example:
     """One example: its texts where they are known, what was wanted and what was answered."""
     id, label, prediction = (each[row] for each in (answers.id, answers.label, answers.prediction))
     example: Example = {"id": id, "label": label, "prediction": prediction}
-    if not answers.numbers:
+    if answers.tagged:
+        example["label"], example["prediction"] = (
+            _marked(texts.get(id), list(tags)) for tags in (label, prediction)
+        )
+    elif not answers.numbers:
         example["label"], example["prediction"] = (
             _names(labels, np.flatnonzero(ids) if answers.several else [ids])
             for ids in (label, prediction)
         )
+    if not answers.numbers:
         example["probability"] = answers.confidence[row]
     if id in texts:
         example["texts"] = texts[id]
     return example
+
+
+def _marked(texts: list[str] | None, tags: list[str]) -> str:
+    """Tags in their text where that is known."""
+    from forge.tasks.entities import marked
+
+    words = texts[0].split() if texts else []
+    return marked(words, tags) if len(words) == len(tags) else " ".join(tags)
 
 
 def _names(labels: list[str], ids: Iterable[int]) -> str:
@@ -321,9 +355,8 @@ def _agreement(
         closer = {"the student closer": ours < theirs, "the teacher closer": theirs < ours}
         return closer | {"equally close": ours == theirs}, np.abs(ours - theirs)
     a, b = student.right, teacher.right
-    same, neither = student.prediction == teacher.prediction, ~a & ~b
-    same = same.all(-1) if student.several else same
-    rows = (a & b, a & ~b, b & ~a, neither & same, neither & ~same)
+    alike, neither = same(student.prediction, teacher.prediction), ~a & ~b
+    rows = (a & b, a & ~b, b & ~a, neither & alike, neither & ~alike)
     return dict(zip(AGREEMENT, rows, strict=True)), np.minimum(
         student.confidence,
         teacher.confidence,  # where both are sure, one is surely mistaken

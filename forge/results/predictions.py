@@ -10,7 +10,7 @@ from typing import TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from forge.results.statistics import Answers, matrix
+from forge.results.statistics import Answers, Values, matrix
 
 BINS = 15  # of the expected calibration error
 Ids: TypeAlias = NDArray[np.int64]
@@ -34,14 +34,14 @@ class Calibration(TypedDict):
 class Predictions(Answers):
     """Answers with their `logits` [rows, labels]."""
 
-    label: Ids | Floats
-    prediction: Ids | Floats
-    logits: Floats
+    label: Values
+    prediction: Values
+    logits: Floats | NDArray[np.object_]  # of tagged rows an array [words, labels] each
 
     @property
     def numbers(self) -> bool:
         """Whether the answers are numbers (a regression) and not labels."""
-        return int(self.logits.shape[1]) == 1
+        return not self.tagged and int(self.logits.shape[1]) == 1
 
     @property
     def several(self) -> bool:
@@ -50,9 +50,11 @@ class Predictions(Answers):
 
     @property
     def confidence(self) -> Floats:
-        """The probability of each answer that was given; of several labels, of all decisions."""
+        """The probability of each answer that was given; of several labels or words, of all."""
         from scipy.special import expit, softmax
 
+        if self.tagged:
+            return np.array([softmax(row, -1).max(-1).prod() for row in self.logits])
         if self.several:
             given = expit(np.where(self.prediction > 0, self.logits, -self.logits))
             return np.asarray(given.prod(-1))
@@ -71,8 +73,13 @@ def read_predictions(path: Path) -> Predictions:
     if not table.num_rows:
         raise ValueError("it has no rows")
     id, label, prediction = (table[name].to_numpy() for name in columns[:3])
-    logits = np.array(table["logits"].to_pylist(), dtype=np.float64)
-    return Predictions(id, matrix(label), matrix(prediction), logits)
+    rows = table["logits"].to_pylist()
+    answers = Predictions(id, matrix(label), matrix(prediction), np.empty(len(rows), object))
+    if answers.tagged:
+        answers.logits[:] = [np.array(row, dtype=np.float64) for row in rows]
+    else:
+        answers.logits = np.array(rows, dtype=np.float64)
+    return answers
 
 
 def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:

@@ -37,8 +37,12 @@ class Answers:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        same = np.asarray(self.prediction == self.label)
-        return np.asarray(same.all(-1)) if same.ndim > 1 else same
+        return same(self.prediction, self.label)
+
+    @property
+    def tagged(self) -> bool:
+        """Whether a row's answer is a list of names, one for each of its words."""
+        return nested(self.label) and not numeric(self.label)
 
 
 class Scorer(Protocol):
@@ -93,10 +97,27 @@ def read_answers(path: Path, metric: str) -> Answers:
     return Answers(id, matrix(label), matrix(prediction))
 
 
+def same(a: Values, b: Values) -> NDArray[np.bool_]:
+    """Which rows of two columns are equal; of lists those that are equal throughout."""
+    if nested(a):
+        return np.array([np.array_equal(x, y) for x, y in zip(a, b, strict=True)], bool)
+    equal = np.asarray(a == b)
+    return np.asarray(equal.all(-1)) if equal.ndim > 1 else equal
+
+
+def nested(column: NDArray[Any]) -> bool:
+    """Whether a column's values are lists."""
+    return bool(column.dtype == object and len(column) and isinstance(column[0], np.ndarray))
+
+
+def numeric(column: NDArray[Any]) -> bool:
+    """Whether a column of lists holds numbers."""
+    return any(np.issubdtype(row.dtype, np.number) for row in column[:1])
+
+
 def matrix(column: NDArray[Any]) -> NDArray[Any]:
-    """A column, as [rows, labels] where its values are lists of one length."""
-    nested = column.dtype == object and len(column) and isinstance(column[0], np.ndarray)
-    return np.stack(list(column)) if nested else column
+    """A column, as [rows, labels] where its values are lists of numbers, of one length."""
+    return np.stack(list(column)) if nested(column) and numeric(column) else column
 
 
 def difference(reference: list[Answers], other: list[Answers], metric: str) -> Difference:
@@ -110,7 +131,7 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     """
     first = reference[0]
     for run in (*reference, *other):
-        if not (np.array_equal(run.id, first.id) and np.array_equal(run.label, first.label)):
+        if not (np.array_equal(run.id, first.id) and same(run.label, first.label).all()):
             raise UserError(OTHER)
     pairs = list(zip(reference, other, strict=True))
     score = _scorer(metric)
@@ -165,7 +186,7 @@ def _scorer(metric: str) -> Scorer:
     def score(run: Answers, rows: Rows = slice(None)) -> float:
         true, predicted = run.label[rows], run.prediction[rows]
         if isinstance(module, metrics.Metric):
-            return float(module.function.score(true, predicted))
+            return module.function.of(true, predicted)
         return float(module.compute(predictions=predicted, references=true)[metric])
 
     return score
@@ -179,12 +200,34 @@ def _resample(reference: list[Answers], other: list[Answers], metric: str) -> ND
         gains, often = np.unique(right[1] - right[0], return_counts=True)
         drawn = rng.multinomial(count, often / count, RESAMPLES["accuracy"])  # how often each gain
         return np.asarray(drawn @ gains / count)
+    if (counted := _counted(reference, other, metric)) is not None:
+        return counted
     score, values = _scorer(metric), np.empty(RESAMPLES["other"])
     for i in range(len(values)):
         rows = rng.integers(0, count, count)
         means = [np.mean([score(r, rows) for r in side]) for side in (reference, other)]
         values[i] = means[1] - means[0]
     return values
+
+
+def _counted(
+    reference: list[Answers], other: list[Answers], metric: str
+) -> NDArray[np.float64] | None:
+    """The same for a metric of counts that add up over the rows; None for any other."""
+    from forge.tasks import metrics
+
+    (module,) = metrics.load([metric])
+    if not (isinstance(module, metrics.Metric) and module.function.counts):
+        return None
+    function, count, n = module.function, module.function.counts, len(reference[0].id)
+    counts = [[count(r.label, r.prediction) for r in side] for side in (reference, other)]
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES["other"])  # how often each row
+    means = [
+        np.mean([[function.score(*sums) for sums in drawn @ each] for each in side], 0)
+        for side in counts
+    ]
+    return np.asarray(means[1] - means[0])
 
 
 def mcnemar(a: Answers, b: Answers) -> float:

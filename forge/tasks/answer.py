@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from forge.data.sources import Columns
+from forge.errors import UserError
 from forge.models.scaling import Scale
 from forge.tasks.decisions import Decisions, cross_entropy
 from forge.tasks.metrics import Facts
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Scores: TypeAlias = dict[str, Any]  # by metric: a number, an interval, a count
 Predictions: TypeAlias = Columns  # the columns of a predictions' file
+Labels: TypeAlias = Any  # of rows: an array [rows] or [rows, labels], or a list for each row
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Answer(ABC):
     every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
     missing: ClassVar[float | int] = -1  # the label of a row without one
     several: ClassVar[bool] = False  # of the labels, any number may be given
+    rewards: ClassVar[tuple[str, ...]] = ()  # for rows of several decisions, those that fit
     trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat
 
     @property
@@ -67,9 +70,29 @@ class Answer(ABC):
     def fit(self, rows: Dataset) -> None:  # noqa: B027  # most need nothing
         """Take from the training rows what a fresh head needs."""
 
+    def of_rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        """A model's logits by rows, [B, C], or [B, W, C] where each of W words is decided."""
+        return logits
+
+    def each(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        """Of every row of a batch its logits [k, C], without padding."""
+        return list(logits.reshape(len(logits), 1, -1))
+
+    def sizes(self, rows: Dataset) -> list[int]:
+        """How many of the logits [K, C] of all rows each row has."""
+        return [1] * len(rows)
+
+    def by_row(self, logits: np.ndarray, rows: Dataset) -> list[np.ndarray]:
+        """The logits [K, C] of all rows, row by row: [C], or [k, C] of k words."""
+        return list(logits)
+
+    def right(self, rows: Dataset) -> Labels:
+        """The right answers of all rows, as `judge` takes them."""
+        return np.asarray(rows["labels"])
+
     @abstractmethod
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
-        """What the model's outputs decide; the only place that knows shapes."""
+        """What logits by rows decide; the only place that knows shapes."""
 
     @abstractmethod
     def items(self, batch: Batch) -> Tensor:
@@ -85,7 +108,18 @@ class Answer(ABC):
 
     @abstractmethod
     def predict(self, logits: np.ndarray) -> np.ndarray:
-        """Answers from logits [rows, C]."""
+        """Answers from logits [K, C]."""
+
+    def compared(self, metric: Facts, labels: Labels, logits: np.ndarray) -> tuple[Any, Any]:
+        """What a metric compares: right answers and given ones."""
+        return labels, self.predict(logits)
+
+    def check_metrics(self, names: Sequence[str]) -> None:
+        """Raise `UserError` for a metric that the labels do not fit, now that they are known."""
+        if "f1" in names and self.labels is not None and len(self.labels) != 2:
+            raise UserError(
+                f"metric f1: it is for two labels, the task has {len(self.labels)}; use f1_macro"
+            )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of each label, from logits [rows, C]."""
@@ -106,7 +140,11 @@ class Answer(ABC):
         assert self.labels is not None
         return self.labels[chosen[0]]
 
-    def baseline(self, labels: np.ndarray) -> np.ndarray:
+    def shown(self, texts: Sequence[str], answer: str | list[str]) -> str:
+        """A row's answer (`completion`) for a reader, who is shown `texts` of the row."""
+        return answer if isinstance(answer, str) else ", ".join(answer) or "none"
+
+    def baseline(self, labels: Labels) -> np.ndarray:
         """Logits [rows, C] of always giving the commonest answer: what a teacher must beat."""
         assert self.labels is not None
         one_hot: np.ndarray = np.zeros((len(labels), len(self.labels)))

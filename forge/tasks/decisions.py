@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +35,12 @@ class Decisions:
             return Decisions(self.logits.reshape(-1, width), labels)
         labels = None if self.labels is None else self.labels[self.asked]
         return Decisions(self.logits[self.asked], labels)
+
+
+def places(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
+    """Where the logits of some rows are in those of all rows [K, C], row i having `sizes[i]`."""
+    ends = np.cumsum(sizes)
+    return np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in rows])
 
 
 def cross_entropy(decisions: Decisions, smoothing: float = 0.0) -> Tensor:

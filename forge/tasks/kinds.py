@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from pydantic import Field
@@ -103,7 +102,7 @@ def text_labels(
     max_rows: int | None = None,
 ) -> Task:
     """One or two texts in, any number of labels out (`Labels`); `files` stand for a dataset."""
-    source: sources.Source = _given(files or {})
+    source: sources.Source = sources.of_files(files or {})
     return _of_text(
         Labels([label] if isinstance(label, str) else label, labels, separator, threshold),
         text,
@@ -165,7 +164,7 @@ def text_files(
     `problem_type` is classification or regression; when it is not given, a train column with a
     number that is not whole means regression. Metrics default to those usual for the problem.
     """
-    source = _given(files)
+    source = sources.of_files(files)
     doubtful = problem_type is None
     if problem_type is None:
         values = sources.read(source, "train", [label])[label]
@@ -196,11 +195,6 @@ def text_files(
         max_rows=max_rows,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
     )
-
-
-def _given(files: dict[str, str | None]) -> dict[str, list[Path]]:
-    """The files of each split that has one."""
-    return {split: [Path(file).expanduser()] for split, file in files.items() if file is not None}
 
 
 def image_label(
@@ -287,7 +281,7 @@ def prompt_text(
     temperature: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Task:
     """A prompt in, a text out (`Prompt`, `Written`); `files` stand for a dataset, one per split."""
-    source: sources.Source = _given(files or {})
+    source: sources.Source = sources.of_files(files or {})
     if source:
         evaluation = [split for split in source if split != train]
     return Task(

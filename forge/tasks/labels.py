@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from forge.data import sources
 from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.tasks.answer import Answer
@@ -50,6 +49,7 @@ class Labels(Answer):
     alignment = "row"
     problem_type = "multi_label_classification"
     several = True
+    rewards = ("label_f1", "jaccard", "label_costs", "exact")
     trivial = "always giving the commonest set of labels"
 
     def __post_init__(self) -> None:
@@ -102,11 +102,8 @@ class Labels(Answer):
         """A row's labels as they are spelled; raises `UserError` for what is no list of them."""
         if isinstance(value, str) and self.separator:
             value = value.split(self.separator)
-        elif isinstance(value, str) and value.lstrip().startswith("["):  # as pandas writes a list
-            with suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(value.strip())
-        elif isinstance(value, str) and not value.strip():
-            value = []
+        elif isinstance(value, str):
+            value = sources.listed(value) if value.strip() else []
         if value is None or value != value:
             return None
         if isinstance(value, str) or not isinstance(value, Iterable):

@@ -19,6 +19,7 @@ from datasets import Features, List, Value
 from numpy.typing import NDArray
 
 from forge.errors import UserError, did_you_mean, one_line
+from forge.tasks.entities import Entity, Tags, chunks, entities, marks_ends
 
 Matrix: TypeAlias = Sequence[Sequence[int]]  # rows x labels, 1 or 0
 Score: TypeAlias = Callable[..., float]  # of references and predictions of one length
@@ -34,14 +35,27 @@ class Facts:
     of_texts: bool = False  # for what a language model writes
     several: bool = False  # for answers of any number of labels [rows, labels], each 1 or 0, too
     of_sets: bool = False  # for these alone
+    of_tags: bool = False  # for tags, the names of those of each row's words
     columns: tuple[str, str] = ("label", "prediction")  # of the predictions' file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Function(Facts):
-    """A metric of ours: what computes it, and what it is for."""
+    """A metric of ours: what computes it, and what it is for.
+
+    One that is a ratio of counts, which add up over rows, has `counts`: of references and
+    predictions, for every row what is right, given and wanted [rows, 3]; then `score` takes their
+    sum.
+    """
 
     score: Score
+    counts: Callable[..., NDArray[np.int64]] | None = None
+
+    def of(self, references: Any, predictions: Any) -> float:
+        """The metric."""
+        if self.counts is None:
+            return float(self.score(references, predictions))
+        return float(self.score(*self.counts(references, predictions).sum(0)))
 
 
 class Metric(evaluate.Metric):  # type: ignore[misc]
@@ -53,12 +67,13 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
 
     def _info(self) -> evaluate.MetricInfo:
         value = Value(self.function.dtype)
+        lists = self.function.of_sets or self.function.of_tags
         return evaluate.MetricInfo(
             description=self.function.score.__doc__ or "",
             citation="",
             features=[
                 Features({"predictions": kind, "references": kind})
-                for kind in ([List(value)] if self.function.of_sets else [value, List(value)])[
+                for kind in ([List(value)] if lists else [value, List(value)])[
                     : 1 + self.function.several
                 ]
             ],
@@ -67,7 +82,7 @@ class Metric(evaluate.Metric):  # type: ignore[misc]
     def _compute(
         self, predictions: Sequence[object], references: Sequence[object]
     ) -> dict[str, float]:
-        return {str(self.config_name): float(self.function.score(references, predictions))}
+        return {str(self.config_name): self.function.of(references, predictions)}
 
 
 def accuracy(true: Sequence[int], predicted: Sequence[int]) -> float:
@@ -115,6 +130,47 @@ def empty(true: Matrix, predicted: Matrix) -> float:
     return float((np.asarray(predicted).sum(-1) == 0).mean())
 
 
+def entity_counts(true: Sequence[Tags], predicted: Sequence[Tags]) -> NDArray[np.int64]:
+    """Of each row the entities that are right (type and both ends), given and wanted [rows, 3];
+    strict: of well-formed tags (IOB2, or IOBES where the references are)."""
+    ends = marks_ends(true)
+    return _counts([entities(tags, ends) for tags in true], [entities(t, ends) for t in predicted])
+
+
+def chunk_counts(true: Sequence[Tags], predicted: Sequence[Tags]) -> NDArray[np.int64]:
+    """The same with entities as seqeval's default and conlleval read them, any I- beginning one."""
+    return _counts([chunks(tags) for tags in true], [chunks(tags) for tags in predicted])
+
+
+def word_counts(true: Sequence[Tags], predicted: Sequence[Tags]) -> NDArray[np.int64]:
+    """Of each row the words whose tag is right, and twice its words."""
+    pairs = zip(true, predicted, strict=True)
+    rows = [(sum(x == y for x, y in zip(a, b, strict=True)), len(a), len(a)) for a, b in pairs]
+    return np.array(rows, np.int64)
+
+
+def _counts(true: Sequence[set[Entity]], predicted: Sequence[set[Entity]]) -> NDArray[np.int64]:
+    pairs = zip(true, predicted, strict=True)
+    return np.array([(len(a & b), len(b), len(a)) for a, b in pairs], np.int64)
+
+
+def f1_of_counts(right: float, given: float, wanted: float) -> float:
+    """F1 of all entities together (micro), types and ends strictly right; 0 where there are none.
+
+    Strict as seqeval's mode="strict"."""
+    return 2 * right / (given + wanted) if given + wanted else 0.0
+
+
+def precision(right: float, given: float, wanted: float) -> float:
+    """Share of the entities given that are right; 0 where none is given."""
+    return right / given if given else 0.0
+
+
+def recall(right: float, given: float, wanted: float) -> float:
+    """Share of the entities wanted that are given; 0 where none is wanted."""
+    return right / wanted if wanted else 0.0
+
+
 def matthews_correlation(true: Sequence[int], predicted: Sequence[int]) -> float:
     """Matthews correlation coefficient, 0 for a constant answer (as GLUE scores CoLA)."""
     from sklearn.metrics import matthews_corrcoef
@@ -153,6 +209,7 @@ def perplexity(tokens: Sequence[int], nll: Sequence[float]) -> float:
     return math.exp(min(sum(nll) / sum(tokens), 700))
 
 
+OF_TAGS: dict[str, Any] = {"dtype": "string", "of_tags": True}
 FUNCTIONS = {
     "accuracy": Function(score=accuracy),
     "f1": Function(score=f1),
@@ -165,6 +222,11 @@ FUNCTIONS = {
     "pearson": Function(score=pearson, dtype="float64"),
     "spearman": Function(score=spearman, dtype="float64"),
     "mse": Function(score=mse, dtype="float64", greater_is_better=False),
+    "entity_f1": Function(score=f1_of_counts, counts=entity_counts, **OF_TAGS),
+    "entity_precision": Function(score=precision, counts=entity_counts, **OF_TAGS),
+    "entity_recall": Function(score=recall, counts=entity_counts, **OF_TAGS),
+    "seqeval_f1": Function(score=f1_of_counts, counts=chunk_counts, **OF_TAGS),
+    "word_accuracy": Function(score=recall, counts=word_counts, **OF_TAGS),
     "exact_match": Function(score=exact_match, dtype="string", of_texts=True),
     "perplexity": Function(
         score=perplexity,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from forge.data import cache, sources
 from forge.errors import UserError, did_you_mean
-from forge.inputs.input import Batch, Collator, Input, Processor
+from forge.inputs.input import Batch, Collator, Input, Processor, for_model
+from forge.models.forward import Pass, in_batches
 from forge.models.heads import Head
 from forge.tasks import metrics
-from forge.tasks.answer import Answer, Evaluation, Scores
+from forge.tasks.answer import Answer, Evaluation, Labels, Scores
 from forge.tasks.decisions import Decisions, mean
 from forge.tasks.decoding import Reader
 from forge.tasks.text import Written
@@ -23,7 +27,7 @@ from forge.tasks.text import Written
 if TYPE_CHECKING:
     import transformers
     from datasets import Dataset
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import EvalPrediction, PretrainedConfig
 
     from forge.config.schema import Model
@@ -103,11 +107,7 @@ class Task:
             splits[self.unlabelled_split] = self._unlabelled(source, self.unlabelled_split)
         if training:
             self.answer.fit(splits[self.train])
-        labels = self.answer.labels
-        if "f1" in self.metrics and labels is not None and len(labels) != 2:
-            raise UserError(
-                f"metric f1: it is for two labels, the task has {len(labels)}; use f1_macro"
-            )
+        self.answer.check_metrics(self.metrics)
         return splits
 
     def _split(self, source: sources.Source, split: str) -> Dataset:
@@ -152,19 +152,59 @@ class Task:
         """What makes batches of encoded rows."""
         return self.input.collator(processor, multiple, *extra)
 
-    def decisions(self, outputs: Mapping[str, Tensor], batch: Batch) -> Decisions:
-        """What a model's outputs decide."""
-        return self.answer.decisions(outputs["logits"], batch)
+    def logits(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """A model's logits by rows (`Answer.of_rows`)."""
+        return self.answer.of_rows(outputs["logits"], batch)
+
+    def logits_of(
+        self,
+        model: nn.Module,
+        encoded: Dataset,
+        collate: Collator,
+        how: Pass,
+        over_ranks: bool = False,
+    ) -> NDArray[np.float32]:
+        """A model's logits [K, C] in the order of the encoded rows, whatever their labels; K is
+        the number of rows, or of their words."""
+        return np.concatenate(self.logits_by_row(model, encoded, collate, how, over_ranks))
+
+    def logits_by_row(
+        self,
+        model: nn.Module,
+        encoded: Dataset,
+        collate: Collator,
+        how: Pass,
+        over_ranks: bool = False,
+    ) -> list[NDArray[np.float32]]:
+        """The same row by row: [k, C] of each, k 1 or the number of its words."""
+
+        def answer(batch: dict[str, Tensor]) -> list[Tensor]:
+            logits = self.logits(model(**for_model(batch)), batch).float()
+            return [row.cpu() for row in self.answer.each(logits, batch)]
+
+        title, lengths = "Asking the model", list(encoded["length"])
+        rows = in_batches(
+            model,
+            encoded,
+            collate,
+            answer,
+            how,
+            lengths=lengths,
+            title=title,
+            over_ranks=over_ranks,
+        )
+        return [row.numpy() for row in rows]
 
     def loss(self, decisions: Decisions, items: Tensor | int, smoothing: float = 0.0) -> Tensor:
         """The task's loss: a sum over decisions, divided by the items of the whole step."""
         return mean(self.answer.loss(decisions, smoothing), items)
 
-    def judge(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Every metric of the task, from logits [rows, C]."""
-        answered = self.answer.predict(logits)
+    def judge(self, logits: np.ndarray, labels: Labels) -> dict[str, float]:
+        """Every metric of the task, from logits [K, C] and right answers (`Answer.right`)."""
         return {
-            name: metrics.score(name, module, labels, answered)
+            name: metrics.score(
+                name, module, *self.answer.compared(metrics.facts(module), labels, logits)
+            )
             for name, module in zip(self.metrics, self.modules, strict=True)
         }
 
@@ -176,7 +216,7 @@ class Task:
         """The headline of always giving the commonest answer (`Answer.trivial`)."""
         if isinstance(self.answer, Written):
             return self.answer.baseline_score(encoded, self.headline)
-        labels = np.asarray(rows["labels"])
+        labels = self.answer.right(rows)
         return self.judge(self.answer.baseline(labels), labels)[self.headline]
 
     def compute_metrics(self, output: EvalPrediction) -> dict[str, float]:
@@ -188,22 +228,43 @@ class Task:
         """Scores of an evaluation in training; None where `compute_metrics` gives them."""
         if isinstance(self.answer, Written):
             return self.answer.quick_evaluation(Reader.of(trainer), split)
+        if self.answer.alignment == "word":
+            scores, _ = self._of_words(trainer, split)
+            return scores
         return None
 
     def evaluate(self, trainer: transformers.Trainer, split: Dataset) -> Evaluation:
         """Judge the trainer's model on an encoded split."""
         if isinstance(self.answer, Written):
             return self.answer.evaluation(Reader.of(trainer), split)
+        started = time.monotonic()
+        if self.answer.alignment == "word":
+            scores, logits = self._of_words(trainer, split)
+            seconds = time.monotonic() - started
+            timings = _timings(len(split), seconds, len(split) / seconds)
+            return Evaluation(scores | timings, self.answer.predictions(split, logits))
         output = trainer.predict(split)
         logits = first(output.predictions)
         scores = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
-        timings = {
-            "n": len(logits),
-            "seconds": round(scores["runtime"], 3),
-            "examples_per_second": round(scores["samples_per_second"], 2),
-        }
+        timings = _timings(len(logits), scores["runtime"], scores["samples_per_second"])
         asked = {k: scores[k] for k in (*self.metrics, "loss") if k in scores}
         return Evaluation(asked | timings, self.answer.predictions(split, logits))
+
+    def _of_words(self, trainer: transformers.Trainer, split: Dataset) -> tuple[Scores, np.ndarray]:
+        """Metrics and loss over all words of a split, and its logits [words, C]."""
+        model: Any = trainer.model
+        collate: Any = trainer.data_collator
+        logits = self.logits_of(model, split, collate, Pass.of(trainer.args), over_ranks=True)
+        labels = self.answer.right(split)
+        batch = {"labels": torch.as_tensor(np.concatenate(labels))}
+        decisions = self.answer.decisions(torch.from_numpy(logits), batch)
+        smoothing = trainer.args.label_smoothing_factor
+        loss = self.loss(decisions, self.answer.items(batch), smoothing)
+        return self.judge(logits, labels) | {"loss": float(loss)}, logits
+
+
+def _timings(rows: int, seconds: float, rate: float) -> Scores:
+    return {"n": rows, "seconds": round(seconds, 3), "examples_per_second": round(rate, 2)}
 
 
 def first(predictions: Any) -> Any:

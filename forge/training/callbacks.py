@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -85,7 +86,7 @@ class Console(ProgressCallback):
         for key, value in logs.items():
             if key not in hidden and isinstance(value, int | float):
                 digits = ".2e" if key == "learning_rate" else ".4f"
-                name = key.replace("eval_", "evaluation ").removesuffix("/region_mean")
+                name = re.sub("^eval_", "evaluation ", key).removesuffix("/region_mean")
                 name = name.replace("completions/mean_length", "completion_length")
                 parts.append(f"{name} {value:{digits}}")
         if "learning_rate" in logs:

@@ -6,19 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from forge import ranks
-from forge.inputs.input import Collator
-from forge.models.forward import Pass, in_batches
 from forge.tasks.answer import Predictions, Scores
 from forge.training.memory import memory
 from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -54,22 +48,6 @@ def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results
             write_predictions(file, splits[name], evaluation.predictions)
     split = task.evaluation[0]
     return Results(scores, Headline(task.headline, split, scores[split][task.headline]))
-
-
-def logits_of(
-    model: nn.Module, encoded: Dataset, collate: Collator, how: Pass
-) -> NDArray[np.float32]:
-    """A model's logits [rows, C] in the order of the encoded rows, whatever their labels."""
-
-    def answer(batch: dict[str, Tensor]) -> list[Tensor]:
-        inputs = {name: part for name, part in batch.items() if name not in ("id", "labels")}
-        return list(model(**inputs).logits.float().cpu())
-
-    lengths = list(encoded["length"])
-    rows = in_batches(
-        model, encoded, collate, answer, how, lengths=lengths, title="Asking the model"
-    )
-    return np.stack([row.numpy() for row in rows]).reshape(len(rows), -1)
 
 
 def write_predictions(path: Path, split: Dataset, columns: Predictions) -> None:

@@ -25,7 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from forge import ranks
 from forge.errors import Failure
-from forge.inputs.input import Batch, Size
+from forge.inputs.input import Batch, Size, for_model
 from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
@@ -267,8 +267,9 @@ class Trainer(TransformersTrainer):
         self, model: nn.Module, inputs: Batch, **asked: bool
     ) -> tuple[Decisions, ModelOutput]:
         """The decisions of a batch, and the model's outputs; it is not shown the labels."""
-        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, **asked)
-        return self.task.decisions(outputs, inputs), outputs
+        outputs = model(**for_model(inputs), **asked)
+        logits = self.task.logits(outputs, inputs)
+        return self.task.answer.decisions(logits, inputs), outputs
 
     def read_by_loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The logits of a batch, and of the model's outputs what the loss is computed from."""
