@@ -44,10 +44,10 @@ WORDS = [
 ]
 CLAUSES = {
     "PER": ("{} laughed aloud", "{} was late", "they thanked {} warmly", "the nurse saw {}"),
-    "LOC": ("it rained in {}", "the road to {} was closed", "she flew over {}", "{} is north"),
-    "ORG": ("shares of {} fell", "he works for {}", "{} sold its office", "the board of {} resigned"),
+    "LOC": ("it rained in {}", "the road to {} was shut", "she flew over {}", "{} is far north"),
+    "ORG": ("shares of {} fell", "he works for {}", "{} sold its office", "{} hired a lawyer"),
     "O": ("the word {} was misspelt", "the dog slept", "nobody knew why", "a ship called {} sank"),
-}  # fmt: skip
+}
 LONGEST = 3  # words of a name
 
 

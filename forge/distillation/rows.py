@@ -56,12 +56,7 @@ def ready(
     measured = teacher.measure(
         teachers, prepared, gate, lambda each, split: stored_logits(each, prepared, split)
     )
-    over = (
-        ("yes and no", "examples and labels")
-        if prepared.task.answer.several
-        else ("labels", "examples")
-    )
-    announce(alpha, loss, args.label_smoothing_factor, *over)
+    announce(alpha, loss, args.label_smoothing_factor, *prepared.task.answer.over)
     train = concatenate_datasets([prepared.splits[split] for split in splits])
     make = _stored if cache and not aligned else _live
     train, collate, answers = make(prepared, teachers, weights, train, splits, aligned)

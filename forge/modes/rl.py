@@ -71,7 +71,7 @@ def policy(prepared: Prepared, rewards: Rewards) -> Policy:
     answer = prepared.task.answer
     if answer.alignment == "token":
         return Texts(prepared, rewards)
-    if answer.alignment == "row" and answer.distribution:
+    if answer.distribution:
         return Labels(prepared, rewards)
     raise UserError(
         f"mode=rl: it draws labels, and a {answer.problem_type} has none; use mode=sft or kd"

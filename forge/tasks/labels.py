@@ -49,6 +49,7 @@ class Labels(Answer):
     alignment = "row"
     problem_type = "multi_label_classification"
     several = True
+    over = ("yes and no", "examples and labels")
     rewards = ("label_f1", "jaccard", "label_costs", "exact")
     trivial = "always giving the commonest set of labels"
 

@@ -45,6 +45,7 @@ class Tags(Answer):
     alignment = "word"
     problem_type = "token_classification"
     several = True
+    over = ("tags", "words")
     rewards = ("entity_f1", "word_accuracy", "exact")
     trivial = "always giving the commonest tag"
 
