@@ -174,8 +174,8 @@ class Distiller(Trainer):
         return ours, theirs, batch if mask is None else batch | {"attention_mask": mask}
 
     def _share(self, count: int, items: Tensor | int | None) -> Tensor | float:
-        """What makes a mean over `count` decisions its part of the mean over the step's items."""
-        return 1 if items is None else count * self.rank_share / items
+        """What makes a mean over `count` decisions its part of the mean over the step's."""
+        return 1 if items is None else count * self.rank_share / torch.as_tensor(items)[0]
 
     def watch(self, model: PreTrainedModel, layer: str, stack: ExitStack) -> Watched:
         """Capture what the losses read beside logits until `stack` is closed; `layer` is the

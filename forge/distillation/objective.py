@@ -17,14 +17,13 @@ def require_loss(loss: dict[str, Loss]) -> None:
 
 
 def announce(
-    alpha: float, loss: dict[str, Loss], smoothing: float, summed: str, averaged: str
+    alpha: float, loss: dict[str, Loss], settings: str, summed: str, averaged: str
 ) -> None:
-    """Log the objective: its terms, their weights and settings."""
-    smoothed = f", label smoothing {smoothing:g}" if smoothing else ""
+    """Log the objective: its terms, their weights and settings, those of the task's loss given."""
     log.info(
         "loss    %g * task loss%s + %g * (%s)",
         1 - alpha,
-        smoothed,
+        f" ({settings})" if settings else "",
         alpha,
         " + ".join(f"{term.weight:g} * {described(name, term)}" for name, term in loss.items()),
     )

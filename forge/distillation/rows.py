@@ -19,6 +19,7 @@ from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
 from forge.errors import UserError
 from forge.inputs.input import for_model, pad_multiple
+from forge.tasks.objective import describe
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def ready(
     measured = teacher.measure(
         teachers, prepared, gate, lambda each, split: stored_logits(each, prepared, split)
     )
-    announce(alpha, loss, args.label_smoothing_factor, *prepared.task.answer.over)
+    settings = describe(prepared.objective, prepared.task.answer)
+    announce(alpha, loss, settings, *prepared.task.answer.over)
     train = concatenate_datasets([prepared.splits[split] for split in splits])
     make = _stored if cache and not aligned else _live
     train, collate, answers = make(prepared, teachers, weights, train, splits, aligned)

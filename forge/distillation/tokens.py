@@ -30,6 +30,7 @@ from forge.errors import UserError
 from forge.inputs.input import IGNORED
 from forge.records.files import TIMINGS, Json, read_json, write_json
 from forge.tasks.decoding import Reader, of_completions
+from forge.tasks.objective import describe
 from forge.training.gate import require_better
 from forge.training.trainer import Ready
 
@@ -52,7 +53,13 @@ def ready(
     frozen = load(prepared)
     measured = measure(frozen, prepared, gate)
     args, train = prepared.args, prepared.splits[prepared.task.train]
-    announce(alpha, loss, args.label_smoothing_factor, "vocabulary", "tokens of the completions")
+    announce(
+        alpha,
+        loss,
+        describe(prepared.objective, prepared.task.answer),
+        "vocabulary",
+        "tokens of the completions",
+    )
     likeliest = None
     if top_k and temperature:
         likeliest = _likeliest(frozen, prepared, top_k, temperature)

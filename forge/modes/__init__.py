@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from forge.tasks import objective
 from forge.training.arguments import require_sharding
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 def check(mode: partial[Ready], task: Task, args: TrainingArguments) -> None:
     """Raise `UserError` for settings that do not fit each other, the task or this machine."""
     require_sharding(args)
+    weights, gamma = (mode.keywords.get(key) for key in ("class_weights", "focal_gamma"))
+    objective.check(task.answer, args.label_smoothing_factor, weights, gamma or 0.0)
     module = sys.modules[mode.func.__module__]
     if hasattr(module, "check"):
         module.check(task, args, **mode.keywords)

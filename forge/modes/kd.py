@@ -20,6 +20,7 @@ from forge.distillation.losses import Loss
 from forge.distillation.objective import require_loss
 from forge.errors import UserError
 from forge.modes.sft import check_padded, plain
+from forge.tasks.objective import ClassWeights, Gamma
 from forge.tasks.task import Task
 from forge.training.preparation import Prepared
 from forge.training.trainer import Ready
@@ -41,8 +42,13 @@ def trainer(
     on_policy: bool = False,
     beta: Annotated[float, Field(ge=0, le=1)] | None = None,
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
+    class_weights: ClassWeights = None,
+    focal_gamma: Gamma = 0.0,
 ) -> Ready:
-    """A trainer of the blended loss; at alpha=0 the plain one, without a teacher."""
+    """A trainer of the blended loss; at alpha=0 the plain one, without a teacher.
+
+    `prepared.objective` is what `class_weights` and `focal_gamma` came to: of the task's loss.
+    """
     splits = rows.training_splits(prepared.task, alpha)
     if alpha == 0:
         log.info("loss    1 * task loss (mode.alpha=0: as mode=sft, no teacher)")
@@ -64,6 +70,8 @@ def check(
     on_policy: bool = False,
     beta: float | None = None,
     temperature: float | None = None,
+    class_weights: ClassWeights = None,
+    focal_gamma: Gamma = 0.0,
     **others: object,
 ) -> None:
     """Raise `UserError` for settings that do not fit each other or the task."""
@@ -77,6 +85,11 @@ def check(
     require_loss(loss)
     if task.answer.alignment == "token":
         if on_policy:
+            if class_weights or focal_gamma:
+                raise UserError(
+                    "mode.class_weights, mode.focal_gamma: mode.on_policy=true has no "
+                    "cross-entropy that they could weigh; leave them out"
+                )
             on_policy_distillation.check(args, alpha, loss, top_k)
         else:
             tokens.check(loss, top_k)

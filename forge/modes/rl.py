@@ -6,7 +6,7 @@ Where an answer is a label the policy is `forge.reinforcement.labels`, where it 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,12 @@ from forge.reinforcement.labels import Labels
 from forge.reinforcement.policy import Policy
 from forge.reinforcement.rewards import Reward, Rewards
 from forge.reinforcement.texts import Texts
+from forge.tasks.task import Task
 from forge.training.preparation import Prepared
 from forge.training.trainer import Ready
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 POSITIVE = Field(gt=0, allow_inf_nan=False)
 SHARE = Field(ge=0, allow_inf_nan=False)
@@ -42,6 +46,8 @@ def trainer(
     mask_truncated_completions: bool | None = None,
     reward_weights: dict[str, float] | None = None,
     gate: bool = True,
+    class_weights: object = None,
+    focal_gamma: object = None,
 ) -> Ready:
     """A trainer on rewards of the model's own answers, which are measured before."""
     settings = Settings(
@@ -64,6 +70,23 @@ def trainer(
     lora.check_reinforced(prepared.model, beta)
     rewards = Rewards(reward or {}, reward_weights or {})
     return policy(prepared, rewards).ready(settings, texts, gate)
+
+
+def check(
+    task: Task,
+    args: TrainingArguments,
+    *,
+    class_weights: object = None,
+    focal_gamma: object = None,
+    **others: object,
+) -> None:
+    """Raise `UserError` for settings of a cross-entropy."""
+    for key, value in {"class_weights": class_weights, "focal_gamma": focal_gamma}.items():
+        if value is not None:
+            raise UserError(
+                f"mode.{key}={value}: mode=rl has no cross-entropy to weigh; mode/reward=costs or "
+                "mode/reward=metric says what a mistake costs"
+            )
 
 
 def policy(prepared: Prepared, rewards: Rewards) -> Policy:

@@ -7,7 +7,8 @@ import logging
 from transformers.utils.generic import is_flash_attention_requested
 
 from forge.errors import UserError
-from forge.tasks import decoding
+from forge.tasks import decoding, objective
+from forge.tasks.objective import ClassWeights, Gamma
 from forge.tasks.task import Task
 from forge.training.preparation import Prepared
 from forge.training.trainer import Ready, Trainer
@@ -15,14 +16,18 @@ from forge.training.trainer import Ready, Trainer
 log = logging.getLogger(__name__)
 
 
-def trainer(*, prepared: Prepared) -> Ready:
-    """A trainer of the task's loss."""
+def trainer(
+    *, prepared: Prepared, class_weights: ClassWeights = None, focal_gamma: Gamma = 0.0
+) -> Ready:
+    """A trainer of the task's loss; `prepared.objective` is what the two settings came to."""
     leave_out(prepared)
     return Ready(plain(prepared))
 
 
 def plain(prepared: Prepared) -> Trainer:
     """A trainer of the task's loss, in batches without padding where the task says so."""
+    if how := objective.describe(prepared.objective, prepared.task.answer):
+        log.info("loss    cross-entropy, %s", how)
     arguments, without_padding = prepared.trainer_arguments(), prepared.task.input.padding_free
     if without_padding is None:
         without_padding = is_flash_attention_requested(prepared.model.config)

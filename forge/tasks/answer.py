@@ -13,7 +13,7 @@ import numpy as np
 from forge.data.sources import Columns
 from forge.errors import UserError
 from forge.models.scaling import Scale
-from forge.tasks.decisions import Decisions, cross_entropy
+from forge.tasks.decisions import PLAIN, Decisions, Objective, cross_entropy
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
@@ -99,9 +99,15 @@ class Answer(ABC):
     def items(self, batch: Batch) -> Tensor:
         """How many decisions of a batch the loss is averaged over."""
 
-    def loss(self, decisions: Decisions, smoothing: float = 0.0) -> Tensor:
+    def loss(self, decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
         """The task's loss, summed over the decisions."""
-        return cross_entropy(decisions, smoothing)
+        return cross_entropy(decisions, objective)
+
+    def counts(self, labels: Sequence[Any]) -> np.ndarray:
+        """How often each class [C] is the label of a decision, of a split's labels."""
+        assert self.labels is not None
+        flat = np.concatenate([np.ravel(row) for row in labels])
+        return np.bincount(flat[flat >= 0], minlength=len(self.labels))
 
     @abstractmethod
     def judged_by(self, metric: Facts) -> bool:

@@ -43,25 +43,63 @@ def places(sizes: Sequence[int], rows: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in rows])
 
 
-def cross_entropy(decisions: Decisions, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, summed over what is asked.
+@dataclass(frozen=True)
+class Objective:
+    """How the cross-entropy of a decision counts.
 
-    With label smoothing (Szegedy et al. 2016) each target is (1 - smoothing) * the label
-    + smoothing * uniform, as transformers computes it.
+    `smoothing` (Szegedy et al. 2016): each target is (1 - smoothing) * the label + smoothing *
+    uniform. `gamma`: times (1 - p)^gamma, p the probability of the label (Lin et al. 2017, eq. 4).
+    `weights`: of each class [C], or, where a row has N decisions, [N, C] (None: 1). The loss of
+    an optimizer step is the sum of w * loss over the sum of w, w that of a decision's label.
     """
+
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    weights: Tensor | None = None
+
+    def weigh(self, labels: Tensor) -> Tensor:
+        """The weights [...] of decisions with these labels [...]; 0 where there is none."""
+        if self.weights is None:
+            return labels.ge(0).float()
+        weights = self.weights.to(labels.device)
+        weights = weights.expand(*labels.shape, weights.shape[-1])
+        chosen = weights.gather(-1, labels.long().clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return chosen * labels.ge(0)
+
+
+PLAIN = Objective()
+
+
+def cross_entropy(decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
+    """Cross-entropy, summed over what is asked; as torch's where that has the same settings."""
     assert decisions.labels is not None
     logits = decisions.logits.float().view(-1, decisions.logits.shape[-1])
     labels = decisions.labels
     if decisions.asked is not None:
         labels = labels.masked_fill(~decisions.asked, IGNORED)
-    labels = labels.view(-1)
-    if not smoothing:
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    log_probs = -logits.log_softmax(-1)
-    left_out = labels.eq(IGNORED).unsqueeze(-1)
-    nll = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).masked_fill(left_out, 0.0)
-    uniform = log_probs.sum(-1, keepdim=True).masked_fill(left_out, 0.0).sum() / logits.shape[-1]
-    return (1 - smoothing) * nll.sum() + smoothing * uniform
+    of_classes = None  # [C], which torch knows too
+    if objective.weights is not None and objective.weights.ndim == 1:
+        of_classes = objective.weights.to(logits.device)
+    by_torch = objective.weights is None or of_classes is not None
+    losses = functional.cross_entropy(
+        logits,
+        labels.view(-1),
+        weight=of_classes,
+        ignore_index=IGNORED,
+        reduction="none" if objective.gamma or not by_torch else "sum",
+        label_smoothing=objective.smoothing,
+    )
+    if not by_torch:
+        losses = losses * objective.weigh(labels).view(-1)
+    if objective.gamma:
+        losses = losses * _missed(logits, labels.view(-1)) ** objective.gamma
+    return losses.sum()
+
+
+def _missed(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - p of the labels, never quite 0, where a power below 1 has no gradient."""
+    log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return -torch.expm1(log_p).clamp(max=-torch.finfo(log_p.dtype).tiny)
 
 
 def squared_error(decisions: Decisions) -> Tensor:
@@ -73,8 +111,8 @@ def squared_error(decisions: Decisions) -> Tensor:
 
 def mean(total: Tensor, items: Tensor | int) -> Tensor:
     """A sum over `items`; 0 where there are none, which otherwise gives NaN."""
-    count = torch.as_tensor(items, device=total.device).clamp(min=1)
-    return total / count
+    count = torch.as_tensor(items, device=total.device)
+    return total / count.masked_fill(count == 0, 1)
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

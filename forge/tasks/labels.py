@@ -133,6 +133,11 @@ class Labels(Answer):
     def items(self, batch: Batch) -> Tensor:
         return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
 
+    def counts(self, labels: Sequence[Sequence[int]]) -> np.ndarray:
+        """Of each label [N, 2], the rows without and with it."""
+        given = np.sum(labels, 0)
+        return np.stack([len(labels) - given, given], -1)
+
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and (metric.several or not metric.dtype)
 

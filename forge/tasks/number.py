@@ -15,7 +15,7 @@ from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.models.scaling import Scale
 from forge.tasks.answer import Answer
-from forge.tasks.decisions import Decisions, squared_error
+from forge.tasks.decisions import PLAIN, Decisions, Objective, squared_error
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Number(Answer):
     def items(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
-    def loss(self, decisions: Decisions, smoothing: float = 0.0) -> Tensor:
+    def loss(self, decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
         return squared_error(decisions) / self.scale.std**2
 
     def judged_by(self, metric: Facts) -> bool:

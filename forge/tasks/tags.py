@@ -44,7 +44,6 @@ class Tags(Answer):
     changed: int = field(init=False, default=0)  # tags of I- that are read as B-
     alignment = "word"
     problem_type = "token_classification"
-    several = True
     over = ("tags", "words")
     rewards = ("entity_f1", "word_accuracy", "exact")
     trivial = "always giving the commonest tag"

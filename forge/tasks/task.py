@@ -20,8 +20,9 @@ from forge.models.forward import Pass, in_batches
 from forge.models.heads import Head
 from forge.tasks import metrics
 from forge.tasks.answer import Answer, Evaluation, Labels, Scores
-from forge.tasks.decisions import Decisions, mean
+from forge.tasks.decisions import PLAIN, Decisions, Objective, mean
 from forge.tasks.decoding import Reader
+from forge.tasks.objective import advise
 from forge.tasks.text import Written
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Task:
             splits[self.unlabelled_split] = self._unlabelled(source, self.unlabelled_split)
         if training:
             self.answer.fit(splits[self.train])
+            advise(self.answer, splits[self.train], self.headline, self.metrics)
         self.answer.check_metrics(self.metrics)
         return splits
 
@@ -195,9 +197,11 @@ class Task:
         )
         return [row.numpy() for row in rows]
 
-    def loss(self, decisions: Decisions, items: Tensor | int, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self, decisions: Decisions, items: Tensor | int, objective: Objective = PLAIN
+    ) -> Tensor:
         """The task's loss: a sum over decisions, divided by the items of the whole step."""
-        return mean(self.answer.loss(decisions, smoothing), items)
+        return mean(self.answer.loss(decisions, objective), items)
 
     def judge(self, logits: np.ndarray, labels: Labels) -> dict[str, float]:
         """Every metric of the task, from logits [K, C] and right answers (`Answer.right`)."""
@@ -258,8 +262,8 @@ class Task:
         labels = self.answer.right(split)
         batch = {"labels": torch.as_tensor(np.concatenate(labels))}
         decisions = self.answer.decisions(torch.from_numpy(logits), batch)
-        smoothing = trainer.args.label_smoothing_factor
-        loss = self.loss(decisions, self.answer.items(batch), smoothing)
+        smoothed = Objective(trainer.args.label_smoothing_factor)
+        loss = self.loss(decisions, self.answer.items(batch), smoothed)
         return self.judge(logits, labels) | {"loss": float(loss)}, logits
 
 

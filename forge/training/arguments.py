@@ -132,8 +132,6 @@ def _check_ranges(trainer: Node, task: Task) -> None:
             raise UserError(
                 f"trainer.{known.name}={value}: no such choice{did_you_mean(value, choices)}"
             )
-    if trainer.get("label_smoothing_factor") and not task.answer.distribution:
-        raise UserError("trainer.label_smoothing_factor: a regression has no labels to smooth")
     saved, judged = trainer.get("save_strategy"), trainer.get("eval_strategy")
     if saved == "best":
         raise UserError(

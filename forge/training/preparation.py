@@ -12,6 +12,8 @@ from forge.data import cache
 from forge.errors import UserError
 from forge.inputs.input import Collator, Processor, pad_multiple
 from forge.models import loading
+from forge.tasks import objective
+from forge.tasks.decisions import PLAIN, Objective
 from forge.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ class SplitFacts:
 
 
 class TrainerKeywords(TypedDict):
-    """What the house trainer is made of; all but `task` are transformers' own."""
+    """What the house trainer is made of; all but the first two are transformers' own."""
 
     task: Task
+    objective: Objective
     model: PreTrainedModel
     args: TrainingArguments
     train_dataset: Dataset | None
@@ -49,6 +52,7 @@ class Prepared:
     config: Config
     task: Task
     args: TrainingArguments
+    objective: Objective  # how the task's loss counts
     rows: dict[str, Dataset]  # per split: id, inputs, labels
     splits: dict[str, Dataset]  # the same, encoded; evaluation splits longest first
     processor: Processor
@@ -67,6 +71,8 @@ class Prepared:
         }
         if self.task.answer.notes:
             facts["notes"] = self.task.answer.notes
+        if loss := objective.facts(self.objective, self.task.answer):
+            facts["loss"] = loss
         start = getattr(self.model.config, "initialized_from", None)
         return facts | ({"initialized_from": start} if start else {})
 
@@ -75,6 +81,7 @@ class Prepared:
         task = self.task
         return {
             "task": task,
+            "objective": self.objective,
             "model": self.model,
             "args": self.args,
             "train_dataset": self.splits.get(task.train),
@@ -101,6 +108,7 @@ def prepare(
     """
     from transformers import set_seed
 
+    goal = _objective(config, task, args, rows) if training else PLAIN
     source = teachers[0] if config.model.init else config.model
     some = rows.get(task.train, rows[task.evaluation[0]])
     processor = _load_processor(task, source, some)
@@ -123,8 +131,18 @@ def prepare(
         evaluated = list(splits)
     splits |= {name: cache.longest_first(splits[name]) for name in evaluated}
     return Prepared(
-        config, task, args, rows, splits, processor, model, limit, data, teachers, recorded
+        config, task, args, goal, rows, splits, processor, model, limit, data, teachers, recorded
     )
+
+
+def _objective(
+    config: Config, task: Task, args: TrainingArguments, rows: dict[str, Dataset]
+) -> Objective:
+    """What the config makes of the task's loss, on the rows of the train split."""
+    weights, gamma = (config.mode.get(key) for key in ("class_weights", "focal_gamma"))
+    labels = rows[task.train]["labels"] if weights else ()
+    smoothing = args.label_smoothing_factor
+    return objective.objective(task.answer, labels, smoothing, weights, gamma or 0.0)
 
 
 @ranks.taking_turns

@@ -30,7 +30,7 @@ from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
 from forge.tasks.answer import Predictions
-from forge.tasks.decisions import Decisions
+from forge.tasks.decisions import PLAIN, Decisions, Objective
 from forge.tasks.task import Task, first
 from forge.training.memory import memory
 from forge.training.restore import Restore, progress_file
@@ -69,9 +69,10 @@ class Trainer(TransformersTrainer):
         True  # `compute_loss` divides by the items of the whole optimizer step
     )
 
-    def __init__(self, *, task: Task, **kwargs: Any) -> None:
+    def __init__(self, *, task: Task, objective: Objective = PLAIN, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.task = task
+        self.task: Task = task
+        self.objective: Objective = objective
         self.label_names = ["labels"]  # whatever the model's own code names
         self.started, self.before = time.monotonic(), 0.0
         self.last_loss: torch.Tensor | None = None  # of the last training batch
@@ -170,8 +171,12 @@ class Trainer(TransformersTrainer):
         """The task's loss over all rows."""
         logits = torch.as_tensor(first(predictions)).float()
         batch = {"labels": torch.as_tensor(labels)}
-        decisions, items = self.task.answer.decisions(logits, batch), self.task.answer.items(batch)
-        return float(self.task.loss(decisions, items, self.args.label_smoothing_factor))
+        return float(self._evaluation_loss(self.task.answer.decisions(logits, batch), batch))
+
+    def _evaluation_loss(self, decisions: Decisions, batch: Batch) -> Tensor:
+        """Every decision counts alike, whatever the training's objective."""
+        smoothed = Objective(self.args.label_smoothing_factor)
+        return self.task.loss(decisions, self.task.answer.items(batch), smoothed)
 
     def save_extra(self, folder: Path) -> None:
         """Write what belongs to a checkpoint beside transformers' files."""
@@ -260,7 +265,10 @@ class Trainer(TransformersTrainer):
     ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The task's loss of a batch: the one place where outputs become a loss."""
         decisions, outputs = self.decide(model, inputs)
-        loss = self.task_loss(decisions, inputs, num_items_in_batch)
+        if model.training:
+            loss = self.task_loss(decisions, inputs, num_items_in_batch)
+        else:
+            loss = self._evaluation_loss(decisions, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def decide(
@@ -277,11 +285,19 @@ class Trainer(TransformersTrainer):
         return logits, [logits]
 
     def task_loss(self, decisions: Decisions, inputs: Batch, items: Tensor | int | None) -> Tensor:
-        """Divided by `items`, those of the optimizer step on all ranks (None: the batch's own)."""
-        smoothing = self.args.label_smoothing_factor
+        """Divided by the weight of the optimizer step on all ranks (None: the batch's own)."""
         if items is None:
-            return self.task.loss(decisions, self.task.answer.items(inputs), smoothing)
-        return self.task.loss(decisions, items, smoothing) * self.rank_share
+            return self.task.loss(decisions, self._items(inputs)[1], self.objective)
+        return (
+            self.task.loss(decisions, torch.as_tensor(items)[1], self.objective) * self.rank_share
+        )
+
+    def _items(self, batch: Batch) -> Tensor:
+        """Of a batch [2]: its decisions, and their weight: as many where classes have none."""
+        count = self.task.answer.items(batch)
+        if self.objective.weights is None:
+            return torch.stack([count, count])
+        return torch.stack([count, self.objective.weigh(batch["labels"]).sum()])
 
     @property
     def rank_share(self) -> int:
@@ -292,13 +308,12 @@ class Trainer(TransformersTrainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[Batch], device: torch.device
     ) -> Tensor | None:
-        """Items of an optimizer step: of all its batches, on all ranks."""
+        """Items of an optimizer step [2] (`_items`): of all its batches, on all ranks."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        counts = [self.task.answer.items(batch) for batch in batch_samples]
-        items = torch.stack(counts).sum().to(device)
+        items = torch.stack([self._items(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
+            items = self.accelerator.gather(items).view(-1, 2).sum(0)
         return items
 
     def training_step(

@@ -81,9 +81,18 @@ def kd(easy, teacher_run):
     return start
 
 
-def test_alpha_zero_is_sft_to_the_bit_without_a_teacher(toy_run):
-    sft = toy_run(*FEW, at="sft")
-    kd = toy_run(*FEW, "mode=kd", "mode.alpha=0", "teacher.path=/nowhere", at="kd")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("mode.class_weights=balanced",),
+        ("mode.focal_gamma=2",),
+        ("trainer.label_smoothing_factor=0.1",),
+    ],
+)
+def test_alpha_zero_is_sft_to_the_bit_without_a_teacher(toy_run, settings):
+    sft = toy_run(*FEW, *settings, at="sft")
+    kd = toy_run(*FEW, *settings, "mode=kd", "mode.alpha=0", "teacher.path=/nowhere", at="kd")
     assert all(torch.equal(weights(sft)[name], tensor) for name, tensor in weights(kd).items())
     assert [row["loss"] for row in history(sft)] == [row["loss"] for row in history(kd)]
     assert results(sft)["headline"] == results(kd)["headline"]

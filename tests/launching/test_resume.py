@@ -29,6 +29,7 @@ from tests.support.stopping import RUN, STEPS, assert_same
         (("trainer.dataloader_num_workers=2",), 26),
         (("trainer.gradient_accumulation_steps=3",), 9),
         (("precision=bf16",), 25),
+        (("mode.class_weights=balanced", "mode.focal_gamma=2"), 25),
     ],
 )
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(toy_run, stop_at, settings, step):

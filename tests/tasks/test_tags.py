@@ -15,6 +15,7 @@ from forge.reinforcement.grpo import Rollout, Settings, objective
 from forge.results.comparison import side_by_side
 from forge.results.run_report import report
 from forge.results.statistics import difference, read_answers
+from forge.tasks.objective import objective as objective_of
 from forge.tasks.tags import Tags, text_tags
 from tests.support.runs import results, weights
 from tests.support.stopping import RUN, assert_same
@@ -195,3 +196,17 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_at,
     with pytest.raises(Preempted):
         launch(*run, at="stopped")
     assert_same(whole, launch(*run, at="stopped"))
+
+
+def test_class_weights_are_of_tags_and_counted_by_words():
+    answer = Tags("tags", ["O", "B-X"])
+    labels = [[0, 0, 0], [1]]
+    weighed = objective_of(answer, labels, 0.0, "balanced", 0.0)
+    assert weighed.weights.tolist() == [pytest.approx(2 / 3), 2]
+    batch = {"labels": torch.tensor([[0, 0, 0], [1, -100, -100]])}
+    logits = torch.randn(2, 3, 2)
+    loss = answer.loss(answer.decisions(logits, batch), weighed)
+    loss = loss / weighed.weigh(batch["labels"]).sum()
+    packed = answer.decisions(logits, batch).packed()
+    wanted = torch.nn.functional.cross_entropy(packed.logits, packed.labels, weighed.weights)
+    assert torch.allclose(loss, wanted)
