@@ -37,14 +37,14 @@ def exact(
     answer: list[str] | None = None,
     **columns: object,
 ) -> list[float]:
-    """1 for the right answer, blanks around it aside, else 0."""
+    """1 for the right answer, as texts are compared (`numerals.plain`), else 0."""
     right = _right(label, answer)
     return [float(_plain(c) == _plain(r)) for c, r in zip(completions, right, strict=True)]
 
 
 def _plain(answer: object) -> object:
-    """A text without the blanks around it; of several labels their set."""
-    return frozenset(answer) if isinstance(answer, list) else str(answer).strip()
+    """A text in its one spelling; of several labels their set."""
+    return frozenset(answer) if isinstance(answer, list) else numerals.plain(str(answer))
 
 
 def numeric(

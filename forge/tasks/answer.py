@@ -173,6 +173,11 @@ class Answer(ABC):
         return "", "model.config.id2label[logits.argmax(-1).item()]"
 
     @property
+    def read_off(self) -> dict[str, object]:
+        """What was read off the data for settings of the task that were null, by key."""
+        return {}
+
+    @property
     def notes(self) -> list[str]:
         """What a reader should know of how the data's answers were read."""
         return []

@@ -17,6 +17,7 @@ from forge.tasks.answer import Answer
 from forge.tasks.label import Label
 from forge.tasks.labels import Labels
 from forge.tasks.number import Number, fractional
+from forge.tasks.numerals import DecimalSign
 from forge.tasks.task import Task
 from forge.tasks.text import Written
 
@@ -64,6 +65,7 @@ def text_number(
     headline: str,
     unlabelled: float | None = None,
     standardize: list[float] | None = None,
+    decimal: DecimalSign | None = None,
     train: str = "train",
     evaluation: list[str] | None = None,
     max_length: int | None = None,
@@ -72,7 +74,7 @@ def text_number(
 ) -> Task:
     """One or two texts in, a number out; `unlabelled` is the value that marks a row without one."""
     return _of_text(
-        Number(label, unlabelled, standardize),
+        Number(label, unlabelled, standardize, decimal),
         text,
         max_length,
         dataset=dataset,
@@ -154,6 +156,7 @@ def text_files(
     labels: list[str | int] | None = None,
     problem_type: str | None = None,
     standardize: list[float] | None = None,
+    decimal: DecimalSign | None = None,
     metrics: list[str] | None = None,
     headline: str | None = None,
     max_length: int | None = None,
@@ -183,7 +186,7 @@ def text_files(
     metrics = metrics or list(dict.fromkeys([*chosen, *usual[problem_type]]))
     answer: Answer = Label(label, labels, doubtful)
     if problem_type == "regression":
-        answer = Number(label, standardize=standardize)
+        answer = Number(label, standardize=standardize, decimal=decimal)
     return _of_text(
         answer,
         text,

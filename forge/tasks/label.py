@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from forge.data.missing import is_missing
 from forge.errors import UserError, did_you_mean
+from forge.tasks import numerals
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions
 from forge.tasks.metrics import Facts
@@ -193,7 +194,7 @@ def _refuse_unlikely(counts: Counter[str], where: str) -> None:
             f"{where}: numbers, and {odd} ({counts[odd]} rows); empty such cells if they mark "
             "missing values, or set task.problem_type=classification if these are labels"
         )
-    numbers = all(re.fullmatch(r"[-+]?\d+", name) for name in counts)
+    numbers = all(numerals.value(name) is not None for name in counts)
     if distinct > max(MANY, rows // 10 if numbers else rows // 2):
         kind = "regression if they are amounts, classification if they are labels"
         raise UserError(
@@ -207,17 +208,20 @@ def _refuse_several(counts: Counter[str], where: str) -> None:
     for value in counts:
         parts = {part.strip() for part in re.split(r"[,;|]", value)}
         if len(parts) > 1 and parts <= counts.keys():
+            comma = numerals.value(value) is not None
             raise UserError(
                 f"{where}: {value} lists several of its labels, and a label is one name or number; "
                 "keep one label a row, make a column for each and name one with task.label, or "
                 "name all the labels with task.labels=[…]"
+                + "; if it has a decimal comma, set task.problem_type=regression"
+                * comma
             )
 
 
 def _among_numbers(counts: Counter[str]) -> str | None:
     """The first value that is no number where most rows hold one and some have a fraction."""
-    numbers = {value for value in counts if NUMBER.match(value)}
-    if not any("." in value for value in numbers):
+    numbers = {name for name in counts if numerals.value(name) is not None}
+    if not any(re.search(r"[.,]", value) for value in numbers):
         return None
     if 2 * sum(counts[value] for value in numbers) <= counts.total():
         return None

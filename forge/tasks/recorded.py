@@ -61,11 +61,12 @@ def as_trained(
     given: Container[str] = (),
 ) -> dict[str, Any]:
     """A task's node in which what is open is as the run's training had it: labels, kind, length,
-    standardisation.
+    standardisation, decimal sign.
 
     `given` are keys that were set for this. Of files the training rows are not read.
     """
-    filled = dict(node)
+    read_off = metadata.get("read_off", {})
+    filled = {key: read_off.get(key) if value is None else value for key, value in node.items()}
     if "max_length" in filled and "task.max_length" not in given:
         filled["max_length"] = metadata.get("max_length", filled["max_length"])
     if "problem_type" in filled and filled["problem_type"] is None:

@@ -27,7 +27,7 @@ from forge.tasks.answer import Answer, Evaluation, Scores
 from forge.tasks.decisions import Decisions
 from forge.tasks.decoding import Reader
 from forge.tasks.metrics import Facts
-from forge.tasks.numerals import NUMERAL, parse, spelled
+from forge.tasks.numerals import NUMERAL, parse, plain, spelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +82,7 @@ class Written(Answer):
             return ""
         text = matches[-1][min(1, self.pattern.groups)] or ""
         if not self.numeric:
-            return text.strip()
+            return plain(text)
         value = parse(text)
         return "" if value is None else spelled(value)
 

@@ -69,6 +69,8 @@ class Prepared:
             "data": {n: vars(s) for n, s in self.data.items()},
             "max_length": self.limit,
         }
+        if self.task.answer.read_off:
+            facts["read_off"] = self.task.answer.read_off
         if self.task.answer.notes:
             facts["notes"] = self.task.answer.notes
         if loss := objective.facts(self.objective, self.task.answer):

@@ -27,6 +27,7 @@ def called(function, completions=("no", "no"), columns=COLUMNS, weights=()):
 def test_exact_is_about_the_right_answer():
     assert called(rewards.exact).tolist() == [[1], [0]]
     assert rewards.exact([" 12\n", "12."], answer=["12", "12"]) == [1, 0]
+    assert rewards.exact(["\u22127", "cafe\u0301"], answer=["-7", "caf\u00e9"]) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,10 @@ def test_exact_is_about_the_right_answer():
         ("1e3", "1000", 1),
         ("it is \u22123", "-3", 1),
         ("12 000", "12,000", 1),
+        ("a loss of -$7", "-7", 1),
+        ("-$7", "7", 0),
+        ("1.234,5", "1234.5", 1),
+        ("1,5", "1.5", 1),
         ("none", "4", 0),
         ("x2", "2", 0),
         ("4", "no number", None),

@@ -126,3 +126,73 @@ def test_the_scale_can_be_given():
     for wrong in ([1], [0, 0], [0, -1]):
         with pytest.raises(UserError, match=r"task\.standardize="):
             number(wrong)
+
+
+def targets(jsonl, values, **settings):
+    """The targets of files with these labels: train's, validation's."""
+    path = str(jsonl("a.jsonl", [{"text": "a", "label": value} for value in values]))
+    task = kinds.text_files(files={"train": path, "validation": path}, text="text", **settings)
+    assert task.head.problem_type == "regression"
+    return list(task.load()["train"]["labels"])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1,5", "2", "0,25"], [1.5, 2.0, 0.25]),
+        (["1,234", "0,5"], [1.234, 0.5]),  # one comma that can only be a decimal one decides
+        (["1.234,5", "1.234"], [1234.5, 1234.0]),
+        (["$1.5", "-$7", "$-2"], [1.5, -7.0, -2.0]),
+        (["1,500.5", "1,500"], [1500.5, 1500.0]),
+        (["1'500.5", "2"], [1500.5, 2.0]),
+        (["1 500,5", "2"], [1500.5, 2.0]),
+        (["50.5%", "3%"], [50.5, 3.0]),
+        (["\u22121.5", "1e3", "NA"], [-1.5, 1000.0]),
+        ([1.5, "2,5"], [1.5, 2.5]),
+    ],
+)
+def test_targets_that_are_texts_are_read_as_the_column_writes_numbers(jsonl, values, expected):
+    assert targets(jsonl, values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["1,5", "2.5"], "1,5 and 2.5: some of its numbers have a decimal comma and some"),
+        (["$1.5", "\u20ac2"], r"numbers of several units \(\$ and €\)"),
+        (["50.5%", "0.5"], "numbers of several units"),
+    ],
+)
+def test_targets_that_are_written_in_two_ways_are_refused(jsonl, values, message):
+    with pytest.raises(UserError, match=message):
+        targets(jsonl, values)
+
+
+def test_a_comma_between_labels_is_no_decimal_one_until_it_is_said(jsonl):
+    values = ["1", "2", "1,2"]
+    path = str(jsonl("a.jsonl", [{"text": "a", "label": value} for value in values]))
+    files = {"train": path, "validation": path}
+    with pytest.raises(UserError, match=r"1,2 lists several .* set task\.problem_type=regression"):
+        kinds.text_files(files=files, text="text").load()
+    assert targets(jsonl, values, problem_type="regression") == [1.0, 2.0, 1.2]
+
+
+def test_other_splits_and_evaluations_are_read_as_train_is(launch, jsonl):
+    train = jsonl("train.jsonl", [{"text": "a", "label": f"{i},5"} for i in range(8)])
+    judged = jsonl("judged.jsonl", [{"text": "a", "label": "1,250"}, {"text": "b", "label": "2,5"}])
+    only = jsonl("only.jsonl", [{"text": "a", "label": "1,250"}, {"text": "b", "label": "2,250"}])
+    run_dir = launch(
+        "task=files", f"task.files.train={train}", f"task.files.validation={judged}",
+        "task.text=text", "model=tiny", "model.config.hidden_size=16", "trainer.max_steps=1",
+        "trainer.eval_strategy=no", "trainer.save_strategy=no",
+        "trainer.load_best_model_at_end=false", "precision=fp32",
+    )  # fmt: skip
+    assert pq.read_table(run_dir / "predictions/validation.parquet")["label"][0].as_py() == 1.25
+    recorded = read_json(run_dir / "run_metadata.json")
+    assert (recorded["read_off"], recorded["notes"]) == (
+        {"decimal": "comma"},
+        ["label: 0,5 is read as 0.5"],
+    )
+    found = evaluate(run_dir, [f"task.files.validation={only}"])
+    answers = pq.read_table(f"{found['kept']}/predictions/validation.parquet")
+    assert answers["label"].to_pylist() == [1.25, 2.25]
