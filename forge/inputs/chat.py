@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from forge.errors import UserError
 
@@ -16,29 +18,44 @@ Ids: TypeAlias = list[int]
 Message: TypeAlias = dict[str, object]  # role, content, and what else its template knows
 Chat: TypeAlias = list[Message]
 Tools: TypeAlias = Sequence[object] | None  # that a chat may call, as JSON schemas
+T = TypeVar("T")
 PLAIN = ("role", "content")
+SAMPLED = 200  # messages with a field that are looked at
+PROBE = "a text that no template writes of itself"
+PARTS: dict[str, bool] = {}  # by template
 
 
 def turns(chat: object, where: str) -> Chat:
-    """A chat's messages, the last one the assistant's; raises `UserError` for anything else."""
+    """A chat's messages, the last one the assistant's; raises `UserError` for anything else.
+
+    A content of parts is their texts, one that a tool gave as an object is JSON. A chat may be
+    written as JSON, as files without lists have it.
+    """
     try:
-        messages = [_message(m) for m in chat]  # type: ignore[attr-defined]
-    except (TypeError, KeyError, AttributeError) as error:
+        given: Any = json.loads(chat) if isinstance(chat, str) else chat
+        messages = [_message(m, where) for m in given]
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise UserError(f"{where}: not a list of messages with role and content") from error
-    for message in messages:
-        calls = message["content"] is None and message.get("tool_calls")
-        if not isinstance(message["content"], str) and not calls:
-            raise UserError(f"{where}: a message's content is not a text")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: its last message must be the assistant's, after another one")
-    if not str(messages[-1]["content"] or "").strip():
+    if not str(messages[-1]["content"] or "").strip() and not messages[-1].get("tool_calls"):
         raise UserError(f"{where}: its last message has no text to be learnt and judged")
     return messages
 
 
-def _message(given: Mapping[str, object]) -> Message:
+def _message(given: Mapping[str, object], where: str) -> Message:
     more = {k: v for k, v in given.items() if k not in PLAIN and v is not None}
-    return {"role": str(given["role"]), "content": given.get("content"), **more}
+    content, role = given.get("content"), str(given["role"])
+    if isinstance(content, Mapping) and role == "tool":
+        content = json.dumps(content, ensure_ascii=False)
+    elif isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"{where}: a part of a message's content is not a text")
+        content = "".join(map(str, parts))
+    if not isinstance(content, str) and not (content is None and more.get("tool_calls")):
+        raise UserError(f"{where}: a message's content is not a text")
+    return {"role": role, "content": content, **more}
 
 
 def write(
@@ -50,14 +67,40 @@ def write(
     """
     from jinja2 import TemplateError
 
-    apply: Callable[..., object] = tokenizer.apply_chat_template
+    given = _in_parts(messages) if _wants_parts(tokenizer) else list(messages)
     try:
-        return str(apply(list(messages), tools=tools, add_generation_prompt=asked, tokenize=False))
+        return _apply(tokenizer, given, tools=tools, add_generation_prompt=asked)
     except (TemplateError, TypeError) as error:
         roles = ", ".join(str(m["role"]) for m in messages)
         raise UserError(
             f"chat [{roles}]: the model's template takes no such one ({error})"
         ) from error
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, chat: Chat, **settings: object) -> str:
+    apply: Callable[..., object] = tokenizer.apply_chat_template
+    return str(apply(chat, tokenize=False, **settings))
+
+
+def _in_parts(messages: Sequence[Message]) -> Chat:
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}]} if m["content"] else m
+        for m in messages
+    ]
+
+
+def _wants_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template writes contents that are lists of parts, and no others."""
+    from jinja2 import TemplateError
+
+    template = str(tokenizer.chat_template)
+    if template not in PARTS:
+        PARTS[template] = False
+        probe: Chat = [{"role": "user", "content": PROBE}]
+        with suppress(TemplateError, TypeError):
+            if PROBE not in _apply(tokenizer, probe):
+                PARTS[template] = PROBE in _apply(tokenizer, _in_parts(probe))
+    return PARTS[template]
 
 
 def encode(
@@ -72,6 +115,13 @@ def encode(
     if opened == write(prompt, tools, tokenizer, False):
         opened += header(prompt, tools, tokenizer, opened)
     text = write([*prompt, answer], tools, tokenizer, False)
+    if not answer["content"]:
+        bare = write([*prompt, {**answer, "tool_calls": None}], tools, tokenizer, False)
+        if text == bare:
+            raise UserError(
+                "its last message is tool calls alone, and the chat template leaves them out; "
+                "choose a model whose template writes them, or remove such rows"
+            )
     if not text.startswith(opened):
         raise UserError(
             "the chat template writes an answered prompt differently from an open one, so its "
@@ -109,16 +159,42 @@ def header(
 def warn_of_ignored(
     chats: Sequence[Sequence[Message]], tools: Sequence[Tools], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Warn once of each field of messages, and of tools, that the template does not write."""
-    where = {name: i for i, chat in enumerate(chats) for message in chat for name in message}
-    for name, i in where.items():
-        if name in PLAIN:
-            continue
-        bare = [{k: v for k, v in m.items() if k != name} for m in chats[i]]
-        if write(chats[i], tools[i], tokenizer, False) == write(bare, tools[i], tokenizer, False):
-            log.warning("the model's chat template leaves out the messages' field %s", name)
-    given = next((i for i, each in enumerate(tools) if each), None)
-    if given is not None:
-        pair = (write(chats[given], t, tokenizer, False) for t in (tools[given], None))
-        if len(set(pair)) == 1:
-            log.warning("the model's chat template leaves out tools")
+    """Warn of each field of messages, and of tools, that the template does not write.
+
+    Each message that has the field is tried without it; of more than `SAMPLED` that many.
+    """
+    given: dict[str, list[tuple[int, int]]] = {}  # chats and messages by field
+    for i, chat in enumerate(chats):
+        for j, message in enumerate(chat):
+            for name in message:
+                if name not in PLAIN and message[name]:
+                    given.setdefault(name, []).append((i, j))
+
+    def leaves_out(i: int, j: int, name: str) -> bool:
+        chat = list(chats[i])
+        bare = {k: v for k, v in chat[j].items() if k != name}
+        without = [*chat[:j], bare, *chat[j + 1 :]]
+        return write(chat, tools[i], tokenizer, False) == write(without, tools[i], tokenizer, False)
+
+    for name, places in sorted(given.items()):
+        tried = _some(places)
+        _warn(f"the messages' field {name}", [leaves_out(*at, name) for at in tried], len(places))
+    offered = [i for i, each in enumerate(tools) if each]
+    same = []
+    for i in _some(offered):
+        pair = (write(chats[i], given_tools, tokenizer, False) for given_tools in (tools[i], None))
+        same.append(len(set(pair)) == 1)
+    _warn("tools", same, len(offered))
+
+
+def _some(places: Sequence[T]) -> Sequence[T]:
+    """Of many some, evenly spread."""
+    return places[:: -(-len(places) // SAMPLED)] if places else places
+
+
+def _warn(what: str, left_out: Sequence[bool], given: int) -> None:
+    if any(left_out):
+        log.warning(
+            "the model's chat template leaves out %s in %d of %d%s", what, sum(left_out),
+            len(left_out), f" tried (of {given})" if len(left_out) < given else "",
+        )  # fmt: skip

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class Prompt(Tokens):
     """`prompt` and `completion` name columns of texts, or `messages` one of chats, whose last
-    message is the completion; tools that a chat may call are in the data's column `tools`."""
+    message is the completion, with the tools that it calls; those that it may call are in the
+    data's column `tools`."""
 
     prompt: str = "prompt"
     completion: str = "completion"
@@ -59,7 +60,7 @@ class Prompt(Tokens):
         chats = [chat.turns(messages, f"{where}: row {i}") for i, messages in given]
         rows: Columns = {
             "prompt": [messages[:-1] for messages in chats],
-            "completion": [messages[-1]["content"] for messages in chats],
+            "completion": [messages[-1]["content"] or "" for messages in chats],
         }
         extras = [{k: v for k, v in m[-1].items() if k not in chat.PLAIN} for m in chats]
         for extra, tools in zip(extras, columns.get("tools", ()), strict=False):
@@ -137,7 +138,7 @@ class Prompt(Tokens):
 
         tokens = [processor.eos_token, processor.bos_token, processor.chat_template]
         if self.messages or self.chat:
-            tokens.append("header")  # a template without an open prompt is given the header
+            tokens += ["header", "parts"]  # a template is given what it lacks or wants
             prompts, answers, tools = _messages(rows)
             whole = [[*p, answer] for p, answer in zip(prompts, answers, strict=True)]
             chat.warn_of_ignored(whole, tools, processor)
@@ -206,8 +207,9 @@ def _messages(
     """Of chats the prompts, the messages that answer them, and the tools."""
     texts, names = list(rows["completion"]), getattr(rows, "column_names", rows)
     extras = list(rows["extras"]) if "extras" in names else [{}] * len(texts)
-    answers = [
-        {"role": "assistant", "content": text} | {k: v for k, v in extra.items() if k != "tools"}
+    answers: list[Message] = [
+        {"role": "assistant", "content": text or None}
+        | {k: v for k, v in extra.items() if k != "tools"}
         for text, extra in zip(texts, extras, strict=True)
     ]
     return list(rows["prompt"]), answers, [extra.get("tools") for extra in extras]

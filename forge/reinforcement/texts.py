@@ -36,9 +36,11 @@ class Texts(Policy):
             if getattr(function, "func", function) is rewards.exact:
                 functions[name] = partial(verdict, self.task)
         self.rewards.bind(None, ["id", "label", "prompt"])
+        self.labels = dict(zip(split["id"], split["label"], strict=True))
 
     def columns(self, rows: Columns) -> Columns:
-        return {name: rows[name] for name in ("prompt", "label", "id")}
+        labels = [self.labels[row] for row in rows["id"]]
+        return {"prompt": rows["prompt"], "label": labels, "id": rows["id"]}
 
     def judge(self, completions: list[str], ids: list[int], some: Rewards) -> Floats:
         """Some rewards [N, rewards] of completions to the rows with these ids, NaN for none."""

@@ -91,6 +91,10 @@ class Answer(ABC):
         """The right answers of all rows, as `judge` takes them."""
         return np.asarray(rows["labels"])
 
+    def encoded(self, split: Dataset, processor: Any) -> Dataset:
+        """An encoded split with the answers that only its encoding shows."""
+        return split
+
     @abstractmethod
     def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
         """What logits by rows decide; the only place that knows shapes."""

@@ -148,7 +148,8 @@ class Task:
         self, rows: Dataset, processor: Processor, limit: int, cache_dir: str | None
     ) -> Dataset:
         """The rows of a split as a model reads them (`Input.encode`)."""
-        return self.input.encode(rows, processor, limit, cache.cache_directory(cache_dir))
+        encoded = self.input.encode(rows, processor, limit, cache.cache_directory(cache_dir))
+        return self.answer.encoded(encoded, processor)
 
     def collator(self, processor: Processor, multiple: int | None, *extra: str) -> Collator:
         """What makes batches of encoded rows."""

@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from forge.tasks.numerals import NUMERAL, parse, plain, spelled
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from forge.config.schema import Model
     from forge.data.sources import Columns
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HEAD = Head("CausalLM", peft_type="CAUSAL_LM")
+UNWRITTEN = "\0"  # an answer that a chat template is still to write
 ANSWERS = {"whole": r"(?s)(.*)", "number": f"({NUMERAL.pattern})"}  # what task.answer may name
 
 
@@ -91,14 +93,32 @@ class Written(Answer):
         return answer == label != ""
 
     def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
-        labels = [self.extract(completion) for completion in inputs["completion"]]
-        if "" in labels:
-            i = labels.index("")
-            raise UserError(
-                f"split {split}: row {i}: its completion has no answer by task.answer="
-                f"{self.where}{' that is a number' * self.numeric}; mend task.answer or the row"
-            )
+        extras = inputs.get("extras", [{}] * len(inputs["completion"]))
+        pairs = zip(inputs["completion"], extras, strict=True)
+        labels = [UNWRITTEN if e.get("tool_calls") else self.extract(text) for text, e in pairs]
+        self._require(labels, range(len(labels)), f"split {split}: ")
         return {"label": labels}
+
+    def _require(self, labels: list[str], rows: Sequence[int], where: str) -> None:
+        """Raise `UserError` for a row without an answer."""
+        if "" in labels:
+            raise UserError(
+                f"{where}row {rows[labels.index('')]}: its completion has no answer by "
+                f"task.answer={self.where}{' that is a number' * self.numeric}; mend task.answer "
+                "or the row"
+            )
+
+    def encoded(self, split: Dataset, processor: PreTrainedTokenizerBase) -> Dataset:
+        """A reference answer that calls tools is what the model's template writes of it."""
+        labels = list(split["label"]) if "label" in split.column_names else []
+        if UNWRITTEN not in labels:
+            return split
+        for i, row in enumerate(split):
+            if labels[i] == UNWRITTEN:
+                ids = [token for token in row["labels"] if token != IGNORED]
+                labels[i] = self.extract(str(processor.decode(ids, skip_special_tokens=True)))
+        self._require(labels, list(split["id"]), "")
+        return split.remove_columns("label").add_column("label", labels)
 
     def check(self, model: Model, config: PretrainedConfig, where: str) -> None:
         name = model.path or config.model_type

@@ -135,6 +135,11 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "you
             "has no text",
         ),
         ([{"m": [{"role": "user", "content": [1]}]}], {"messages": "m"}, "content is not a text"),
+        (
+            [{"m": [{"role": "user", "content": [{"type": "image", "url": "a"}]}, CHAT[1]]}],
+            {"messages": "m"},
+            "a part of a message's content is not a text",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(task_of, rows, settings, message):
@@ -312,16 +317,81 @@ def test_a_chat_keeps_its_tools_calls_and_names(task_of, tmp_path, caplog):
     asked = f'[f]<user>(ann)sum{end}<assistant>{{"a": 1, "b": null}}{end}<tool>3{end}'
     assert texts[0] == f"{asked}<assistant>three{end}"
     assert texts[1] == f'<user>hi{end}<assistant>{{"x": "y"}}you{end}'
-    assert "leaves out the messages' field thinking" in caplog.text
+    assert "leaves out the messages' field thinking in 1 of 1" in caplog.text
     assert not [w for w in ("field name", "field tool_calls", "out tools") if w in caplog.text]
 
 
-def test_what_a_template_leaves_out_is_said_once(task_of, tmp_path, caplog):
-    turns = [CHAT[0], {**CHAT[1], "tool_calls": [{"a": 1}]}]
-    task = task_of([{"m": turns, "tools": '[{"name": "f"}]'}] * 3, messages="m")
-    tokenized(task, tokenizer_of(template=CHATML), tmp_path)
+def test_what_a_template_leaves_out_is_said_once_for_all_chats(task_of, tmp_path, caplog):
+    turns = [CHAT[0], {**CHAT[1], "tool_calls": [{"a": 1}], "name": ""}]
+    rows = [{"m": turns, "tools": '[{"name": "f"}]'}] * 3 + [{"m": CHAT}]
+    tokenized(task_of(rows, messages="m"), tokenizer_of(template=CHATML), tmp_path)
     said = [r.getMessage() for r in caplog.records if "leaves out" in r.getMessage()]
-    assert len(said) == 2 and "tool_calls" in said[0] and "tools" in said[1]
+    assert len(said) == 2
+    assert "field tool_calls in 3 of 3" in said[0] and "tools in 3 of 3" in said[1]
+
+
+def test_a_field_that_some_messages_lose_is_said_whatever_the_last_chat_has(
+    task_of, tmp_path, caplog
+):
+    """A template may write the reasoning of the last message alone."""
+    last = "{% if loop.last and m.thinking is defined %}{{ m.thinking }}{% endif %}{{ m.content }}"
+    template = CHATML.replace("{{ m.content }}", last)
+    answer = {**CHAT[1], "thinking": "hm"}
+    rows = [{"m": [CHAT[0], answer, CHAT[0], answer]}, {"m": [CHAT[0], answer]}]
+    tokenized(task_of(rows, messages="m"), tokenizer_of(template=template), tmp_path)
+    assert "leaves out the messages' field thinking in 1 of 3" in caplog.text
+
+
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": "so"}])
+def test_tool_calls_are_learnt_and_judged_as_the_template_writes_them(task_of, tmp_path, content):
+    task, tokenizer = (
+        task_of([{"m": [CHAT[0], CALL | content]}], messages="m"),
+        tokenizer_of(template=TOOLS),
+    )
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    written = f'{{"a": 1}}{content.get("content") or ""}'
+    learnt = tokenizer.decode([token for token in row["labels"] if token != IGNORED])
+    assert learnt == written + tokenizer.eos_token
+    assert task.written.is_right(task.written.extract(written), row["label"])
+
+
+def test_tool_calls_alone_need_a_template_that_writes_them(task_of, tmp_path):
+    task = task_of([{"m": [CHAT[0], CALL]}], messages="m")
+    with pytest.raises(UserError, match="row 0: its last message is tool calls alone"):
+        tokenized(task, tokenizer_of(template=CHATML), tmp_path)
+
+
+PARTS = CHATML.replace(
+    "{{ m.content }}", "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, PARTS])
+@pytest.mark.parametrize("parts", [False, True])
+def test_contents_are_texts_or_parts_whatever_the_template_knows(
+    task_of, tmp_path, template, parts
+):
+    chat = [
+        {**m, "content": [{"type": "text", "text": part} for part in m["content"]]} for m in CHAT
+    ]
+    task, tokenizer = (
+        task_of([{"m": chat if parts else CHAT}], messages="m"),
+        tokenizer_of(template=template),
+    )
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    end = tokenizer.eos_token
+    assert tokenizer.decode(row["input_ids"]) == f"<user>hi{end}\n<assistant>you{end}"
+    assert row["label"] == "you"
+
+
+def test_a_chat_may_be_written_as_json_and_a_tool_may_give_an_object(task_of, tmp_path):
+    chat = [CHAT[0], {"role": "tool", "content": {"é": 1}}, CHAT[1]]
+    tokenizer = tokenizer_of(template=CHATML)
+    (row,) = tokenized(task_of([{"m": json.dumps(chat)}], messages="m"), tokenizer, tmp_path)
+    assert '<tool>{"é": 1}' in tokenizer.decode(row["input_ids"])
 
 
 def test_the_header_of_a_template_without_an_open_prompt_is_not_learnt(task_of, tmp_path):
