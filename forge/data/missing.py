@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-# pandas' marks (`pandas.io.parsers.STR_NA_VALUES`), dashes and spreadsheets' errors; "none" and
-# "NONE" are words, such as a stance
+# pandas' marks (`pandas.io.parsers.STR_NA_VALUES`), dashes and spreadsheets' errors, in any case
 # fmt: off
 MARKS = frozenset((
-    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
-    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "NAN", "Nan", "Null", "N.A.", "n.a.",
-    "-", "--", "\u2013", "\u2014",
-    "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!",
+    "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a",
+    "n.a.", "na", "nan", "none", "null", "-", "--", "\u2013", "\u2014",
+    "#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!",
 ))
 # fmt: on
 
@@ -17,5 +15,5 @@ MARKS = frozenset((
 def is_missing(value: object) -> bool:
     """Whether a value is None, a float NaN, blank or one of `MARKS`."""
     if isinstance(value, str):
-        return not value.strip() or value.strip() in MARKS
+        return not value.strip() or value.strip().casefold() in MARKS
     return value is None or value != value

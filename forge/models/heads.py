@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from forge.config.schema import Model, Node
+from forge.data.spelling import folded
 from forge.errors import UserError
 from forge.models import lora
 from forge.models.scaling import Scale
@@ -123,10 +124,10 @@ def match(theirs: list[str], ours: list[str]) -> list[int] | None:
         return None
     if set(theirs) == set(ours):
         return [theirs.index(name) for name in ours]
-    rows = {name.casefold(): i for i, name in enumerate(theirs)}
-    if len(rows) < len(ours) or rows.keys() != {name.casefold() for name in ours}:
+    rows = {folded(name): i for i, name in enumerate(theirs)}
+    if len(rows) < len(ours) or rows.keys() != {folded(name) for name in ours}:
         return None
-    return [rows[name.casefold()] for name in ours]
+    return [rows[folded(name)] for name in ours]
 
 
 def head_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from forge.data.sources import Columns
+from forge.data.spelling import folded, plain
 from forge.errors import UserError, did_you_mean, one_line
 from forge.reinforcement.counts import SCORES
 from forge.tasks import numerals
@@ -37,14 +38,14 @@ def exact(
     answer: list[str] | None = None,
     **columns: object,
 ) -> list[float]:
-    """1 for the right answer, as texts are compared (`numerals.plain`), else 0."""
+    """1 for the right answer, as texts are compared (`plain`), else 0."""
     right = _right(label, answer)
     return [float(_plain(c) == _plain(r)) for c, r in zip(completions, right, strict=True)]
 
 
 def _plain(answer: object) -> object:
     """A text in its one spelling; of several labels their set."""
-    return frozenset(answer) if isinstance(answer, list) else numerals.plain(str(answer))
+    return frozenset(answer) if isinstance(answer, list) else plain(str(answer))
 
 
 def numeric(
@@ -87,16 +88,15 @@ class Costs:
     """
 
     def __init__(self, matrix: dict[object, dict[object, float]]) -> None:
-        rows = matrix.items()
-        self.matrix = {str(r): {str(s): float(c) for s, c in row.items()} for r, row in rows}
+        self.given = matrix
+        self.matrix: dict[str, dict[str, float]] = {}
 
     def bind(self, labels: list[str] | None) -> None:
         where, labels = "mode.reward.costs.matrix", _labels("costs", labels)
-        for name in [*self.matrix, *(answer for row in self.matrix.values() for answer in row)]:
-            if name not in labels:
-                raise UserError(
-                    f"{where}: the task has no label {name}{did_you_mean(name, labels)}"
-                )
+        self.matrix = {
+            named(right, labels, where): {named(s, labels, where): float(c) for s, c in row.items()}
+            for right, row in self.given.items()
+        }
         for right in labels:
             row = self.matrix.setdefault(right, {})
             row.setdefault(right, 0.0)
@@ -221,6 +221,16 @@ class Classifier:
         return [likely[row][column] for row, column in zip(rows, named, strict=True)]
 
 
+def named(given: object, labels: Sequence[str], where: str) -> str:
+    """The task's label that is meant, whatever the case; raises `UserError` for none."""
+    if given in labels:
+        return str(given)
+    meant = [label for label in labels if folded(label) == folded(given)]
+    if len(meant) != 1:
+        raise UserError(f"{where}: the task has no label {given}{did_you_mean(str(given), labels)}")
+    return meant[0]
+
+
 def _labels(name: str, labels: list[str] | None) -> list[str]:
     if labels is None:
         raise UserError(f"mode/reward={name}: it is of labels, and this task's answers are texts")
@@ -287,7 +297,7 @@ class Rewards:
                         f"(mode.reward.{name}.{key}=…) nor a column{did_you_mean(key, columns)}"
                     )
             if bind := getattr(function, "bind", None):
-                if several:
+                if several and not getattr(function, "several", False):
                     raise UserError(
                         f"mode/reward={name}: it is for one label a row; with several choose "
                         f"{', '.join(several)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from forge.reinforcement.rewards import named
+
 
 def f1(completions: list[list[str]], *, label: list[list[str]], **columns: object) -> list[float]:
     """F1 of the labels that are given; 1 where none is right and none is given."""
@@ -23,6 +25,8 @@ class Costs:
     """Minus `false_positive` for each label that is given and not right, and minus
     `false_negative` for each that is right and not given; `by_label` weighs labels."""
 
+    several = True
+
     def __init__(
         self,
         false_positive: float = 1.0,
@@ -31,6 +35,10 @@ class Costs:
     ) -> None:
         self.false_positive, self.false_negative = false_positive, false_negative
         self.by_label = by_label or {}
+
+    def bind(self, labels: list[str] | None) -> None:
+        where = "mode.reward.label_costs.by_label"
+        self.by_label = {named(k, labels or [], where): v for k, v in self.by_label.items()}
 
     def __call__(
         self, completions: list[list[str]], *, label: list[list[str]], **columns: object

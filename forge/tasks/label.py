@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from forge.data.missing import is_missing
+from forge.data.spelling import folded, spell
 from forge.errors import UserError, did_you_mean
 from forge.tasks import numerals
 from forge.tasks.answer import Answer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MANY = 20  # distinct values that may be labels however few the rows
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)$", re.ASCII)
-WHOLE = re.compile(r"([-+]?)(\d+)(?:\.0*)?$", re.ASCII)  # sign and digits of a whole number
 MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name
 
 
@@ -66,8 +66,11 @@ class Label(Answer):
 
     @property
     def notes(self) -> list[str]:
-        if self.by_name is not False:
+        if self.by_name is None:
             return []
+        if self.by_name:
+            how = "matched by name" if self.given else f"the values of column {self.column}"
+            return [f"the labels are {how}"]
         named = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
         return [f"the labels are numbers, taken for {named}"]
 
@@ -102,14 +105,14 @@ class Label(Answer):
     def _ids(self, values: Iterable[str]) -> dict[str, int]:
         """The id of each value that is a label; the first split decides whether names or ids."""
         names = {str(spell(name)): i for i, name in enumerate(self.names)}
-        folded = {name.casefold(): i for name, i in names.items()}
-        if len(folded) == len(names):
-            names |= {value: folded[f] for value in values if (f := value.casefold()) in folded}
+        by_fold = {folded(name): i for name, i in names.items()}
+        if len(by_fold) == len(names):
+            names |= {value: by_fold[f] for value in values if (f := folded(value)) in by_fold}
         numbers = {str(i): i for i in range(len(self.names))}
         labels = {value for value in values if value != MINUS_ONE and not is_missing(value)}
         if self.by_name is None and (labels or names.keys() & set(values)):
             self.by_name = bool(names.keys() & set(values)) or not labels <= numbers.keys()
-            for note in self.notes:
+            for note in self.notes if self.given else ():
                 log.info("%s", note)
         return numbers if self.by_name is False else names
 
@@ -132,7 +135,7 @@ class Label(Answer):
                 f"{where}: each of its {len(counts)} rows has a label of its own; check "
                 "task.label, or name the labels with task.labels=[…]"
             )
-        if len({name.casefold() for name in counts}) < len(counts):
+        if len({folded(name) for name in counts}) < len(counts):
             log.warning("%s: labels that differ in case alone are taken for different ones", where)
         return sorted(counts, key=lambda s: (0, float(s), s) if NUMBER.match(s) else (1, 0.0, s))
 
@@ -156,21 +159,6 @@ class Label(Answer):
     def predict(self, logits: NDArray[np.floating]) -> NDArray[np.integer]:
         answers: NDArray[np.integer] = np.argmax(logits, axis=-1)
         return answers
-
-
-def spell(value: object) -> str | None:
-    """The one spelling of a label, None for a missing one: 1.0, "1.0" and "+1" are 1, "-0.0" is 0,
-    True is true; "01" and "3.10" stay names of their own."""
-    if value is None or value != value:
-        return None
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()
-    text = str(value).strip()
-    number = WHOLE.match(text)
-    if not number:
-        return text or None
-    sign, digits = number.groups()
-    return digits if sign == "+" or not digits.strip("0") else sign + digits
 
 
 def _spell_row(value: object, row: int, where: str) -> str | None:

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from forge.data import sources
 from forge.data.missing import is_missing
+from forge.data.spelling import spell
 from forge.errors import UserError
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions
-from forge.tasks.label import Label, spell
+from forge.tasks.label import Label
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Literal, TypeAlias
-from unicodedata import normalize
+
+from forge.data.spelling import MINUS
 
 DecimalSign: TypeAlias = Literal["point", "comma"]
 
 # No dot that ends a sentence, no comma that ends a clause, no digits inside a word.
 GAPS = "'\u2019_ \u00a0\u2009\u202f"
 CURRENCY = "$€£¥₹₩₽₺₴₿¢"
-MINUS = str.maketrans({"\u2212": "-", "\uff0d": "-"})
 SIGN = "[-+\u2212\uff0d]"
 DIGIT = "[0-9\uff10-\uff19]"
 
@@ -100,9 +100,3 @@ def spelled(number: Decimal) -> str:
     """The one spelling of a value: 1,200.0 is 1200."""
     plain = f"{number:f}"
     return (plain.rstrip("0").rstrip(".") if "." in plain else plain) if number else "0"
-
-
-def plain(text: str) -> str:
-    """The one spelling of a text that is compared: composed characters, one minus sign, no blanks
-    around it."""
-    return normalize("NFC", text).translate(MINUS).strip()

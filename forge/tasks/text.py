@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from forge.data.spelling import plain
 from forge.errors import UserError
 from forge.inputs.input import IGNORED
 from forge.models import tokenizers
@@ -28,7 +29,7 @@ from forge.tasks.answer import Answer, Evaluation, Scores
 from forge.tasks.decisions import Decisions
 from forge.tasks.decoding import Reader
 from forge.tasks.metrics import Facts
-from forge.tasks.numerals import NUMERAL, parse, plain, spelled
+from forge.tasks.numerals import NUMERAL, parse, spelled
 
 if TYPE_CHECKING:
     from datasets import Dataset

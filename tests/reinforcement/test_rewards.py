@@ -81,6 +81,12 @@ def test_costs_are_those_of_saying_one_label_for_another():
     assert called(costs, ["no", "yes", "no", "yes"], columns)[:, 0].tolist() == [0, -5, -1, 2]
 
 
+def test_costs_name_labels_in_any_spelling():
+    costs = Costs({True: {False: 5}, "FALSE": {"True": 1}})
+    costs.bind(["false", "true"])
+    assert costs(["false", "true"], label=["true", "false"]) == [-5, -1]
+
+
 @pytest.mark.parametrize(
     ("matrix", "problem"),
     [

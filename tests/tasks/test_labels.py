@@ -13,6 +13,7 @@ from forge.data.toy_topics import DENIED, NAMES, TOPICS, topics
 from forge.errors import Preempted, UserError
 from forge.reinforcement import sets
 from forge.reinforcement.grpo import draw
+from forge.reinforcement.rewards import Rewards
 from forge.results.comparison import side_by_side
 from forge.results.run_report import report
 from forge.tasks.kinds import text_labels
@@ -123,6 +124,15 @@ def test_rewards_of_sets():
     assert sets.f1(**pairs) == [pytest.approx(2 / 3), 1, 0]
     assert sets.jaccard(**pairs) == [0.5, 1, 0]
     assert sets.Costs(1, 2, {"a": 3})(**pairs) == [-1, 0, -7]
+
+
+def test_weights_of_labels_are_of_labels_that_there_are():
+    costs = sets.Costs(by_label={"RUDE": 3.0, True: 2.0})
+    called = Rewards({"label_costs": costs}, {})
+    called.bind(["rude", "true"], ["id", "label"], several=True)
+    assert costs([["rude", "true"]], label=[[]]) == [-5.0]
+    with pytest.raises(UserError, match=r"by_label: the task has no label rud; did you mean rude"):
+        sets.Costs(by_label={"rud": 3.0}).bind(["rude", "true"])
 
 
 def test_a_decision_is_drawn_whatever_others_a_row_has():

@@ -7,7 +7,9 @@ import pandas
 import pytest
 from datasets import Dataset
 
+from forge.data.spelling import plain
 from forge.errors import UserError
+from forge.models.heads import match
 from forge.tasks import kinds
 
 F1 = {"metrics": ["f1"], "headline": "f1"}
@@ -35,6 +37,30 @@ def ids(task):
 @pytest.mark.parametrize("values", [("yes", "no"), (1, 0), ("1", "0"), (1.0, 0.0), (" yes", "no ")])
 def test_labels_by_name_or_number(values):
     assert ids(classification(labelled(*values))) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "note"),
+    [
+        (("yes", "No"), {}, "the labels are matched by name"),
+        ((1, 0), {}, "the labels are numbers, taken for 0 no, 1 yes"),
+        (("b", "a"), {"labels": None}, "the labels are the values of column label"),
+    ],
+)
+def test_by_which_rule_labels_are_read_is_noted(values, settings, note):
+    task = classification(labelled(*values), **settings)
+    task.load()
+    assert task.answer.notes == [note]
+
+
+def test_a_name_is_the_same_however_its_characters_are_composed():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for given, held in ((composed, decomposed), (decomposed, composed)):
+        assert ids(classification(labelled(held, "no"), labels=["no", given])) == [1, 0]
+    read_off = classification(labelled(composed, decomposed, "no"), labels=None)
+    assert ids(read_off) == [0, 0, 1]
+    assert read_off.head.labels == (composed, "no")
+    assert match([decomposed, "no"], ["NO", composed]) == [1, 0]
 
 
 def test_numbers_that_are_names_are_names():
@@ -92,6 +118,7 @@ def test_a_case_that_varies_between_splits_is_one_label():
 
 
 MARKS = ["NA", "N/A", "n/a", "NULL", "None", "nan", "NaN", "-", "", None, "Null", "#VALUE!", "N.A."]
+MARKS += ["none", "NONE", "\u2212"]
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -107,7 +134,7 @@ def test_a_mark_of_a_missing_label_is_no_label(tmp_path, suffix, mark, caplog):
     assert list(task.load()["train"]["labels"]) == [1, 0, 1]
     assert task.head.labels == ("bad", "good")
     assert "train: 1 rows without a label skipped" in caplog.text
-    assert not mark or f"{mark} (1 rows): taken for no label" in caplog.text
+    assert not mark or f"{plain(mark)} (1 rows): taken for no label" in caplog.text
 
 
 def test_a_mark_that_is_named_is_a_label():
@@ -115,7 +142,7 @@ def test_a_mark_that_is_named_is_a_label():
     assert ids(classification(labelled("NA", "EU", "None"), labels=labels)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("mark", ["NA", "", None, float("nan"), "-", "#DIV/0!"])
+@pytest.mark.parametrize("mark", ["NA", "", None, float("nan"), "-", "#DIV/0!", "none"])
 def test_a_missing_target_leaves_a_regression_one(jsonl, mark):
     task = from_files(jsonl("a.jsonl", labelled("0.5", "1", mark, "2.5")))
     assert task.head.problem_type == "regression"
