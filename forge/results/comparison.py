@@ -30,8 +30,9 @@ class Comparison(TypedDict):
 def side_by_side(paths: Sequence[Path]) -> Comparison:
     """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
 
-    The test is of the headline, on every split that both have judged. Raises `UserError` for a run
-    that is not finished, other headlines or other examples.
+    The test is of the headline, on every split that both have judged; of a metric that is not
+    Forge's own there is none. Raises `UserError` for a run that is not finished, other headlines
+    or other examples.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same run is named twice; there is nothing to compare")
@@ -70,6 +71,8 @@ def _differing(configs: list[Node]) -> dict[str, list[object]]:
 
 def _pairs(a: Run, b: Run, metric: str) -> list[Json]:
     """A test for each split that both have judged; raises `UserError` without any."""
+    if not results_statistics.is_own(metric):
+        return []
     splits = [split for split in a.results["splits"] if split in b.results["splits"]]
     if not splits:
         raise UserError(f"{a.path} and {b.path} have judged no split in common")
@@ -113,6 +116,9 @@ def comparison_text(compared: Comparison) -> str:
     metrics = [[name, *map(cell, row)] for name, row in compared["metrics"].items()]
     lines += [drawn(["metric", *letters], metrics), ""]
     lines += [_pair_text(pair, named) for pair in compared["pairs"]]
+    if not compared["pairs"]:
+        lines.append("no test: the headline's code is not Forge's own, and not run to compare")
+        return "\n".join(lines)
     lines.append(
         "One run a side: the 95 % intervals are over the examples, not over seeds. The smallest "
         "difference: one that shows four times in five (80 % power)."

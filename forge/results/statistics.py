@@ -82,6 +82,15 @@ class Difference:
         return "lower" if self.high < 0 and not self.doubted else "no difference shown"
 
 
+def is_own(metric: str) -> bool:
+    """Whether a metric is Forge's: another's is code, which is not run to read runs back."""
+    if metric in SHARES:
+        return True
+    from forge.tasks.metrics import FUNCTIONS
+
+    return metric in FUNCTIONS
+
+
 def read_answers(path: Path, metric: str) -> Answers:
     """What `metric` reads of a split's predictions, as a run wrote them.
 
@@ -167,29 +176,19 @@ def _columns(metric: str) -> tuple[str, str]:
     """The reference's and the prediction's column in a predictions' file."""
     if metric in SHARES:
         return "label", "prediction"
-    from forge.tasks import metrics
+    from forge.tasks.metrics import FUNCTIONS
 
-    return metrics.facts(metrics.load([metric])[0]).columns
+    return FUNCTIONS[metric].columns
 
 
 def _scorer(metric: str) -> Scorer:
-    """What computes a metric.
-
-    Forge's own are called without evaluate around them, which takes ten times as long.
-    """
+    """What computes a metric, without evaluate around it, which takes ten times as long."""
     if metric in SHARES:  # without the seconds that importing the metrics takes
         return lambda run, rows=slice(None): float(np.mean(run.right[rows]))
-    from forge.tasks import metrics
+    from forge.tasks.metrics import FUNCTIONS
 
-    (module,) = metrics.load([metric])
-
-    def score(run: Answers, rows: Rows = slice(None)) -> float:
-        true, predicted = run.label[rows], run.prediction[rows]
-        if isinstance(module, metrics.Metric):
-            return module.function.of(true, predicted)
-        return float(module.compute(predictions=predicted, references=true)[metric])
-
-    return score
+    function = FUNCTIONS[metric]
+    return lambda run, rows=slice(None): function.of(run.label[rows], run.prediction[rows])
 
 
 def _resample(reference: list[Answers], other: list[Answers], metric: str) -> NDArray[np.float64]:
@@ -214,12 +213,11 @@ def _counted(
     reference: list[Answers], other: list[Answers], metric: str
 ) -> NDArray[np.float64] | None:
     """The same for a metric of counts that add up over the rows; None for any other."""
-    from forge.tasks import metrics
+    from forge.tasks.metrics import FUNCTIONS
 
-    (module,) = metrics.load([metric])
-    if not (isinstance(module, metrics.Metric) and module.function.counts):
+    function, n = FUNCTIONS[metric], len(reference[0].id)
+    if (count := function.counts) is None:
         return None
-    function, count, n = module.function, module.function.counts, len(reference[0].id)
     counts = [[count(r.label, r.prediction) for r in side] for side in (reference, other)]
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES["other"])  # how often each row

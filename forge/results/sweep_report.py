@@ -211,7 +211,10 @@ def sentences(sweep: Sweep) -> list[str]:
 def _verdict(sweep: Sweep, row: Row) -> str:
     assert row.reference
     if row.against is None:
-        return f"{row.name}: not compared, for it has no seed in common with {row.reference.name}"
+        why = f"it has no seed in common with {row.reference.name}"
+        if row.seeds:
+            why = f"{sweep.metric} is code that is not Forge's own, and not run to compare"
+        return f"{row.name}: not compared, for {why}"
     verdict = row.against.verdict
     if verdict != "no difference shown":
         verdict += ", better" if (verdict == "higher") == sweep.greater_is_better else ", worse"

@@ -105,7 +105,7 @@ def read_sweep(folder: Path) -> Sweep:
     swept = [key for key, values in keys.items() if len(values) > 1 and key not in APART]
     tuned = [key for key in swept if key.startswith("trainer.")]
     shown = [key for key in swept if key not in tuned] or tuned
-    better = _greater_is_better(metric)
+    better = _greater_is_better(runs[0])
 
     def mean(group: list[Run]) -> float:
         value = statistics.fmean(run.results["splits"][first][metric] for run in group)
@@ -135,10 +135,11 @@ def _grouped(runs: list[Run], keys: list[str]) -> dict[tuple[tuple[str, str], ..
     return groups
 
 
-def _greater_is_better(metric: str) -> bool:
-    from forge.tasks import metrics
+def _greater_is_better(run: Run) -> bool:
+    from forge.tasks.metrics import FUNCTIONS, Facts
 
-    return bool(getattr(metrics.load([metric])[0], "greater_is_better", True))
+    facts = FUNCTIONS.get(run.results["headline"]["metric"], Facts())
+    return bool(run.metadata.get("greater_is_better", facts.greater_is_better))
 
 
 def _reference_of(sweep: Sweep, row: Row) -> Row | None:
@@ -169,7 +170,7 @@ def _compare(sweep: Sweep, row: Row) -> None:
         return
     row.reference = reference
     row.seeds = sorted({run.seed for run in row.runs} & {run.seed for run in reference.runs})
-    if not row.seeds:
+    if not row.seeds or not results_statistics.is_own(sweep.metric):
         return
     require_same_rows([run for side in (reference, row) for run in side.runs], sweep.split)
     sides = [

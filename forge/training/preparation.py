@@ -68,6 +68,7 @@ class Prepared:
         facts: dict[str, object] = {
             "data": {n: vars(s) for n, s in self.data.items()},
             "max_length": self.limit,
+            "greater_is_better": self.task.greater_is_better,
         }
         if self.task.answer.read_off:
             facts["read_off"] = self.task.answer.read_off

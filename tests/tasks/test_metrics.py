@@ -1,8 +1,14 @@
 """Metrics against values worked out by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from forge.errors import UserError
+from forge.results import sweep_report
+from forge.results.comparison import comparison_text, side_by_side
+from forge.results.sweeps import read_sweep
 from forge.tasks import metrics
 from tests.support.runs import results
 
@@ -71,12 +77,27 @@ def test_a_metric_that_returns_no_single_number_is_refused(tmp_path, returned):
 
 
 def test_a_run_is_judged_by_a_metric_given_by_path(toy_run, tmp_path):
-    """Its number is in the results, in training and as the headline that chooses."""
+    """Its number is in the results, in training and as the headline that chooses; its code is not
+    run to read the run back."""
     path = foreign(tmp_path, "{'anything': sum(p == r for p, r in zip(predictions, references))}")
-    run = toy_run("trainer.max_steps=3", f"task.metrics=[accuracy,{path}]",
-                  f"task.headline={path}")  # fmt: skip
+    judged = ("trainer.max_steps=3", f"task.metrics=[accuracy,{path}]", f"task.headline={path}")
+    run, other = toy_run(*judged, at="0"), toy_run(*judged, "seed=1", at="1")
     found = results(run)
     scores = found["splits"]["validation"]
     assert found["headline"]["metric"] == "ones"
     assert found["headline"]["value"] == scores["ones"]
     assert scores["ones"] == round(scores["accuracy"] * scores["n"])
+    ran = tmp_path / "ran"
+    Path(path).write_text(f"open({str(ran)!r}, 'w')")
+    sweep = read_sweep(tmp_path)
+    assert [row.against for row in sweep.rows] == [None] * len(sweep.rows)
+    assert "ones" in sweep_report.markdown(sweep)
+    found["headline"]["metric"] = path  # a directory may be anybody's
+    (run / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="runs of different headlines"):
+        side_by_side([run, other])
+    (other / "results.json").write_text(json.dumps(found))
+    compared = side_by_side([run, other])
+    assert compared["pairs"] == [] and compared["metrics"]["validation ones"][0] == scores["ones"]
+    assert "no test" in comparison_text(compared)
+    assert not ran.exists()
