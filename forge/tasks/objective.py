@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from forge.data.spelling import spell
 from forge.errors import UserError, did_you_mean
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Objective
-from forge.tasks.label import spell
 
 if TYPE_CHECKING:
     from datasets import Dataset

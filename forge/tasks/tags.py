@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.data import sources
+from forge.data.spelling import spell
 from forge.errors import UserError
 from forge.inputs.input import FIRST, IGNORED
 from forge.inputs.words import Words
 from forge.tasks.answer import Answer, Labels, Predictions
 from forge.tasks.decisions import Decisions
 from forge.tasks.entities import marked, marks_ends, split
-from forge.tasks.label import Label, spell
+from forge.tasks.label import Label
 from forge.tasks.metrics import FUNCTIONS, Facts
 from forge.tasks.task import Task
 

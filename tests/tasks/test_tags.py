@@ -44,9 +44,9 @@ def test_tags_are_read_by_name_by_id_and_from_texts():
 def test_an_entity_that_begins_with_i_begins_with_b():
     answer, rows = read([["I-X", "I-X", "O", "I-Y", "B-Y"]], ["O", "B-X", "I-X", "B-Y", "I-Y"])
     assert rows == [[1, 2, 0, 3, 3]]
-    assert answer.notes == ["2 tags I-… that begin an entity are read as B-…"]
+    assert answer.notes[-1] == "2 tags I-… that begin an entity are read as B-…"
     answer, _ = read([["B-X", "E-X", "S-X", "O", "I-X"]])  # ends are marked: as it stands
-    assert answer.notes == []
+    assert not any("I-" in note for note in answer.notes)
 
 
 def test_as_many_tags_as_words():
