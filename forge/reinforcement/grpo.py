@@ -16,7 +16,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -261,7 +261,8 @@ class GRPO(Trainer):
         ids, step = self.last_ids.tolist(), self.state.global_step
         key = " ".join(map(str, ids))
         if step % self.settings.num_iterations:
-            return replace(self.rollouts[key], asked=asked)
+            self.rollouts[key].asked = asked  # which a checkpoint does not hold
+            return self.rollouts[key]
         labels = draw(
             policy.exp().cpu().numpy(), ids, step, self.args.seed, self.settings.num_generations
         )
@@ -269,7 +270,8 @@ class GRPO(Trainer):
         self._add(statistics(values, self.rewards, self.settings.num_generations))
         total = self.rewards.total(values).reshape(len(ids), -1)
         advantages = centred(total, self.settings.scale_rewards)
-        rollout = replace(self._rolled_out(step, labels, policy, advantages), asked=asked)
+        rollout = self._rolled_out(step, labels, policy, advantages)
+        rollout.asked = asked
         if self.settings.num_iterations > 1:
             self.rollouts = {k: r for k, r in self.rollouts.items() if r.step == step}
             self.rollouts[key] = rollout
