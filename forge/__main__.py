@@ -135,11 +135,11 @@ def predict(
     runs: Runs,
     text: Annotated[
         Optional[list[str]],  # noqa: UP045
-        Option(help="A text, a picture's path; may be given several times."),
+        Option(help="A text, the path of a picture or recording; may be given several times."),
     ] = None,
     file: Annotated[
         Optional[Path],  # noqa: UP045
-        Option(help="csv, tsv, json, jsonl or parquet."),
+        Option(help="csv, tsv, json, jsonl or parquet; one picture or recording."),
     ] = None,
     pair: Annotated[
         Optional[list[str]],  # noqa: UP045

@@ -29,7 +29,7 @@ MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)
 
 KINDS = {  # what a new kind of task adds to; every other room asks the task
     *(f"forge.tasks.{name}" for name in ("kinds", "label", "labels", "number", "tags", "text")),
-    *(f"forge.inputs.{name}" for name in ("image", "prompt", "text", "words")),
+    *(f"forge.inputs.{name}" for name in ("audio", "image", "prompt", "text", "words")),
 }
 LINES = 60  # of a function, at most
 
@@ -87,6 +87,7 @@ def test_kinds_are_named_in_their_rooms_alone():
             "TokenClassification",
             "CausalLM",
             "ImageClassification",
+            "AudioClassification",
         ):
             assert auto not in code, f"{module} names a kind of head; ask task.head"
 

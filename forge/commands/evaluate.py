@@ -69,7 +69,7 @@ def evaluate(path: Path, overrides: list[str], out: Path | None = None) -> Json:
         write_json(place / EVALUATION, facts)
         lost = _keep(place, folder)
     evaluation = facts | results | {"kept": None if lost else str(folder), "lost": lost}
-    return evaluation | {"text": _text(evaluation, table(results, task))}
+    return evaluation | {"text": _text(evaluation, table(results, task), task.input.unit)}
 
 
 def _keep(place: Path, folder: Path) -> str | None:
@@ -82,11 +82,11 @@ def _keep(place: Path, folder: Path) -> str | None:
     return None
 
 
-def _text(evaluation: Json, table: str) -> str:
+def _text(evaluation: Json, table: str, unit: str) -> str:
     """What was judged, the metrics of each split, and where they are kept."""
     lines = [f"run     {evaluation['run']}"]
     for split, facts in evaluation["data"].items():
-        cut = f", {facts['truncated']:,} cut at {evaluation['max_length']} tokens"
+        cut = f", {facts['truncated']:,} cut at {evaluation['max_length']:,} {unit}"
         lines.append(f"judged  {split}: {facts['n']:,} rows{cut if facts['truncated'] else ''}")
     lines += [f"note    {note}" for note in evaluation["notes"]]
     kept = f"kept    {evaluation['kept']}"

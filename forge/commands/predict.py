@@ -53,6 +53,7 @@ def predict(
         names = model.labels
         about: Json = {"run": str(run.path), "labels": names if len(names) > 1 else []}
         about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
+        about["unit"] = model.task.input.unit
         runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
     return {
         "runs": runs,
@@ -66,6 +67,8 @@ def predict(
 def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -> sources.Columns:
     """The columns that a run's model reads."""
     columns, run = model.task.input.columns, model.run
+    if file and file.suffix.lower() in model.task.input.suffixes:
+        return {columns[0]: [str(file.absolute())]}
     if file:
         return sources.read({str(file): [file]}, str(file), columns)
     given = sources.well_formed(given or [])  # a shell passes on bytes that are no text
@@ -73,7 +76,7 @@ def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -
         return dict(zip(columns, given, strict=True))
     if len(columns) == 2:
         raise UserError(f"{run.path}: it reads pairs ({', '.join(columns)}); add --pair TEXT")
-    raise UserError(f"{run.path}: it reads one text ({columns[0]}); leave --pair out")
+    raise UserError(f"{run.path}: it reads one value ({columns[0]}); leave --pair out")
 
 
 def _text(value: object) -> str:
@@ -169,11 +172,11 @@ def prediction_notes(result: Json) -> list[str]:
     lines = []
     for i, run in enumerate(result["runs"]):
         letter = f"{chr(ord('A') + i)}  " if len(result["runs"]) > 1 else ""
-        cut = f", {run['cut']} texts cut at {run['max_length']} tokens" if run["cut"] else ""
+        cut = f", {run['cut']:,} cut at {run['max_length']:,} {run['unit']}" if run["cut"] else ""
         timed = f"{run['ms_per_example']:.2f} ms per example on {run['device']}"
         lines.append(f"{letter}{run['run']}: {timed}{cut}")
     rows = len(result["rows"])
-    how = f"wall clock of tokenising and forward passes, batches of {min(rows, BATCH)}, fp32"
+    how = f"wall clock of processing and forward passes, batches of {min(rows, BATCH)}, fp32"
     return [*lines, f"ms: {how}, once warm, over {rows:,} examples"]
 
 

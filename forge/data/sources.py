@@ -120,7 +120,7 @@ def read(source: Source, split: str, columns: list[str], optional: Sequence[str]
 
 
 def _column(table: Table, column: str) -> list[Any]:
-    from datasets import ClassLabel, Image, List
+    from datasets import Audio, ClassLabel, Image, List
 
     if isinstance(table, dict):
         return table.get(column) or [None] * len(next(iter(table.values()), ()))
@@ -128,8 +128,8 @@ def _column(table: Table, column: str) -> list[Any]:
         return [None] * len(table)
     feature = table.features[column]
     inner = feature.feature if isinstance(feature, List) else None
-    if isinstance(feature, Image):  # decoded it would fill the memory
-        table = table.cast_column(column, Image(decode=False))
+    if isinstance(feature, Audio | Image):  # decoded it would fill the memory
+        table = table.cast_column(column, type(feature)(decode=False))
     values = list(table[column])
     if isinstance(inner, ClassLabel):
         return [None if ids is None else [inner.names[i] for i in ids] for ids in values]

@@ -3,85 +3,51 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge import hub
-from forge.data import cache
-from forge.data.fingerprints import fingerprint
-from forge.data.images import beside
 from forge.data.sources import Columns, Row
 from forge.errors import UserError, one_line
-from forge.inputs.input import Batch, Input, Processor, Size, Usage
-from forge.models import loading
+from forge.inputs.file import PICTURED, Collator, File
+from forge.inputs.input import Processor, Usage
 
 if TYPE_CHECKING:
     import PIL.Image
-    import torch
     from datasets import Dataset
     from torch import Tensor
     from transformers import PretrainedConfig
 
-    from forge.config.schema import Model
-
-FILE = "preprocessor_config.json"
 SIDE = 224  # pixels, where an architecture from random weights does not say
+SMALL, THUMBNAIL = 20_000, 160  # bytes, pixels
 
 
 @dataclass
-class Image(Input):
+class Image(File):
     """One column of pictures: paths of files, or the bytes of files."""
 
     columns: list[str] = field(default_factory=lambda: ["image"])
+    kind = "image"
+    read = "pictures"
+    auto = "AutoImageProcessor"
+    examples = "model=tiny_resnet or model=vit"
     unit = "pixels"
+    suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-    def __post_init__(self) -> None:
-        self.kept = ["image", "path"]  # bytes, and where they are from
+    def new_processor(self, config: Mapping[str, Any]) -> Processor:
+        """One that makes squares of `image_size` pixels."""
+        from transformers import ViTImageProcessorPil
 
-    def rows(self, columns: Columns, split: str) -> Columns:
-        """Relative paths are of the folder of the file that `split` names, else of this one."""
-        column = self.columns[0]
-        found = [_read(value, split, column, i) for i, value in enumerate(columns[column])]
-        return {"image": [data for data, _ in found], "path": [path for _, path in found]}
+        side = int(config.get("image_size", SIDE))
+        return ViTImageProcessorPil(size={"height": side, "width": side})
 
-    def load_processor(
-        self, model: Model, rows: Dataset | None = None, where: str = "model"
-    ) -> Processor:
-        """Without a path one that makes squares of `model.config.image_size` pixels."""
-        from transformers import AutoImageProcessor, ViTImageProcessorPil
+    def readers(self) -> Collection[str]:
+        from transformers.models.auto import modeling_auto
 
-        if model.path is None:
-            side = int(model.config.get("image_size", SIDE))
-            return ViTImageProcessorPil(size={"height": side, "width": side})
-        path = loading.resolve(model.path, f"{where}.path")
-        if Path(path).is_dir() and not (Path(path) / FILE).is_file():
-            raise UserError(f"{where}.path={path}: no {FILE} in it; it does not read pictures")
-        with hub.access("image processor", path, f"{where}.path=DIR"):
-            return AutoImageProcessor.from_pretrained(path, **loading.revision(model))
-
-    def identity(self, processor: Processor) -> list[object]:
-        return [type(processor).__name__, processor.to_dict()]
-
-    def fitting(self, processor: Processor) -> dict[str, object]:
-        return {}
-
-    def check(
-        self, model: Model, processor: Processor, config: PretrainedConfig, where: str
-    ) -> None:
-        from transformers.models.auto.modeling_auto import (
-            MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as READERS,
-        )
-
-        remote = model.from_pretrained.get("trust_remote_code")
-        if config.model_type not in READERS and not remote:
-            raise UserError(
-                f"{where} {model.path or config.model_type}: a {config.model_type} does not read "
-                "pictures; choose e.g. model=tiny_resnet or model=vit"
-            )
+        return modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     def limit(self, processor: Processor, config: PretrainedConfig, cut: bool = False) -> int:
         pixels = self.example(processor, 1, 0)["pixel_values"]
@@ -94,34 +60,14 @@ class Image(Input):
         count = len(rows["image"])
         return {"image": rows["image"], "length": [limit] * count, "truncated": [False] * count}
 
-    def encode(self, rows: Dataset, processor: Processor, limit: int, cache_dir: Path) -> Dataset:
-        from datasets import concatenate_datasets
-
-        def lengths(batch: Columns) -> Columns:
-            found = self.features(batch, processor, limit)
-            return {name: found[name] for name in ("length", "truncated")}
-
-        key = fingerprint(rows._fingerprint, self.identity(processor), limit)
-        facts = cache.stored(rows, lengths, rows.column_names, key, cache_dir)
-        return concatenate_datasets([rows.remove_columns("path"), facts], axis=1)
-
     def collator(self, processor: Processor, multiple: int | None, *extra: str) -> Collator:
-        return Collator(processor, "id", *extra)
+        return Collator(partial(_pixels, processor), extra)
 
-    def model_columns(self, processor: Processor) -> list[str]:
-        return ["image"]
-
-    def same_positions(self, ours: Dataset, theirs: Dataset) -> bool:
-        return bool(ours["length"] == theirs["length"])  # whose patches differ is told by shapes
-
-    def size(self, batch: Batch) -> Size:
-        return Size(len(batch["pixel_values"]), 0, 0)
-
-    def mask(self, batch: Batch) -> None:
-        return None
-
-    def shown(self, rows: Dataset | Columns) -> dict[str, list[str]]:
-        return {self.columns[0]: list(rows["path"])}
+    def pictures(self, rows: Dataset) -> list[bytes | None]:
+        """Files of up to `SMALL` bytes as they are, larger ones small; none after `PICTURED`."""
+        count = min(len(rows), PICTURED)
+        pairs = zip(rows["image"][:count], rows["path"][:count], strict=True)
+        return [_small(data, path) for data, path in pairs] + [None] * (len(rows) - count)
 
     def usage(self, limit: int) -> Usage:
         return Usage(
@@ -137,41 +83,11 @@ class Image(Input):
         return dict(processor(list(noise), return_tensors="pt"))
 
 
-@dataclass
-class Collator:
-    """Batches of `pixel_values` [B, 3, H, W], with labels and the columns named in `extra`."""
-
-    processor: Processor
-    extra: tuple[str, ...]
-
-    def __init__(self, processor: Processor, *extra: str) -> None:
-        self.processor, self.extra = processor, ("labels", *extra)
-
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        import torch
-
-        pictures = [_decode(row["image"], None) for row in rows]
-        batch = dict(self.processor(pictures, return_tensors="pt"))
-        others = [name for name in self.extra if name in rows[0]]
-        return batch | {name: torch.tensor([row[name] for row in rows]) for name in others}
-
-
-def _read(value: object, split: str, column: str, row: int) -> tuple[bytes, str]:
-    """The bytes of a picture's file and its path; `#` and its row where it has none."""
-    where = f"split {split}, column {column}, row {row}"
-    data, path = value, None
-    if isinstance(value, Mapping):  # as `datasets.Image` keeps it
-        data, path = value.get("bytes"), value.get("path")
-        data = path if data is None else data
-    if not data or not isinstance(data, bytes | str):
-        raise UserError(f"{where}: a {type(data).__name__}, neither a path nor a picture's bytes")
-    if isinstance(data, bytes):
-        return data, path or f"#{row}"
-    near = beside(Path(split), data)
-    try:
-        return Path(near).read_bytes(), data
-    except OSError as error:
-        raise UserError(f"{where}: {near}: {error.strerror}") from error
+def _pixels(processor: Processor, rows: list[Row]) -> Mapping[str, Tensor]:
+    """`pixel_values` [B, 3, H, W]."""
+    pictures = [_decode(row["image"], None) for row in rows]
+    pixels: Mapping[str, Tensor] = processor(pictures, return_tensors="pt")
+    return pixels
 
 
 def _decode(data: bytes, path: str | None) -> PIL.Image.Image:
@@ -188,3 +104,13 @@ def _decode(data: bytes, path: str | None) -> PIL.Image.Image:
         raise UserError(
             f"{path}: not a picture that Pillow reads ({one_line(str(error))})"
         ) from error
+
+
+def _small(data: bytes, path: str | None) -> bytes:
+    """A picture's file, no larger than a page shows it."""
+    if len(data) <= SMALL:
+        return data
+    picture, file = _decode(data, path), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(file, "JPEG", quality=85)
+    return file.getvalue()

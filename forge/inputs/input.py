@@ -56,6 +56,7 @@ class Input(ABC):
 
     unit: ClassVar[str]  # of lengths
     columns: list[str]  # of the data, in the order in which a user gives their values
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of files that are a row each
     optional: Sequence[str] = ()  # columns that are read where the data has them
     kept: list[str]  # of a split's rows, what these become
     padding_free: bool | None = False  # rows one after the other; None: where attention is flash
@@ -136,6 +137,10 @@ class Input(ABC):
     @abstractmethod
     def shown(self, rows: Dataset | Columns) -> Columns:
         """What a reader is shown of each row, by the data's column names."""
+
+    def pictures(self, rows: Dataset) -> list[bytes | None]:
+        """Files of small pictures of the rows, None for one without; empty: none has any."""
+        return []
 
     @abstractmethod
     def usage(self, limit: int) -> Usage | None:

@@ -55,8 +55,12 @@ class Tokens(Input):
         config: PretrainedConfig,
         where: str,
     ) -> None:
+        from transformers.models.auto import modeling_auto as auto
+
         as_made = config if model.path else loading.architecture_class(model.config)()
-        if not hasattr(as_made.get_text_config(), "vocab_size"):
+        reads = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
+        hears = auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.keys() - reads
+        if config.model_type in hears or not hasattr(as_made.get_text_config(), "vocab_size"):
             raise UserError(
                 f"{where} {model.path or config.model_type}: a {config.model_type} does not read "
                 "text; choose e.g. model=tiny or model=distilbert"

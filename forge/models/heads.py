@@ -130,10 +130,22 @@ def match(theirs: list[str], ours: list[str]) -> list[int] | None:
     return [rows[folded(name)] for name in ours]
 
 
+def encoder_name(model: PreTrainedModel) -> str:
+    """The name of the module under the head, which Whisper's classifier calls `encoder`."""
+    usual = model.base_model_prefix
+    return "encoder" if not hasattr(model, usual) and hasattr(model, "encoder") else usual
+
+
 def head_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """Modules outside the encoder."""
-    prefix = f"{model.base_model_prefix}."
+    prefix = f"{encoder_name(model)}."
     return [(n, m) for n, m in model.named_modules() if n and not f"{n}.".startswith(prefix)]
+
+
+def head_parts(model: PreTrainedModel) -> list[str]:
+    """Names of the model's own modules beside the encoder that have weights."""
+    own = [(n, m) for n, m in model.named_children() if n != encoder_name(model)]
+    return [name for name, module in own if any(True for _ in module.parameters())]
 
 
 def permute_head(model: PreTrainedModel, order: list[int]) -> None:
@@ -160,5 +172,6 @@ def with_new_head(
     """The encoder at `path` under a head of random values, and the names of what is random."""
     built = from_config(auto, config, options["dtype"])
     trained, missing = lora.from_pretrained(auto, path, **options)
-    built.base_model.load_state_dict(trained.base_model.state_dict())
+    name = encoder_name(built)
+    built.get_submodule(name).load_state_dict(trained.get_submodule(name).state_dict())
     return built, [*missing, *(name for name, _ in head_modules(built))]

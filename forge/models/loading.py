@@ -18,6 +18,7 @@ from forge.models.heads import (
     Head,
     from_config,
     head_order,
+    head_parts,
     name_labels,
     permute_head,
     remote_class,
@@ -147,8 +148,8 @@ def load(
         labels = ", ".join(head.labels or ())
         log.info("head of %s: labels put into the task's order: %s", path, labels)
     if model.lora:
-        labelled = head.labels is not None
-        return lora.adapt(built, model, path, labelled, head.peft_type, fresh)
+        parts = [] if head.labels is None else head_parts(built)
+        return lora.adapt(built, model, path, parts, head.peft_type, fresh)
     if model.layers is None:
         return built
     return scaling.apply(shallower(built, model.layers, head.auto_class))

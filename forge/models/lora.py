@@ -77,14 +77,14 @@ def adapt(
     base: PreTrainedModel,
     model: Model,
     path: str,
-    labelled: bool,
+    heads: Collection[str],
     peft_type: str | None,
     fresh: Iterable[str],
 ) -> PreTrainedModel:
     """A `PeftModel`: `base`, which is at `path`, frozen under an adapter that changes nothing yet.
 
-    A head of labels (`labelled`) trains in full, and so does what is `fresh`, from random values.
-    Raises `UserError` for settings that do not fit the model.
+    The modules `heads` train in full, and so do those of weights that are `fresh`, from random
+    values. Raises `UserError` for settings that do not fit the model.
     """
     from peft import LoraConfig, get_peft_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
@@ -98,7 +98,7 @@ def adapt(
     if settings["target_modules"] is None and base.config.model_type not in KNOWN:
         settings["target_modules"] = "all-linear"
     _check_names(base, settings)
-    whole = [*(settings.get("modules_to_save") or ()), *_whole(base, fresh, labelled)]
+    whole = [*(settings.get("modules_to_save") or ()), *heads, *_owners(fresh, heads)]
     settings["modules_to_save"] = list(dict.fromkeys(whole)) or None
     try:
         with replaced_names():
@@ -128,15 +128,10 @@ def _check_names(base: PreTrainedModel, settings: Node) -> None:
                 )
 
 
-def _whole(base: PreTrainedModel, fresh: Iterable[str], labelled: bool) -> list[str]:
-    """Modules to train in full: a head of labels, and the owners of new weights."""
-    heads = [
-        name
-        for name, module in base.named_children()
-        if labelled and name != base.base_model_prefix and any(True for _ in module.parameters())
-    ]
+def _owners(fresh: Iterable[str], heads: Collection[str]) -> list[str]:
+    """The modules of new weights that are not in `heads`."""
     owners = {name.rpartition(".")[0] for name in fresh if name.split(".")[0] not in heads}
-    return [*heads, *sorted(owners - {""})]
+    return sorted(owners - {""})
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from forge.results.show import shown
 from forge.results.statistics import same
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from forge.tasks.answer import Scores
     from forge.tasks.task import Task
 
@@ -193,19 +195,11 @@ def _curves(run: Run, notes: list[str]) -> Curves:
 
 def _texts(run: Run, notes: list[str]) -> dict[str, Texts]:
     """The texts of every evaluation split by id, from the task's data where it can be read here."""
-    from forge.config.check import build, check
-    from forge.tasks.recorded import require_own_code
-
-    known = run.metadata.get("data", {})
     logging.disable(logging.ERROR)  # what cannot be read is in the notes, once
     try:
-        require_own_code(run.metadata["config"]["task"])
-        task: Task = build(check(run.metadata["config"]["task"], "task"), "task")
-        rows = task.load(training=False)
-        texts: dict[str, Texts] = {}
+        task = _task(run)
+        rows, texts = _rows(run, task), {}
         for split in run.results["splits"]:
-            if rows[split]._fingerprint != known[split]["fingerprint"]:
-                raise ValueError(f"the rows of {split} are not those of the run")
             columns = task.input.shown(rows[split]).values()  # none are beside the answers
             shown_rows = [list(map(str, row)) for row in zip(*columns, strict=True)]
             if shown_rows:
@@ -216,6 +210,44 @@ def _texts(run: Run, notes: list[str]) -> dict[str, Texts]:
         return {}
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _task(run: Run) -> Task:
+    """The task of a run; raises `UserError` for one with code that is not Forge's own."""
+    from forge.config.check import build, check
+    from forge.tasks.recorded import require_own_code
+
+    node = run.metadata["config"]["task"]
+    require_own_code(node)
+    task: Task = build(check(node, "task"), "task")
+    return task
+
+
+def _rows(run: Run, task: Task) -> dict[str, Dataset]:
+    """The rows of every evaluation split, where they are still those of the run."""
+    rows, known = task.load(training=False), run.metadata.get("data", {})
+    for split in run.results["splits"]:
+        if rows[split]._fingerprint != known[split]["fingerprint"]:
+            raise ValueError(f"the rows of {split} are not those of the run")
+    return rows
+
+
+def pictures_of_errors(report: Report) -> dict[str, list[bytes]]:
+    """For each split the pictures of its `errors`, of a task whose rows are files.
+
+    Empty where the rows have none, or cannot be read here (`notes` say why).
+    """
+    run = read_run(Path(report["run"]))
+    wrong = {split: facts["errors"] for split, facts in report["splits"].items()}
+    wrong = {split: rows for split, rows in wrong.items() if rows and "texts" in rows[0]}
+    if not wrong or not (task := _task(run)).input.suffixes:
+        return {}
+    rows, pictures = _rows(run, task), {}
+    for split, errors in wrong.items():
+        places = {id: i for i, id in enumerate(rows[split]["id"])}
+        chosen = rows[split].select([places[error["id"]] for error in errors])
+        pictures[split] = [picture or b"" for picture in task.input.pictures(chosen)]
+    return pictures
 
 
 def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:

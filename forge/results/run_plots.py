@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forge.results import pictures
-from forge.results.examine import Entry, Report, Split, name_of
+from forge.results.examine import Entry, Example, Report, Split, name_of
 from forge.results.predictions import Calibration, Predictions
 
 if TYPE_CHECKING:
@@ -118,6 +119,24 @@ def split(name: str, facts: Split, labels: list[str], answers: Predictions) -> b
             _confusion(planes["confusion"], facts, labels)
         _reliability(planes["reliability"], planes["counts"], facts.get("calibration"))
     figure.suptitle(f"{name}, n = {facts['n']:,}", fontsize="medium")
+    return pictures.png(figure)
+
+
+def errors(examples: list[Example], files: list[bytes]) -> bytes:
+    """The rows of examples that were answered wrongly, each with what was wanted and given."""
+    import PIL.Image
+
+    wide = min(len(files), 5)
+    high = -(-len(files) // wide)
+    figure = pictures.figure(2.6 * wide, 1.9 * high)
+    planes = figure.subplots(high, wide, squeeze=False).ravel()
+    for plane in planes:
+        plane.set_axis_off()
+    for plane, example, data in zip(planes, examples, files, strict=False):
+        names = [pictures.drawable(str(example[key])[:20]) for key in ("label", "prediction")]
+        title = f"#{example['id']}: {names[0]}\n{names[1]}? {example['probability']:.2f}"
+        plane.set_title(title, fontsize="small")
+        plane.imshow(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
     return pictures.png(figure)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from forge.results.examine import (
     Split,
     examine,
     name_of,
+    pictures_of_errors,
 )
 from forge.results.predictions import BINS, read_predictions
 from forge.results.run_plots import MOST_LABELS, SHARE
@@ -96,8 +98,8 @@ def _confusions(facts: Split, labels: list[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def markdown(report: Report) -> str:
-    """The report for a file, with the names of the pictures beside it."""
+def markdown(report: Report, files: Collection[str] = ()) -> str:
+    """The report for a file, with the names of the pictures beside it, which are in `files`."""
     run = read_run(Path(report["run"]))
     parts = [f"# {card.title(run)}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in report["about"].items()))
@@ -107,6 +109,8 @@ def markdown(report: Report) -> str:
     for split, facts in report["splits"].items():
         parts += [f"## {split}", "\n".join(f"- {line}" for line in _lines(facts, report["labels"]))]
         parts += [f"![{split}](report_{split}.png)", *_split_tables(facts, report["labels"])]
+        if (errors := f"report_{split}_errors.png") in files:
+            parts += ["### Worst errors, pictured", f"![errors on {split}]({errors})"]
     if report["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
     return "\n\n".join(parts) + "\n"
@@ -187,5 +191,8 @@ def report(folder: Path, out: Path | None = None) -> tuple[Report, str]:
             answers = read_predictions(folder / "predictions" / f"{split}.parquet")
             picture = run_plots.split(split, facts, examined["labels"], answers)
             drawn[f"report_{split}.png"] = picture
-    files = {"report.md": markdown(examined).encode(), **drawn}
+        for split, each in pictures_of_errors(examined).items():
+            wrong = examined["splits"][split]["errors"]
+            drawn[f"report_{split}_errors.png"] = run_plots.errors(wrong, each)
+    files = {"report.md": markdown(examined, drawn).encode(), **drawn}
     return examined, f"{text(examined)}\n\n{write(files, folder, out)}"

@@ -8,9 +8,11 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from forge.data import images, sources
+from forge.data import folders, sources
 from forge.errors import UserError, did_you_mean
+from forge.inputs.audio import Audio
 from forge.inputs.image import Image
+from forge.inputs.input import Input
 from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
 from forge.tasks.answer import Answer
@@ -214,18 +216,16 @@ def image_label(
     unlabelled_split: str | None = None,
 ) -> Task:
     """A picture in (bytes, a path, a `datasets.Image`), one of several labels out."""
-    chosen = [headline] if headline else []
-    metrics = metrics or list(dict.fromkeys([*chosen, "accuracy", "f1_macro"]))
-    return Task(
-        input=Image([image]),
-        answer=Label(label, labels),
-        auto="ImageClassification",
-        pipeline="image-classification",
+    return _of_files(
+        Image([image]),
+        Label(label, labels),
+        "ImageClassification",
+        "image-classification",
         dataset=dataset,
         metrics=metrics,
-        headline=headline or metrics[0],
+        headline=headline,
         train=train,
-        evaluation=["validation"] if evaluation is None else evaluation,
+        evaluation=evaluation,
         max_rows=max_rows,
         unlabelled_split=unlabelled_split,
     )
@@ -245,9 +245,9 @@ def image_files(
 
     Without `labels` they are those of train, in sorted order; others' splits may lack some.
     """
-    source = images.read(files, image, label, UNLABELLED)
+    source = sources.of_files(files)
     return image_label(
-        dataset=lambda: source,
+        dataset=lambda: folders.read(source, image, label, UNLABELLED, Image.suffixes),
         image=image,
         label=label,
         labels=labels,
@@ -256,6 +256,110 @@ def image_files(
         evaluation=[split for split in source if split not in ("train", UNLABELLED)],
         max_rows=max_rows,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
+    )
+
+
+def audio_label(
+    *,
+    dataset: Data,
+    seconds: float,
+    audio: str = "audio",
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    group: str | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    train: str = "train",
+    evaluation: list[str] | None = None,
+    max_rows: int | None = None,
+    unlabelled_split: str | None = None,
+) -> Task:
+    """A recording in (bytes, a path, a `datasets.Audio`), one of several labels out.
+
+    Models read its first `seconds`. No value of the column `group`, such as a speaker, may be both
+    in what is learnt from and in a split that judges.
+    """
+    judging = ["validation"] if evaluation is None else evaluation
+    sides = [[train, unlabelled_split or train], *([split] for split in judging if split != train)]
+
+    def checked() -> sources.Source:
+        source = dataset()
+        if group:
+            folders.apart(source, group, sides)
+        return source
+
+    return _of_files(
+        Audio(seconds, [audio]),
+        Label(label, labels),
+        "AudioClassification",
+        "audio-classification",
+        dataset=checked,
+        metrics=metrics,
+        headline=headline,
+        train=train,
+        evaluation=judging,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
+    )
+
+
+def audio_files(
+    *,
+    files: dict[str, str | None],
+    seconds: float,
+    audio: str = "audio",
+    label: str = "label",
+    labels: list[str | int] | None = None,
+    group: str | None = None,
+    metrics: list[str] | None = None,
+    headline: str | None = None,
+    max_rows: int | None = None,
+) -> Task:
+    """A task over the user's own recordings, as `image_files`; `group` is a column of tables."""
+    source = sources.of_files(files)
+    return audio_label(
+        dataset=lambda: folders.read(source, audio, label, UNLABELLED, Audio.suffixes, group),
+        seconds=seconds,
+        audio=audio,
+        label=label,
+        labels=labels,
+        group=group,
+        metrics=metrics,
+        headline=headline,
+        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        max_rows=max_rows,
+        unlabelled_split=UNLABELLED if UNLABELLED in source else None,
+    )
+
+
+def _of_files(
+    source: Input,
+    answer: Answer,
+    auto: str,
+    pipeline: str,
+    *,
+    dataset: Data,
+    metrics: list[str] | None,
+    headline: str | None,
+    train: str,
+    evaluation: list[str] | None,
+    max_rows: int | None,
+    unlabelled_split: str | None,
+) -> Task:
+    chosen = [headline] if headline else []
+    metrics = metrics or list(dict.fromkeys([*chosen, "accuracy", "f1_macro"]))
+    return Task(
+        input=source,
+        answer=answer,
+        auto=auto,
+        pipeline=pipeline,
+        dataset=dataset,
+        metrics=metrics,
+        headline=headline or metrics[0],
+        train=train,
+        evaluation=["validation"] if evaluation is None else evaluation,
+        max_rows=max_rows,
+        unlabelled_split=unlabelled_split,
     )
 
 

@@ -37,7 +37,8 @@ def announce(prepared: Prepared, rec: Record) -> None:
     log.info("model   %s", described)
     several = f", {ranks.ranks()} processes" if ranks.ranks() > 1 else ""
     log.info("device  %s (%s)%s, precision %s", args.device.type, env["device"], several, precision)
+    most = f"{prepared.limit:,} {prepared.task.input.unit}"
     for name, split in prepared.data.items():
-        cut = f", {split.truncated:,} cut at {prepared.limit} tokens" if split.truncated else ""
+        cut = f", {split.truncated:,} cut at {most}" if split.truncated else ""
         log.info("data    %s: %s rows%s", name, f"{split.n:,}", cut)
     log.info("outputs %s", rec.run_dir)

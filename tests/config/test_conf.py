@@ -25,6 +25,7 @@ def check_all(cfg):
 def test_every_task_fits_its_signature(composed, task):
     files = ("task.files.train=a.csv", "task.files.validation=b.csv")
     given = {"files": (*files, "task.text=[a]"), "files_lm": files, "files_images": files}
+    given["files_audio"] = (*files, "task.seconds=1")
     check_all(composed(f"task={task}", *given.get(task, ())))
 
 

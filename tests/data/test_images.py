@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from forge.data import images, sources
+from forge.data import folders, sources
 from forge.data.toy_shapes import LABELS, shapes
 from forge.errors import UserError
+from forge.inputs.image import Image
 
 
 @pytest.fixture
@@ -20,11 +21,12 @@ def pictures(tmp_path):
 
 
 def read(**files):
-    return images.read({k: v and str(v) for k, v in files.items()}, "image", "label", "unlabelled")
+    files = {split: [path] for split, path in files.items()}
+    return folders.read(files, "image", "label", "unlabelled", Image.suffixes)
 
 
 def test_a_folder_is_a_class(pictures):
-    rows = read(train=pictures / "train", test=None)["train"]
+    rows = read(train=pictures / "train")["train"]
     names = [path.removeprefix(f"{pictures}/train/") for path in rows["image"]]
     assert names == ["10/a.png", "2/b.JPG", "2/more/c.png"]
     assert list(rows["label"]) == ["10", "2", "2"]
@@ -49,7 +51,10 @@ def test_what_is_no_folder_of_classes_is_one_line(pictures):
     with pytest.raises(UserError, match="empty"):
         read(train=pictures / "empty")
     with pytest.raises(UserError, match="nowhere"):
-        read(train=pictures / "nowhere")
+        read(validation=pictures / "nowhere")
+    elsewhere = read(train=pictures / "nowhere")  # as for a finished run on another machine
+    with pytest.raises(UserError, match="nowhere"):
+        sources.read(elsewhere, "train", ["image"])
 
 
 def test_shapes_are_the_same_for_a_seed_and_none_is_in_both_splits():

@@ -16,6 +16,7 @@ from forge.commands.predict import predict
 from forge.config.schema import Model
 from forge.errors import Preempted, UserError
 from forge.models import loading, lora
+from forge.models.heads import head_parts
 from forge.models.lora import replaced_names
 from forge.records import checkpoints
 from forge.records.files import read_json
@@ -74,7 +75,7 @@ def test_only_the_adapter_and_the_head_train_and_are_saved(adapted, bases):
 def test_its_checkpoints_are_as_small_as_they_are_said_to_be(adapted, bases):
     model = loading.read(str(bases["classifier"] / "model"))
     whole = checkpoints.size_of(model)
-    found = lora.adapt(model, Model(lora={"r": 4}), "base", True, "SEQ_CLS", ())
+    found = lora.adapt(model, Model(lora={"r": 4}), "base", head_parts(model), "SEQ_CLS", ())
     said = checkpoints.size_of(found)
     newest = next(iter(checkpoints.steps(adapted).values()))
     files = [newest / name for name in ("adapter_model.safetensors", "optimizer.pt")]
@@ -267,7 +268,7 @@ def test_every_head_trains_in_full(kind, whole):
              "intermediate_size": 32, "pad_token_id": 0}  # fmt: skip
     config = AutoConfig.for_model(kind, **sizes)
     base = AutoModelForSequenceClassification.from_config(config)
-    found = lora.adapt(base, Model(lora={"r": 2}), "base", True, "SEQ_CLS", ())
+    found = lora.adapt(base, Model(lora={"r": 2}), "base", head_parts(base), "SEQ_CLS", ())
     trained = [name for name, p in found.named_parameters() if p.requires_grad]
     assert {name.split(".")[2] for name in trained if "lora_" not in name} == whole
     assert any("lora_A" in name for name in trained)
@@ -278,7 +279,7 @@ def test_what_starts_from_random_values_inside_the_encoder_trains_too():
              "intermediate_size": 32}  # fmt: skip
     base = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **sizes))
     fresh = ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight")
-    found = lora.adapt(base, Model(lora={"r": 2}), "base", True, "SEQ_CLS", fresh)
+    found = lora.adapt(base, Model(lora={"r": 2}), "base", head_parts(base), "SEQ_CLS", fresh)
     trained = [name for name, p in found.named_parameters() if p.requires_grad]
     assert any("bert.pooler.dense.modules_to_save" in name for name in trained)
 
