@@ -203,6 +203,7 @@ CHECKS: list[tuple[str, Callable[[], Finding]]] = [
     *((name, partial(package, name)) for name in ("transformers", "datasets", "evaluate", "wandb")),
     ("trl", partial(optional, "trl", "for reinforcement: pip install 'forge[rl]'")),
     ("peft", partial(optional, "peft", "for LoRA: pip install 'forge[lora]'")),
+    ("timm", partial(optional, "timm", "for timm's models: pip install 'forge[timm]'")),
     *(
         (name, partial(optional, name, "for recordings: pip install 'forge[audio]'"))
         for name in ("soundfile", "soxr")

@@ -41,7 +41,10 @@ def read(
             rows = _folder(path, column, None if split == bare else label, suffixes)
         else:
             rows = sources.read({split: [path]}, split, [*columns, *([group] if group else [])])
-            rows[column] = [value and beside(path, value) for value in rows[column]]
+            rows[column] = [
+                beside(path, value) if isinstance(value, str) and value else value
+                for value in rows[column]  # a path, or a file's bytes
+            ]
         found[split] = sources.dataset(rows)
     return found
 

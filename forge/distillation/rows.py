@@ -18,8 +18,9 @@ from forge.distillation.losses import DIST, DKD, KL, MSE, Loss, Outputs
 from forge.distillation.objective import announce
 from forge.distillation.stored import stored_logits
 from forge.errors import UserError
-from forge.inputs.input import for_model, pad_multiple
+from forge.inputs.input import Views, for_model, pad_multiple
 from forge.tasks.objective import describe
+from forge.training.epochs import first_views
 from forge.training.trainer import Ready
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+OFTEN = 4  # times that a student sees one view before it is said
 LOGITS = f"{TEACHER}logits"  # the training rows' column of stored answers
 
 
@@ -44,9 +46,21 @@ def ready(
     gate: bool,
     cache: bool,
     splits: list[str],
+    views: int | None = None,
 ) -> Ready:
-    """A trainer of the blended loss, on the teachers' stored answers where the losses allow it."""
+    """A trainer of the blended loss, on the teachers' stored answers where the losses allow it.
+
+    Of augmented rows these are the answers to so many `views` of each.
+    """
     loss = fitting_losses(prepared.task, loss)
+    if views and prepared.args.num_train_epochs > OFTEN * views:
+        log.warning(
+            "mode.views=%d: in %g epochs the student sees each view %.3g times; more of them, or "
+            "null for new ones, teach more",
+            views,
+            prepared.args.num_train_epochs,
+            prepared.args.num_train_epochs / views,
+        )
     args, weights = prepared.args, teacher.shares(prepared.config.teacher)
     teachers = [teacher.load(model, prepared) for model in prepared.teachers]
     aligned = [name for name, term in loss.items() if term.same_tokens]
@@ -60,13 +74,16 @@ def ready(
     settings = describe(prepared.objective, prepared.task.answer)
     announce(alpha, loss, settings, *prepared.task.answer.over)
     train = concatenate_datasets([prepared.splits[split] for split in splits])
-    make = _stored if cache and not aligned else _live
-    train, collate, answers = make(prepared, teachers, weights, train, splits, aligned)
+    shown = first_views(views)
+    if cache and not aligned and (views or not prepared.task.input.augmentation):
+        train, collate, answers = _stored(prepared, teachers, weights, train, splits, shown)
+    else:
+        train, collate, answers = _live(prepared, teachers, weights, train, splits, aligned)
     set_seed(args.seed)  # for the losses' projections, whatever came before
     for term in loss.values():
         term.bind(prepared.model.config, teachers[0].model.config)
     arguments = prepared.trainer_arguments() | {"train_dataset": train, "data_collator": collate}
-    distiller = Distiller(alpha=alpha, losses=loss, teacher=answers, **arguments)
+    distiller = Distiller(alpha=alpha, losses=loss, teacher=answers, **arguments, views=shown)
     metadata = {"teacher": measured.record, "trained_on": len(train)}  # rows
     return Ready(distiller, metadata, {}, measured.predictions)
 
@@ -102,6 +119,24 @@ def check(task: Task, alpha: float, loss: dict[str, Loss]) -> None:
             )
 
 
+def check_views(task: Task, loss: dict[str, Loss], cache: bool, views: int) -> None:
+    """Raise `UserError` for stored views where there is one view, or nothing is stored."""
+    if not task.input.augmentation:
+        raise UserError(
+            f"mode.views={views}: nothing changes from view to view; set task.augment.*, or "
+            "mode.views=null"
+        )
+    if live := [name for name, term in loss.items() if term.same_tokens]:
+        raise UserError(
+            f"mode.views={views}: mode/loss={','.join(live)} runs the teacher in every step; "
+            "set mode.views=null"
+        )
+    if not cache:
+        raise UserError(
+            f"mode.views={views}: mode.cache=off stores no answers; leave one of them out"
+        )
+
+
 def fitting_losses(task: Task, loss: dict[str, Loss]) -> dict[str, Loss]:
     """The losses; where an answer is one value, kl is taken as mse, of standardised values."""
     if task.answer.distribution:
@@ -123,20 +158,33 @@ def _stored(
     weights: list[float],
     train: Dataset,
     splits: list[str],
-    aligned: list[str],
+    views: Views,
 ) -> tuple[Dataset, Collator, Answers]:
-    """Answers given once: a column of the training rows, matched by their ids."""
-    own = [np.concatenate([stored_logits(t, prepared, s) for s in splits]) for t in teachers]
-    logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
-    ids = [row for split in splits for row in prepared.rows[split]["id"]]
+    """Answers given once, of augmented rows to each of their views: a column of the training rows,
+    matched by their ids."""
     answer = prepared.task.answer
-    combined = teacher.combine(logits, weights, answer).numpy()
     rows = concatenate_datasets([prepared.rows[split] for split in splits])
-    by_id = dict(zip(ids, answer.by_row(combined, rows), strict=True))
+
+    def given(view: int | None = None) -> list[np.ndarray]:
+        own = [
+            np.concatenate([stored_logits(t, prepared, s, view) for s in splits]) for t in teachers
+        ]
+        logits = [torch.from_numpy(a[:, t.order]) for a, t in zip(own, teachers, strict=True)]
+        return answer.by_row(teacher.combine(logits, weights, answer).numpy(), rows)
+
+    def read(inputs: Batch, watch: Watch) -> Outputs:
+        return Outputs(inputs[LOGITS][:, views.number] if views.count else inputs[LOGITS])
+
+    if views.count:
+        pairs = zip(*map(given, range(views.count)), strict=True)
+        each = [np.stack(of_views) for of_views in pairs]
+    else:
+        each = given()
+    by_id = dict(zip(rows["id"], each, strict=True))
     train = train.add_column(LOGITS, [by_id[row].tolist() for row in train["id"]])
     multiple = pad_multiple(prepared.args)
     collate = prepared.task.collator(prepared.processor, multiple, LOGITS)
-    return train, collate, lambda inputs, watch: Outputs(inputs[LOGITS])
+    return train, collate, read
 
 
 def _live(

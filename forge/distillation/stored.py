@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from forge.data import cache, fingerprints
 from forge.distillation.teacher import FrozenTeacher, Logits
 from forge.errors import UserError
-from forge.inputs.input import pad_multiple
+from forge.inputs.input import Views, pad_multiple
 from forge.models.forward import Pass
 from forge.records.files import follow_umask
 from forge.tasks.answer import Answer
@@ -33,39 +34,48 @@ log = logging.getLogger(__name__)
 TOLERANCE = {"fp32": 1e-3, "half": 0.03}
 
 
-def compute(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool) -> Logits:
-    """The model's own logits [K, labels] (`Task.logits_of`), in the order of `rows`."""
+def compute(
+    teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, half: bool, view: int | None = None
+) -> Logits:
+    """The model's own logits [K, labels] (`Task.logits_of`), in the order of `rows`; of a view."""
     how = Pass.of(prepared.args)
     how = how if half else replace(how, dtype=None)
     teacher.to(how.device)
     encoded = teacher.encode(rows, prepared)
     collate = prepared.task.collator(teacher.processor, pad_multiple(prepared.args))
+    if view is not None:
+        collate = prepared.task.input.views(collate, Views(torch.tensor([view])))
     return prepared.task.logits_of(teacher.model, encoded, collate, how)
 
 
-def stored_logits(teacher: FrozenTeacher, prepared: Prepared, split: str) -> Logits:
+def stored_logits(
+    teacher: FrozenTeacher, prepared: Prepared, split: str, view: int | None = None
+) -> Logits:
     """The model's own logits [K, labels] over a split's rows, asked once and then stored.
 
+    `view` is the number of the augmented view that is asked about, None: the rows as they are.
     Whoever comes second waits; a damaged or foreign file is reported and made anew.
     """
     rows, args = prepared.rows[split], prepared.args
     half = args.bf16 or args.fp16
     text = teacher.encode(rows, prepared)._fingerprint
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
-    key = fingerprints.fingerprint(teacher.digest, teacher.settings, text, precision)
+    of_view = [] if view is None else [prepared.task.input.augmentation, view]
+    key = fingerprints.fingerprint(teacher.digest, teacher.settings, text, precision, *of_view)
     folder = cache.cache_directory(prepared.config.cache_dir) / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     path, named = folder / f"{key}.safetensors", f"{len(rows):,} {split} rows"
+    named += "" if view is None else f", view {view + 1}"
     with FileLock(f"{path}.lock"):
         ids = np.repeat(rows["id"], prepared.task.answer.sizes(rows)).tolist()
         logits = read(path, ids, named)
         if logits is None:
             log.info("teacher: asked about %s, once", named)
-            half = half and _half_will_do(teacher, rows, prepared)
-            logits = compute(teacher, rows, prepared, half)
+            half = half and _half_will_do(teacher, rows, prepared, view)
+            logits = compute(teacher, rows, prepared, half, view)
             write(path, ids, logits)
         else:
-            _spot_check(teacher, rows, prepared, logits, half)
+            _spot_check(teacher, rows, prepared, logits, half, view)
     return logits
 
 
@@ -81,10 +91,12 @@ def _apart(a: Logits, b: Logits, answer: Answer) -> float:
     return float(np.abs(answer.probabilities(a) - answer.probabilities(b)).max())
 
 
-def _half_will_do(teacher: FrozenTeacher, rows: Dataset, prepared: Prepared) -> bool:
+def _half_will_do(
+    teacher: FrozenTeacher, rows: Dataset, prepared: Prepared, view: int | None
+) -> bool:
     """Whether half precision stays within its tolerance of fp32 on a few rows."""
     few = rows.select(_few(rows))
-    full, halved = (compute(teacher, few, prepared, half) for half in (False, True))
+    full, halved = (compute(teacher, few, prepared, half, view) for half in (False, True))
     apart = _apart(halved, full, prepared.task.answer)
     if apart <= TOLERANCE["half"]:
         return True
@@ -98,11 +110,13 @@ def _spot_check(
     prepared: Prepared,
     logits: Logits,
     half: bool,
+    view: int | None,
 ) -> None:
     """Raise `UserError` unless a few stored rows are what the teacher says now."""
     few = _few(rows)
     stored = logits[places(prepared.task.answer.sizes(rows), few)]
-    apart = _apart(stored, compute(teacher, rows.select(few), prepared, half), prepared.task.answer)
+    answered = compute(teacher, rows.select(few), prepared, half, view)
+    apart = _apart(stored, answered, prepared.task.answer)
     if not apart <= TOLERANCE["half" if half else "fp32"]:
         raise UserError(
             f"teacher: stored answers differ from live ones by {apart:.3g}; delete the folder "

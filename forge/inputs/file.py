@@ -50,12 +50,14 @@ class File(Input):
     ) -> Processor:
         """Without a path one that fits `model.config`."""
         import transformers
+        from transformers.utils.generic import is_timm_local_checkpoint
 
         if model.path is None:
             return self.new_processor(model.config)
         path = loading.resolve(model.path, f"{where}.path")
         self.check(model, None, loading.load_config(model, {}, where), where)
-        if Path(path).is_dir() and not (Path(path) / FILE).is_file():
+        of_timm = is_timm_local_checkpoint(path)
+        if Path(path).is_dir() and not (of_timm or (Path(path) / FILE).is_file()):
             raise UserError(f"{where}.path={path}: no {FILE}, which says how it reads {self.read}")
         with hub.access(f"processor of {self.read}", path, f"{where}.path=DIR"):
             return getattr(transformers, self.auto).from_pretrained(path, **loading.revision(model))

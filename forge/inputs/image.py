@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from forge.data.sources import Columns, Row
 from forge.errors import UserError, one_line
+from forge.inputs.augment import Augment
 from forge.inputs.file import PICTURED, Collator, File
-from forge.inputs.input import Processor, Usage
+from forge.inputs.input import Collator as AnyCollator
+from forge.inputs.input import Processor, Usage, Views
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,6 +32,7 @@ class Image(File):
     """One column of pictures: paths of files, or the bytes of files."""
 
     columns: list[str] = field(default_factory=lambda: ["image"])
+    augment: Augment | None = None
     kind = "image"
     read = "pictures"
     auto = "AutoImageProcessor"
@@ -63,6 +66,13 @@ class Image(File):
     def collator(self, processor: Processor, multiple: int | None, *extra: str) -> Collator:
         return Collator(partial(_pixels, processor), extra)
 
+    def views(self, collate: AnyCollator, views: Views) -> AnyCollator:
+        return Viewed(collate, self.augment, views) if self.augment else collate
+
+    @property
+    def augmentation(self) -> dict[str, object]:
+        return asdict(self.augment) if self.augment else {}
+
     def pictures(self, rows: Dataset) -> list[bytes | None]:
         """Files of up to `SMALL` bytes as they are, larger ones small; none after `PICTURED`."""
         count = min(len(rows), PICTURED)
@@ -83,6 +93,23 @@ class Image(File):
         return dict(processor(list(noise), return_tensors="pt"))
 
 
+@dataclass
+class Viewed:
+    """Batches of seeded views, which student and teachers share: one for each row."""
+
+    collate: AnyCollator
+    augment: Augment
+    views: Views
+
+    def __call__(self, rows: list[Row]) -> Mapping[str, Tensor]:
+        return self.collate([self._view(row) for row in rows])
+
+    def _view(self, row: Row) -> Row:
+        data = row["image"]
+        view = self.augment.view(_decode(data, None), self.views.number, row["id"])
+        return {name: view if value == data else value for name, value in row.items()}
+
+
 def _pixels(processor: Processor, rows: list[Row]) -> Mapping[str, Tensor]:
     """`pixel_values` [B, 3, H, W]."""
     pictures = [_decode(row["image"], None) for row in rows]
@@ -90,11 +117,13 @@ def _pixels(processor: Processor, rows: list[Row]) -> Mapping[str, Tensor]:
     return pixels
 
 
-def _decode(data: bytes, path: str | None) -> PIL.Image.Image:
-    """RGB, turned as the camera was held; raises `UserError` for what is no picture."""
+def _decode(data: bytes | PIL.Image.Image, path: str | None) -> PIL.Image.Image:
+    """RGB, turned as the camera was held; a view as it is. Raises `UserError` for no picture."""
     import PIL.Image
     import PIL.ImageOps
 
+    if isinstance(data, PIL.Image.Image):
+        return data
     try:
         picture = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
         if picture.mode.startswith("I"):  # 16 bits of grey, which convert() would only clip

@@ -41,6 +41,19 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Which view of the rows a training batch shows, where they are augmented."""
+
+    epoch: Tensor  # [1], in memory that loader workers share
+    count: int | None = None  # views that come again and again; None: each epoch has its own
+
+    @property
+    def number(self) -> int:
+        epoch = int(self.epoch)
+        return epoch % self.count if self.count else epoch
+
+
+@dataclass(frozen=True)
 class Usage:
     """How a model with this input is used with transformers alone: pieces of Python."""
 
@@ -111,6 +124,15 @@ class Input(ABC):
     @abstractmethod
     def collator(self, processor: Processor, multiple: int | None, *extra: str) -> Collator:
         """What makes batches of encoded rows; columns named in `extra` are in them too."""
+
+    def views(self, collate: Collator, views: Views) -> Collator:
+        """`collate`, given seeded views of the rows; itself where there is but one view."""
+        return collate
+
+    @property
+    def augmentation(self) -> dict[str, object]:
+        """What decides on views, for keys of caches; empty: there is but one."""
+        return {}
 
     @abstractmethod
     def model_columns(self, processor: Processor) -> list[str]:

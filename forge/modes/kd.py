@@ -44,6 +44,7 @@ def trainer(
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
     class_weights: ClassWeights = None,
     focal_gamma: Gamma = 0.0,
+    views: Annotated[int, Field(ge=1)] | None = None,
 ) -> Ready:
     """A trainer of the blended loss; at alpha=0 the plain one, without a teacher.
 
@@ -57,7 +58,7 @@ def trainer(
         return on_policy_distillation.ready(prepared, gate, beta, temperature)
     if prepared.task.answer.alignment == "token":
         return tokens.ready(prepared, alpha, loss, gate, top_k)
-    return rows.ready(prepared, alpha, loss, gate, cache, splits)
+    return rows.ready(prepared, alpha, loss, gate, cache, splits, views)
 
 
 def check(
@@ -72,6 +73,8 @@ def check(
     temperature: float | None = None,
     class_weights: ClassWeights = None,
     focal_gamma: Gamma = 0.0,
+    cache: bool = True,
+    views: int | None = None,
     **others: object,
 ) -> None:
     """Raise `UserError` for settings that do not fit each other or the task."""
@@ -83,6 +86,8 @@ def check(
         return
     check_padded(task)
     require_loss(loss)
+    if views:
+        rows.check_views(task, loss, cache, views)
     if task.answer.alignment == "token":
         if on_policy:
             if class_weights or focal_gamma:

@@ -11,6 +11,7 @@ from pydantic import Field
 from forge.data import folders, sources
 from forge.errors import UserError, did_you_mean
 from forge.inputs.audio import Audio
+from forge.inputs.augment import Augment
 from forge.inputs.image import Image
 from forge.inputs.input import Input
 from forge.inputs.prompt import Prompt
@@ -213,11 +214,12 @@ def image_label(
     train: str = "train",
     evaluation: list[str] | None = None,
     max_rows: int | None = None,
+    augment: Augment | None = None,
     unlabelled_split: str | None = None,
 ) -> Task:
     """A picture in (bytes, a path, a `datasets.Image`), one of several labels out."""
     return _of_files(
-        Image([image]),
+        Image([image], augment),
         Label(label, labels),
         "ImageClassification",
         "image-classification",
@@ -240,6 +242,7 @@ def image_files(
     metrics: list[str] | None = None,
     headline: str | None = None,
     max_rows: int | None = None,
+    augment: Augment | None = None,
 ) -> Task:
     """A task over the user's own pictures: for each split a folder per class, or a table of paths.
 
@@ -255,6 +258,7 @@ def image_files(
         headline=headline,
         evaluation=[split for split in source if split not in ("train", UNLABELLED)],
         max_rows=max_rows,
+        augment=augment,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
     )
 

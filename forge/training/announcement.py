@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from forge import ranks
 from forge.models import lora
 from forge.records.environment import environment
@@ -41,4 +43,14 @@ def announce(prepared: Prepared, rec: Record) -> None:
     for name, split in prepared.data.items():
         cut = f", {split.truncated:,} cut at {most}" if split.truncated else ""
         log.info("data    %s: %s rows%s", name, f"{split.n:,}", cut)
+    if prepared.task.input.augmentation:
+        settings = prepared.task.input.augmentation.items()
+        log.info("views   %s", ", ".join(f"{name} {value}" for name, value in settings if value))
+    accumulated = args.gradient_accumulation_steps
+    if accumulated > 1 and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        rows = args.per_device_train_batch_size
+        log.info(
+            "norms   BatchNorm's statistics are of %d rows: accumulation does not enlarge them",
+            rows,
+        )
     log.info("outputs %s", rec.run_dir)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from forge import ranks
 from forge.config.schema import Config, Model
 from forge.data import cache
 from forge.errors import UserError
-from forge.inputs.input import Collator, Processor, pad_multiple
+from forge.inputs.input import Collator, Processor, Views, pad_multiple
 from forge.models import loading
 from forge.tasks import objective
 from forge.tasks.decisions import PLAIN, Objective
@@ -43,6 +43,7 @@ class TrainerKeywords(TypedDict):
     processing_class: Processor
     data_collator: Collator
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    views: NotRequired[Views]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Prepared:
             "data": {n: vars(s) for n, s in self.data.items()},
             "max_length": self.limit,
             "greater_is_better": self.task.greater_is_better,
+            "processor": type(self.processor).__name__,
         }
         if self.task.answer.read_off:
             facts["read_off"] = self.task.answer.read_off

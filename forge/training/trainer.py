@@ -25,13 +25,14 @@ from transformers.utils.generic import ModelOutput
 
 from forge import ranks
 from forge.errors import Failure
-from forge.inputs.input import Batch, Size, for_model
+from forge.inputs.input import Batch, Size, Views, for_model
 from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
 from forge.tasks.answer import Predictions
 from forge.tasks.decisions import PLAIN, Decisions, Objective
 from forge.tasks.task import Task, first
+from forge.training.epochs import CountEpochs, first_views
 from forge.training.memory import memory
 from forge.training.restore import Restore, progress_file
 from forge.training.sampler import ShuffledLengthGroups
@@ -69,8 +70,17 @@ class Trainer(TransformersTrainer):
         True  # `compute_loss` divides by the items of the whole optimizer step
     )
 
-    def __init__(self, *, task: Task, objective: Objective = PLAIN, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        task: Task,
+        objective: Objective = PLAIN,
+        views: Views | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.views = views or first_views()
+        self.add_callback(CountEpochs(self.views))
         self.task: Task = task
         self.objective: Objective = objective
         self.label_names = ["labels"]  # whatever the model's own code names
@@ -356,13 +366,18 @@ class Trainer(TransformersTrainer):
         return sampler
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """`dataloader_drop_last` is for training: an evaluation without its last rows is none."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and kwargs.get("is_training", False)
+        """`dataloader_drop_last` is for training: an evaluation without its last rows is none.
+        So are views."""
+        drop_last, collate = self.args.dataloader_drop_last, self.data_collator
+        training = kwargs.get("is_training", False)
+        self.args.dataloader_drop_last = drop_last and training
+        if training:
+            views: Any = self.task.input.views(collate, self.views)
+            self.data_collator = views
         try:
             loader: Any = super()._get_dataloader(*args, **kwargs)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collate
         base = loader.base_dataloader  # accelerate's wrapper passes its attributes on
         base.worker_init_fn = InWorker(base.worker_init_fn)
         return loader

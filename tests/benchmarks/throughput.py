@@ -32,8 +32,9 @@ from transformers import (
 
 from forge.config.check import build
 from forge.config.compose import CONF, register
-from forge.config.schema import to_config
-from forge.inputs.text import Collator, pad_multiple
+from forge.config.schema import Config, to_config
+from forge.inputs.input import pad_multiple
+from forge.inputs.text import Collator
 from forge.training.arguments import training_arguments
 from forge.training.trainer import Trainer
 
@@ -74,10 +75,16 @@ def tokenizer() -> BertTokenizerFast:
     return made
 
 
-def examples_per_second(make_trainer, make_args, data, collator, steps: int) -> float:
+def distilbert():
+    return AutoModelForSequenceClassification.from_config(DistilBertConfig(num_labels=3))
+
+
+def examples_per_second(
+    make_trainer, make_args, data, collator, steps: int, make_model=distilbert
+) -> float:
     args = make_args()  # here: making them resets accelerate's global state
     set_seed(0)
-    model = AutoModelForSequenceClassification.from_config(DistilBertConfig(num_labels=3))
+    model = make_model()
     clock = StepTimes()
     args.max_steps = steps
     trainer = make_trainer(
@@ -95,12 +102,22 @@ def plain_arguments(directory: str, **settings) -> TrainingArguments:
     )  # fmt: skip
 
 
-def forge_arguments(directory: str) -> TrainingArguments:
+def config(*settings: str) -> Config:
+    quiet = ("trainer.save_strategy=no", "trainer.eval_strategy=no")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        quiet = ("trainer.save_strategy=no", "trainer.eval_strategy=no")
-        cfg = to_config(compose("config", [*quiet, "trainer.load_best_model_at_end=false"]))
+        composed = compose("config", [*quiet, "trainer.load_best_model_at_end=false", *settings])
+    return to_config(composed)
+
+
+def forge_arguments(directory: str, *settings: str) -> TrainingArguments:
+    cfg = config(*settings)
     cfg.trainer |= {"logging_strategy": "no"}
     return training_arguments(cfg, build(cfg.task, "task"), Path(directory))
+
+
+def forge_trainer(*settings: str):
+    """The house trainer of a task."""
+    return partial(Trainer, task=build(config(*settings).task, "task"))
 
 
 def settings(directory: str, long: int, short: int) -> dict:
@@ -118,7 +135,7 @@ def settings(directory: str, long: int, short: int) -> dict:
     return {
         FIXED: measure(plain, plain_arguments, bare, fixed, short),
         BEST: measure(grouped, half, bare, DataCollatorWithPadding(words), long),
-        FORGE: measure(Trainer, forge_arguments, data, own, long),
+        FORGE: measure(forge_trainer(), forge_arguments, data, own, long),
     }
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image as Pillow
 
 from forge.data import folders, sources
@@ -42,6 +43,16 @@ def test_paths_in_a_table_are_of_its_folder(pictures):
     rows = read(train=pictures / "t.csv")["train"]
     assert list(rows["image"]) == [str(pictures / "train/2/b.JPG"), "/somewhere/d.png"]
     assert list(rows["label"]) == ["x", "y"]
+
+
+def test_a_table_may_hold_the_pictures_themselves(pictures):
+    file = pictures / "train/2/b.JPG"
+    bytes_ = {"image": [file.read_bytes()], "label": ["2"]}
+    Dataset.from_dict(bytes_).to_parquet(pictures / "t.parquet")
+    assert read(train=pictures / "t.parquet")["train"][0] == {
+        "image": file.read_bytes(),
+        "label": "2",
+    }
 
 
 def test_what_is_no_folder_of_classes_is_one_line(pictures):

@@ -1,11 +1,13 @@
 """Pictures in every mode: the seam of inputs and answers, on what is no text."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from transformers import AutoModelForImageClassification
 
 from forge.commands.export import export
@@ -23,6 +25,9 @@ RESNET = ("model=tiny_resnet", "model.config.hidden_sizes=[8,8,16]", "precision=
 VIT = ("model=tiny_vit", "model.config.num_hidden_layers=2", "model.config.hidden_size=16",
        "model.config.intermediate_size=16", "precision=fp32")  # fmt: skip
 FAST = ("trainer.learning_rate=3e-3", "trainer.num_train_epochs=1", "mode.gate=off")
+
+AUGMENTED = ("task.augment.crop=4", "task.augment.flip=0.5", "task.augment.resized_crop=[0.5,1]",
+             "task.augment.jitter=0.2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,57 @@ def test_distilled_at_alpha_0_is_fine_tuned_and_stored_answers_are_live_ones(lau
     assert not all(torch.equal(plain[name], stored[name]) for name in plain)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_views_do_not_depend_on_loader_workers(launch):
+    last = ("trainer.load_best_model_at_end=false", "trainer.num_train_epochs=2")
+    run, workers = (*PICTURES, *RESNET, *FAST[:1], *last), "trainer.dataloader_num_workers=2"
+    several = (workers, "+trainer.dataloader_persistent_workers=true")
+    one, other = (
+        weights(launch(*run, *AUGMENTED, *how, at=f"{len(how)}")) for how in ((), several)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    plain = weights(launch(*run, at="plain"))
+    assert not all(torch.equal(one[name], plain[name]) for name in one)
+
+
+def test_stored_views_teach_what_a_live_teacher_does(launch, caplog):
+    teacher = launch(*PICTURES, *RESNET, *FAST[:2], at="teacher")
+    taught = (*PICTURES, *VIT, *FAST, *AUGMENTED, "mode=kd", f"teacher.path={teacher}",
+              "trainer.num_train_epochs=2", "trainer.load_best_model_at_end=false")  # fmt: skip
+    live, stored, one = (
+        weights(launch(*taught, f"mode.views={views}", at=f"{views}")) for views in ("null", 2, 1)
+    )
+    assert all(torch.allclose(live[name], stored[name], atol=1e-5) for name in live)
+    assert not all(torch.allclose(live[name], one[name], atol=1e-5) for name in live)
+    caplog.clear()
+    launch(*taught, "mode.views=1", "trainer.num_train_epochs=5", "trainer.max_steps=1", at="five")
+    assert "sees each view 5 times" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("mode.views=2",), "nothing changes from view to view"),
+        (("mode.views=2", "mode.cache=off", "task.augment.flip=0.5"), "stores no answers"),
+        (("mode.views=2", "mode/loss=hidden", "task.augment.flip=0.5"), "in every step"),
+        (("task.augment.flip=2",), "task.augment.flip=2"),
+        (("task.augment.mixup=0.2",), "mixup"),
+    ],
+)
+def test_views_that_cannot_be_are_one_line(launch, settings, message):
+    with pytest.raises((UserError, ConfigCompositionException), match=message):
+        launch(*PICTURES, *RESNET, "mode=kd", "teacher.path=/nowhere", *settings)
+
+
+def test_the_processors_backend_is_recorded_and_small_norms_are_said(launch, caplog):
+    caplog.set_level(logging.INFO)
+    run_dir = launch(
+        *PICTURES, *RESNET, "trainer.max_steps=1", "trainer.gradient_accumulation_steps=2"
+    )
+    assert read_json(run_dir / "run_metadata.json")["processor"] == "ViTImageProcessorPil"
+    assert "BatchNorm" in caplog.text
+
+
 def test_pictures_without_labels_teach_too(launch, folders):
     files = [f"task.files.{split}={folders / split}" for split in ("train", "validation")]
     of_files = ("task=files_images", *files, *RESNET)
@@ -93,7 +149,11 @@ def test_the_best_checkpoints_weights_are_those_that_are_kept(launch):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
     "settings",
-    [RESNET, (*RESNET, "trainer.dataloader_num_workers=2"), (*VIT, "mode=rl", "mode.gate=off")],
+    [
+        RESNET,
+        (*RESNET, *AUGMENTED, "trainer.dataloader_num_workers=2"),
+        (*VIT, *AUGMENTED, "mode=rl", "mode.gate=off"),
+    ],
 )
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(launch, stop_at, settings):
     run = (*PICTURES, *settings, *RUN)
