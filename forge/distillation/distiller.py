@@ -175,7 +175,7 @@ class Distiller(Trainer):
 
     def _share(self, count: int, items: Tensor | int | None) -> Tensor | float:
         """What makes a mean over `count` decisions its part of the mean over the step's."""
-        return 1 if items is None else count * self.rank_share / torch.as_tensor(items)[0]
+        return 1 if items is None else count * self.rank_share / torch.as_tensor(items).expand(2)[0]
 
     def watch(self, model: PreTrainedModel, layer: str, stack: ExitStack) -> Watched:
         """Capture what the losses read beside logits until `stack` is closed; `layer` is the

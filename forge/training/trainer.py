@@ -298,9 +298,8 @@ class Trainer(TransformersTrainer):
         """Divided by the weight of the optimizer step on all ranks (None: the batch's own)."""
         if items is None:
             return self.task.loss(decisions, self._items(inputs)[1], self.objective)
-        return (
-            self.task.loss(decisions, torch.as_tensor(items)[1], self.objective) * self.rank_share
-        )
+        weight = torch.as_tensor(items).expand(2)[1]  # a number alone is both
+        return self.task.loss(decisions, weight, self.objective) * self.rank_share
 
     def _items(self, batch: Batch) -> Tensor:
         """Of a batch [2]: its decisions, and their weight: as many where classes have none."""

@@ -15,6 +15,7 @@ from forge.distillation import finding, stored
 from forge.errors import UserError
 from forge.experiment import train_teachers
 from forge.records.files import read_json
+from forge.tasks.label import Label
 from tests.support.runs import SMALL, TOY, history, launch_in, results, weights, write_rows
 
 FEW = ("trainer.max_steps=6", "trainer.logging_steps=1")
@@ -485,6 +486,7 @@ def test_two_who_want_the_same_answers_ask_once(monkeypatch, tmp_path):
 
     rows = Dataset.from_dict({"id": range(9), "text_0": ["a"] * 9, "labels": [0] * 9})
     prepared = SimpleNamespace(
+        task=SimpleNamespace(answer=Label("label", ["a", "b", "c"])),
         rows={"train": rows},
         args=SimpleNamespace(bf16=False, fp16=False),
         config=SimpleNamespace(cache_dir=str(tmp_path / "cache")),
