@@ -28,8 +28,11 @@ NAMES = [file.relative_to(ROOT).with_suffix("").as_posix().split("/") for file i
 MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)}
 
 KINDS = {  # what a new kind of task adds to; every other room asks the task
-    *(f"forge.tasks.{name}" for name in ("kinds", "label", "labels", "number", "tags", "text")),
-    *(f"forge.inputs.{name}" for name in ("audio", "image", "prompt", "text", "words")),
+    *(
+        f"forge.tasks.{name}"
+        for name in ["kinds", "label", "labels", "media", "number", "tags", "text"]
+    ),
+    *(f"forge.inputs.{name}" for name in ["audio", "image", "prompt", "text", "words"]),
 }
 LINES = 60  # of a function, at most
 

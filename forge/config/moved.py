@@ -18,6 +18,8 @@ MOVED = {  # old path: today's; a path that ends in .* stands for every name in 
     "forge.tasks.Classification": "forge.tasks.kinds.text_label",
     "forge.tasks.Regression": "forge.tasks.kinds.text_number",
     "forge.tasks.from_files": "forge.tasks.kinds.text_files",
+    "forge.tasks.kinds.image_files": "forge.tasks.media.image_files",
+    "forge.tasks.kinds.image_label": "forge.tasks.media.image_label",
     "forge.toy.*": "forge.data.toy_nli.*",
     "forge.toy_math.*": "forge.data.toy_math.*",
     "forge.tracking.tensorboard": "forge.tracking.wandb.tensorboard",

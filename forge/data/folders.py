@@ -29,11 +29,11 @@ def read(
     depth. Only files with one of `suffixes` count. Training rows that are not there are left to
     who asks for them. Raises `UserError` for what cannot be read.
     """
-    found: dict[str, Dataset | list[Path]] = {}
+    splits: dict[str, Dataset | list[Path]] = {}
     for split, (path,) in files.items():
         columns = [column] if split == bare else [column, label]
         if split in ("train", bare) and not path.exists():
-            found[split] = [path]
+            splits[split] = [path]
             continue
         if path.is_dir():
             if group:
@@ -45,8 +45,8 @@ def read(
                 beside(path, value) if isinstance(value, str) and value else value
                 for value in rows[column]  # a path, or a file's bytes
             ]
-        found[split] = sources.dataset(rows)
-    return found
+        splits[split] = sources.dataset(rows)
+    return splits
 
 
 def apart(source: sources.Source, group: str, sides: list[list[str]]) -> None:
@@ -78,14 +78,14 @@ def beside(file: Path, path: str) -> str:
 
 
 def _folder(directory: Path, column: str, label: str | None, suffixes: tuple[str, ...]) -> Columns:
-    found = [p for p in sorted(directory.rglob("*")) if p.suffix.lower() in suffixes]
+    files = [p for p in sorted(directory.rglob("*")) if p.suffix.lower() in suffixes]
     depth = len(directory.parts)
-    if label is not None and (stray := [p for p in found if len(p.parts) == depth + 1]):
+    if label is not None and (stray := [p for p in files if len(p.parts) == depth + 1]):
         raise UserError(
             f"{stray[0]}: it is in no class's folder; a split's directory holds a folder of "
             "files for each class"
         )
-    if not found:
+    if not files:
         raise UserError(f"{directory}: no {column} in it ({', '.join(suffixes)})")
-    rows = {column: [str(p.absolute()) for p in found]}
-    return rows if label is None else rows | {label: [p.parts[depth] for p in found]}
+    rows = {column: [str(p.absolute()) for p in files]}
+    return rows if label is None else rows | {label: [p.parts[depth] for p in files]}

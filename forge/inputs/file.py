@@ -42,8 +42,8 @@ class File(Input):
     def rows(self, columns: Columns, split: str) -> Columns:
         """Relative paths are of the folder of the file that `split` names, else of this one."""
         column = self.columns[0]
-        found = [self._read(value, split, i) for i, value in enumerate(columns[column])]
-        return {self.kind: [data for data, _ in found], "path": [path for _, path in found]}
+        contents = [self._read(value, split, i) for i, value in enumerate(columns[column])]
+        return {self.kind: [data for data, _ in contents], "path": [path for _, path in contents]}
 
     def load_processor(
         self, model: Model, rows: Dataset | None = None, where: str = "model"
