@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +48,8 @@ def wanted(launcher: Mapping[str, object] | None) -> int:
 def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None:
     """Run `script` on a composed config in several processes, and wait for them.
 
-    They get the config itself, in a file that this user alone can read. Raises what the first of
-    them to fail reports, and `Preempted` when a signal ended them.
+    They get the config itself, in a file that lies in no directory and goes with this process.
+    Raises what the first of them to fail reports, and `Preempted` when a signal ended them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,7 +71,8 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
         shutdown_timeout=GRACE,
     )
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals() if signal.getsignal(n)}
-    os.environ |= {COMPOSED: _write(cfg, run_dir), PARENT: str(os.getpid())}
+    file = _write(cfg, run_dir)
+    os.environ |= {COMPOSED: f"/proc/{os.getpid()}/fd/{file}", PARENT: str(os.getpid())}
     logging.disable(logging.CRITICAL)  # the agent's own lines; the ranks print what matters
     try:
         elastic_launch(config, sys.executable)(str(script))
@@ -84,19 +84,20 @@ def launch(processes: int, cfg: DictConfig, run_dir: Path, script: Path) -> None
         logging.disable(logging.NOTSET)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        Path(os.environ.pop(COMPOSED)).unlink(missing_ok=True)
-        del os.environ[PARENT]
+        os.close(file)
+        del os.environ[COMPOSED], os.environ[PARENT]
 
 
-def _write(cfg: DictConfig, run_dir: Path) -> str:
-    """A file with the config and with Hydra's own, for `composed`."""
+def _write(cfg: DictConfig, run_dir: Path) -> int:
+    """A file in memory with the config and with Hydra's own, for `composed`."""
     hydra: Any = copy.deepcopy(HydraConfig.instance().cfg)  # Hydra types it one level too low
     with read_write(hydra.hydra), open_dict(hydra.hydra):
         hydra.hydra.run.dir = str(run_dir)
         hydra.hydra.mode = RunMode.RUN
-    with tempfile.NamedTemporaryFile(prefix="forge-", suffix=".pkl", delete=False) as file:
-        pickle.dump((cfg, hydra), file)
-    return file.name
+    file = os.memfd_create("forge")
+    with open(file, "wb", closefd=False) as stream:
+        pickle.dump((cfg, hydra), stream)
+    return file
 
 
 def composed() -> DictConfig:

@@ -157,7 +157,10 @@ def run_here(
     first: int,
     launch: Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]],
 ) -> Sequence[JobReturn]:
-    """Launch the jobs, numbered from `first`, and sum up, also when they are stopped."""
+    """Launch the jobs, numbered from `first`, and sum up, also when they are stopped.
+
+    Of a sweep whose jobs are all refused before they begin nothing stays.
+    """
     folder = Path(str(config.hydra.sweep.dir))
     try:
         numbered = planned(config, loader, overrides, first)
@@ -173,6 +176,8 @@ def run_here(
     except BaseException:
         sum_up(folder, jobs)
         raise
+    if all(isinstance(job._return_value, UserError) for job in returned) and discard(folder):
+        return returned
     for number, job in zip(numbered, returned, strict=True):
         error = job._return_value
         if isinstance(error, Exception):  # a mistake leaves no directory to read it from
@@ -204,15 +209,17 @@ def _masked_log(overrides: Iterable[list[str]]) -> Iterator[None]:
         log.removeFilter(mask)
 
 
-def discard(folder: Path) -> None:
-    """Remove what was written of a sweep none of whose jobs has begun, and folders left empty."""
+def discard(folder: Path) -> bool:
+    """Remove what was written of a sweep none of whose jobs has begun, and folders left empty;
+    whether it is one."""
     if any(path.is_dir() for path in plan.directories(folder).values()):
-        return
+        return False
     for name in (SWEPT, plan.FILE):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # until the first that is not empty
         for path in (folder, *folder.parents):
             path.rmdir()
+    return True
 
 
 def _consecutive(numbered: dict[int, list[str]]) -> list[tuple[int, list[list[str]]]]:

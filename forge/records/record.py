@@ -212,8 +212,13 @@ def _longer(rec: Record, cfg: DictConfig) -> bool:
     if not cfg.get("resume"):
         return False
     ours, theirs = cfg.trainer, rec.metadata["config"]["trainer"]
-    longer = ours.max_steps > rec.state.get("step", 0) and ours.max_steps != theirs["max_steps"]
-    return bool(longer or ours.num_train_epochs > theirs["num_train_epochs"])
+    if ours.max_steps >= 0:  # then epochs do not count
+        step = rec.state.get("step", 0)
+        return bool(ours.max_steps > step and ours.max_steps != theirs["max_steps"])
+    before = theirs["num_train_epochs"]
+    if theirs["max_steps"] >= 0:
+        before = rec.state.get("epoch") or 0
+    return bool(ours.num_train_epochs > before)
 
 
 def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:

@@ -87,14 +87,18 @@ def test_every_row_is_judged_once(whole):
 def test_torchrun_trains_the_same_run_and_so_does_a_resumed_one(whole, tmp_path):
     run_dir = tmp_path / "run"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "launch.py")
-    process = start(run_dir, "launcher=ddp")
+    (tmp_path / "tmp").mkdir()
+    token = "+trainer.hub_token=hunter2hunter2"
+    process = start(run_dir, "launcher=ddp", token, TMPDIR=str(tmp_path / "tmp"))
     while process.poll() is None and not (run_dir / "checkpoint-4" / "commit.json").is_file():
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)  # which its ranks hold open
     state = read_json(run_dir / "training_state.json")
     assert (state["status"], state["step"] < 12) == ("running", True)  # none outlives its starter
-    code, _, err = finish(run_dir, script=torchrun)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left and not [path for path in left if b"hunter2" in path.read_bytes()]
+    code, _, err = finish(run_dir, token, script=torchrun)
     assert code == 0, err
     assert curve(run_dir) == curve(whole[0])
     weights = [run / "model" / "model.safetensors" for run in (run_dir, whole[0])]
@@ -129,6 +133,19 @@ def test_a_signal_reaches_all_ranks_and_the_run_goes_on_by_name(tmp_path):
     assert code == 0, err
     assert f"resume  {saved.name}" in out and ", 2 processes" in out
     assert results(run_dir)["train"]["steps"] == stopped["step"] + 2
+
+
+@pytest.mark.slow
+def test_a_closed_connection_asks_all_ranks_to_stop(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "launcher=ddp", "trainer.max_steps=4000", "trainer.save_steps=4000")
+    while process.poll() is None and not read_json(run_dir / "training_state.json").get("step"):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 129, err
+    assert read_json(run_dir / "training_state.json")["status"] == "preempted"
+    assert list(run_dir.glob("preempted-*"))
 
 
 @pytest.mark.slow

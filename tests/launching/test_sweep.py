@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from forge.config.compose import register
@@ -99,6 +100,31 @@ def test_a_sweep_without_jobs_or_with_two_at_one_place_is_refused(tmp_path):
     assert plan.directories(tmp_path / "named")[1] == tmp_path / "named" / "seed2"
     with pytest.raises(UserError, match=r"jobs 0 and 1 would both be in .*seed7"):
         jobs_of(tmp_path / "twice", 7, 7, subdir="seed${seed}")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_nothing_stays_of_a_sweep_whose_jobs_are_all_refused(tmp_path, capsys, begun):
+    folder = tmp_path / "new" / "sweep"
+    config = OmegaConf.create(
+        {
+            "resume": None,
+            "hydra": {
+                "sweep": {"dir": str(folder), "subdir": sweep.NUMBERED},
+                "sweeper": {"_target_": "BasicSweeper"},
+            },
+        }
+    )
+
+    def refuse(overrides, first):
+        (folder / "multirun.yaml").write_text("hydra: {}")
+        if begun:
+            (folder / "1").mkdir()
+        return [JobReturn(status=JobStatus.FAILED, _return_value=UserError("no such model"))] * 2
+
+    returned = sweep.run_here(config, Loader(), [["seed=1"], ["seed=2"]], 0, refuse)
+    assert len(returned) == 2
+    assert (tmp_path / "new").exists() == begun
+    assert ("go on with" in capsys.readouterr().err) == begun
 
 
 def test_a_planned_secret_has_to_be_given_again(tmp_path):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from forge.errors import UserError
 from forge.records.files import write_json
 from forge.records.logs import LogFile
-from forge.records.record import Record, record
+from forge.records.record import Record, reached, record
 from forge.records.secrets import masked
 
 
@@ -176,3 +176,26 @@ def test_a_refused_change_leaves_a_run_as_it_was_recorded(composed, tmp_path):
         raise UserError("a reward that raises")
     assert Record(run_dir).state["status"] == "failed"
     assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("recorded", "done", "asked", "goes_on"),
+    [
+        ("trainer.max_steps=0", {}, "trainer.max_steps=-1", True),  # epochs then decide
+        ("trainer.max_steps=4", {"step": 4, "epoch": 3.0}, "trainer.max_steps=-1", False),
+        ("trainer.max_steps=4", {"step": 4, "epoch": 0.5}, "trainer.max_steps=9", True),
+        ("trainer.max_steps=4", {"step": 4, "epoch": 0.5}, "trainer.num_train_epochs=9", False),
+        ("trainer.max_steps=-1", {"step": 4, "epoch": 3.0}, "trainer.num_train_epochs=9", True),
+        ("trainer.max_steps=-1", {"step": 4, "epoch": 3.0}, "trainer.max_steps=0", False),
+    ],
+)
+def test_a_finished_run_goes_on_where_more_is_asked(
+    composed, tmp_path, recorded, done, asked, goes_on
+):
+    run_dir, common = tmp_path / "run", ("task=toy", "trainer.num_train_epochs=3")
+    with record(composed(*common, recorded), run_dir) as rec:
+        rec.update_state(**done)
+    write_json(run_dir / "results.json", {"headline": {"value": 1.0}})
+    assert reached(composed(*common, recorded), run_dir) == 1.0
+    longer = composed(*common, recorded, asked, "resume=x")
+    assert reached(longer, run_dir) == (None if goes_on else 1.0)

@@ -26,10 +26,10 @@ TINY = [
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(run_dir, *words, script=("launch.py",)):
+def start(run_dir, *words, script=("launch.py",), **env):
     command = [sys.executable, *script, *TINY, f"hydra.run.dir={run_dir}", *words]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=ENV | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
