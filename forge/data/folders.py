@@ -49,12 +49,15 @@ def read(
     return splits
 
 
-def apart(source: sources.Source, group: str, sides: list[list[str]]) -> None:
-    """Raise `UserError` where a value of the column `group` (a speaker) is on two sides.
+def apart(source: sources.Source, group: str | None, sides: list[list[str]]) -> sources.Source:
+    """The source; raises `UserError` where a value of the column `group` (a speaker) is on two
+    sides.
 
     A side is one or several splits, such as those that are learnt from. Files that are gone, as
     the training rows may be where a finished run is judged, are not compared.
     """
+    if group is None:
+        return source
     seen: dict[object, str] = {}
     for side in sides:
         own: dict[object, str] = {}
@@ -66,6 +69,7 @@ def apart(source: sources.Source, group: str, sides: list[list[str]]) -> None:
                 f"{own[both[0]]} ({len(both)} are in two splits); keep each in one of them"
             )
         seen |= own
+    return source
 
 
 def _is_there(rows: Dataset | list[Path] | None) -> bool:

@@ -95,19 +95,12 @@ def audio_label(
     """
     judging = ["validation"] if evaluation is None else evaluation
     sides = [[train, unlabelled_split or train], *([split] for split in judging if split != train)]
-
-    def checked() -> sources.Source:
-        source = dataset()
-        if group:
-            folders.apart(source, group, sides)
-        return source
-
     return _of_files(
         Audio(seconds, [audio]),
         Label(label, labels),
         "AudioClassification",
         "audio-classification",
-        dataset=checked,
+        dataset=lambda: folders.apart(dataset(), group, sides),
         metrics=metrics,
         headline=headline,
         train=train,
