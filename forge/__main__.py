@@ -143,7 +143,11 @@ def predict(
     ] = None,
     pair: Annotated[
         Optional[list[str]],  # noqa: UP045
-        Option(metavar="TEXT", help="The second text of a pair."),
+        Option(metavar="TEXT", help="The second text of a pair; what is asked of the first."),
+    ] = None,
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        Option(metavar="TEXT", help="An option to choose from; given for each of a row's."),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -159,7 +163,7 @@ def predict(
         raise UserError("predict: give --text TEXT, or the rows of --file FILE")
     if pair and len(pair) != len(text or ()):
         raise UserError(f"--pair: {len(pair)} of them, and --text {len(text or ())} times")
-    result = predict.predict(runs, [texts for texts in (text, pair) if texts], file)
+    result = predict.predict(runs, [given for given in (text, pair, option) if given], file)
     if out:
         predict.write_rows(out, result["rows"])
     if as_json:

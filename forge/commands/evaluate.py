@@ -137,7 +137,7 @@ def _prepared(run: Run, config: Config, scratch: Path) -> Prepared:
 
 def _require_labels(run: Run, task: Task) -> None:
     """Raise `UserError` unless the run's head has the task's labels, in any order."""
-    if (ours := task.head.labels) is None:
+    if (ours := task.head.labels) is None or not task.head.named:
         return
     theirs = heads.head_names(architecture(run))
     if len(ours) != len(theirs) or (len(ours) > 1 and not heads.match(theirs, list(ours))):

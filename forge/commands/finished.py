@@ -61,7 +61,9 @@ class Finished:
 
     @property
     def labels(self) -> list[str]:
-        """Those of its head, in the order of its logits."""
+        """In the order of its logits: those of its head; places, of as many as rows were read."""
+        if not self.task.answer.named:
+            return list(self.task.answer.labels or ())
         return heads.head_names(self.model.config)
 
 

@@ -16,6 +16,7 @@ from forge.data import sources
 from forge.errors import UserError
 from forge.records.files import Json
 from forge.records.logs import library_logs
+from forge.tasks.decisions import MASKED
 
 BATCH = 32  # examples at once, of `predict`
 
@@ -66,17 +67,13 @@ def predict(
 
 def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -> sources.Columns:
     """The columns that a run's model reads."""
-    columns, run = model.task.input.columns, model.run
-    if file and file.suffix.lower() in model.task.input.suffixes:
-        return {columns[0]: [str(file.absolute())]}
+    kind = model.task.input
+    if file and file.suffix.lower() in kind.suffixes:
+        return {kind.columns[0]: [str(file.absolute())]}
     if file:
-        return sources.read({str(file): [file]}, str(file), columns)
+        return sources.read({str(file): [file]}, str(file), kind.columns)
     given = sources.well_formed(given or [])  # a shell passes on bytes that are no text
-    if len(given) == len(columns):
-        return dict(zip(columns, given, strict=True))
-    if len(columns) == 2:
-        raise UserError(f"{run.path}: it reads pairs ({', '.join(columns)}); add --pair TEXT")
-    raise UserError(f"{run.path}: it reads one value ({columns[0]}); leave --pair out")
+    return kind.given(given, str(model.run.path))
 
 
 def _text(value: object) -> str:
@@ -118,7 +115,8 @@ def _answer(logits: np.ndarray, texts: list[str], model: Finished) -> Prediction
         labels = list(answer.completion(answer.predict(logits).tolist()))
         return {"labels": labels, "words": texts[0].split(), "shown": answer.shown(texts, labels)}
     odds = answer.probabilities(logits[0])
-    probabilities = dict(zip(model.labels, odds.tolist(), strict=True))
+    each = zip(model.labels, odds.tolist(), logits[0].ravel(), strict=True)
+    probabilities = {name: share for name, share, logit in each if logit != MASKED}
     completion = answer.completion(np.atleast_1d(answer.predict(logits[0])).tolist())
     if isinstance(completion, str):
         return {"label": completion, "probabilities": probabilities}

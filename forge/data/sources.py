@@ -60,8 +60,9 @@ def of_files(files: Mapping[str, str | None]) -> dict[str, list[Path]]:
 
 
 def listed(value: object) -> object:
-    """The list that a text spells, as pandas writes one into csv; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """The list or mapping that a text spells, as pandas writes one into csv; any other value as it
+    is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         with suppress(ValueError, SyntaxError):
             parsed: object = ast.literal_eval(value.strip())
             return parsed

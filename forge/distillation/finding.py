@@ -100,7 +100,8 @@ def _check_start(teachers: Sequence[Model], task: Task) -> None:
     if len(teachers) > 1:
         raise UserError(f"model.init=teacher: {len(teachers)} teachers are named; it takes one")
     labels = loading.load_config(teachers[0], {}, "teacher").id2label or {}
-    if len(task.head.labels or ()) > 1 and heads.unnamed(labels.values()):
+    head = task.head
+    if head.named and len(head.labels or ()) > 1 and heads.unnamed(labels.values()):
         raise UserError(
             f"model.init=teacher: the labels of {teachers[0].path} are unnamed (LABEL_0 …), so its "
             "head cannot be put into the task's order; write their names into id2label of its "

@@ -109,6 +109,11 @@ def check(task: Task, alpha: float, loss: dict[str, Loss]) -> None:
                 f"mode/loss={name}: it compares the labels of a row with each other, and each of "
                 "these is decided by itself; use mode/loss=kl or mse"
             )
+        if not task.answer.named and isinstance(term, DIST):
+            raise UserError(
+                f"mode/loss={name}: it compares a label over several rows, and here labels are "
+                "places, each row's own; use mode/loss=kl, mse or dkd"
+            )
         if task.unlabelled_split and alpha == 1 and isinstance(term, DKD):
             raise UserError(f"mode/loss={name}: it reads labels; use kl with unlabelled rows")
         softmax = hasattr(term, "temperature") and not isinstance(term, KL)

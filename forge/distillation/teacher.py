@@ -104,7 +104,7 @@ def load(model: Model, prepared: Prepared) -> FrozenTeacher:
     if labels is None:
         vocabulary = slice(max(processor.get_vocab().values()) + 1)
         return FrozenTeacher(loaded, processor, vocabulary, False)
-    unnamed = len(labels) > 1 and heads.unnamed(names)
+    unnamed = task.head.named and len(labels) > 1 and heads.unnamed(names)
     return FrozenTeacher(loaded, processor, list(range(len(labels))), unnamed)
 
 

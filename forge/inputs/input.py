@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from forge.data.sources import Columns, Row
+from forge.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +24,8 @@ Collator: TypeAlias = Callable[[list[Row]], Batch]
 
 IGNORED = -100  # the label of a position that is not trained on, as in PyTorch
 FIRST = "first"  # a batch's column: of each word [B, W] the place of its first piece, -1 for none
-APART = ("id", "labels", FIRST)  # columns of a batch that no model reads
+OPTIONS = "options"  # a batch's column: which of the answers [B, C] a row has
+APART = ("id", "labels", FIRST, OPTIONS)  # columns of a batch that no model reads
 
 
 def for_model(batch: Batch) -> dict[str, Tensor]:
@@ -60,8 +62,9 @@ class Usage:
     processor: str  # transformers.Auto…
     name: str  # of the processor as `pipeline` takes it
     settings: str  # a line that comes first; "" for none
-    of_pipeline: str  # what a pipeline is called with
+    of_pipeline: str  # what a pipeline is called with; "" where there is none
     of_processor: str  # what the processor is called with
+    inputs: str = ""  # what the model is called with; "": what the processor makes, as it is
 
 
 class Input(ABC):
@@ -77,6 +80,15 @@ class Input(ABC):
     @abstractmethod
     def rows(self, columns: Columns, split: str) -> Columns:
         """The columns `kept` of all rows; raises `UserError` for rows that cannot be read."""
+
+    def given(self, values: list[list[str]], where: str) -> Columns:
+        """The columns of what a user typed; raises `UserError` for too many or too few of them."""
+        columns = self.columns
+        if len(values) == len(columns):
+            return dict(zip(columns, values, strict=True))
+        if len(columns) == 2:
+            raise UserError(f"{where}: it reads pairs ({', '.join(columns)}); add --pair TEXT")
+        raise UserError(f"{where}: it reads one value ({columns[0]}); leave --pair out")
 
     @abstractmethod
     def load_processor(

@@ -179,7 +179,7 @@ class Text(Tokens):
 
     def collator(
         self, processor: PreTrainedTokenizerBase, multiple: int | None, *extra: str
-    ) -> Collator:
+    ) -> Callable[[list[Row]], Batch]:
         return Collator(processor, multiple, "id", *extra)
 
     def shown(self, rows: Dataset | Columns) -> dict[str, list[str]]:

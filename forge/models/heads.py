@@ -36,6 +36,7 @@ class Head:
     problem_type: str | None = None  # as in transformers.PretrainedConfig
     peft_type: str | None = None  # peft.TaskType
     scale: Scale = field(default_factory=Scale)  # of a regression's values
+    named: bool = True  # labels have names that a model's are matched by; else they are places
 
     @property
     def auto_class(self) -> type[_BaseAutoModelClass]:
@@ -78,8 +79,10 @@ def unnamed(labels: Iterable[str]) -> bool:
 
 
 def name_labels(config: PretrainedConfig, head: Head) -> None:
-    """Write the labels and the problem type of `head` into a model's config."""
+    """Write the labels and the problem type of `head` into a model's config, if they are named."""
     assert head.labels is not None
+    if not head.named:
+        return
     config.num_labels = len(head.labels)
     config.problem_type = head.problem_type  # type: ignore[assignment]  # one of its literals
     config.id2label = dict(enumerate(head.labels))
@@ -87,7 +90,7 @@ def name_labels(config: PretrainedConfig, head: Head) -> None:
 
 
 def head_order(model: Model, head: Head, config: PretrainedConfig, where: str) -> list[int]:
-    """For each label of the task its row in the trained head, matched by name, case-folded.
+    """For each named label of the task its row in the trained head, matched by name, case-folded.
 
     Raises `UserError` for a head of other labels.
     """

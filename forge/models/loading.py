@@ -127,7 +127,7 @@ def load(
     trained, order = head.is_trained(config), None
     if head.labels is not None:
         keep = trained and model.path is not None and not (model.new_head or model.from_scratch)
-        order = head_order(model, head, config, where) if keep else None
+        order = head_order(model, head, config, where) if keep and head.named else None
         name_labels(config, head)
         if not keep:
             head.scale.write(config)

@@ -39,7 +39,8 @@ class Labels(Policy):
     """Draws labels."""
 
     def bind(self) -> None:
-        names, own = list(self.task.head.labels or ()), self.task.input.columns
+        names = list(self.task.head.labels or ())
+        own = list(self.task.input.shown(self.rows.select([0])))
         if taken := {"completions", "id", "label"} & set(own):
             raise UserError(
                 f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"

@@ -102,7 +102,9 @@ def _sections(run: Run, task: Task, model: Json, adapter: Json) -> list[str]:
     classifies = task.answer.alignment != "token"
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
-        parts += ["## Labels", _one_number(task.answer.scale) if numbers else named]
+        places = "One number for each option, whatever its place; the highest is the answer's."
+        given = _one_number(task.answer.scale) if numbers else named
+        parts += ["## Labels", given if task.answer.named else places]
     if adapter:
         parts.append(MERGE)
     base: str = adapter.get("base_model_name_or_path", "")
@@ -183,16 +185,20 @@ model = {auto}.from_pretrained(
 )
 model = PeftModel.from_pretrained(model, path).merge_and_unload()"""
     settings = f"{usage.settings}\n" if usage.settings else ""
+    inputs = usage.inputs or f'{usage.name}({usage.of_processor}, return_tensors="pt")'
+    classify = f"""
+classify = pipeline("{task.pipeline}", model=model, {usage.name}={usage.name}{how})
+print(classify({usage.of_pipeline}))
+"""
+    if not usage.of_pipeline:
+        imported, classify = imported.removesuffix(", pipeline"), ""
     return f"""```python
 {imported}
 
 {settings}path = "path/to/this/directory"  # or its name on the Hub
 {usage.name} = {usage.processor}.from_pretrained(path)
-{load}
-classify = pipeline("{task.pipeline}", model=model, {usage.name}={usage.name}{how})
-print(classify({usage.of_pipeline}))
-
-logits = model(**{usage.name}({usage.of_processor}, return_tensors="pt")).logits
+{load}{classify}
+logits = model(**{inputs}).logits
 print({what})
 ```"""
 

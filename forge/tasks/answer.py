@@ -47,6 +47,7 @@ class Answer(ABC):
     every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
     missing: ClassVar[float | int] = -1  # the label of a row without one
     several: ClassVar[bool] = False  # of the labels, any number may be given
+    named: ClassVar[bool] = True  # a model's labels are matched by name; else they are places
     over: ClassVar[tuple[str, str]] = ("labels", "examples")  # a loss is summed and averaged
     rewards: ClassVar[tuple[str, ...]] = ()  # for rows of several decisions, those that fit
     trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from forge.inputs.input import IGNORED
 
+MASKED = -(2.0**14)  # the logit of an answer that a row does not have: exact in half precision
+
 
 @dataclass
 class Decisions:

@@ -33,8 +33,27 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)$", re.ASCII)
 MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name
 
 
+class OneOf(Answer):
+    """An answer that is one of the columns of a row's logits."""
+
+    alignment = "row"
+
+    def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
+        return Decisions(logits, batch.get("labels"))
+
+    def items(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+
+    def judged_by(self, metric: Facts) -> bool:
+        return not metric.of_texts and metric.dtype in ("", "int64") and not metric.of_sets
+
+    def predict(self, logits: NDArray[np.floating]) -> NDArray[np.integer]:
+        answers: NDArray[np.integer] = np.argmax(logits, axis=-1)
+        return answers
+
+
 @dataclass
-class Label(Answer):
+class Label(OneOf):
     """One of `given`, named in the order of their ids; the column holds names or ids.
 
     Values are names, in their own case or another, unless every one is a whole number below the
@@ -47,7 +66,6 @@ class Label(Answer):
     given: Sequence[str | int] | None = None
     doubtful: bool = False
     by_name: bool | None = field(init=False, default=None)  # whether the data hold names or ids
-    alignment = "row"
     problem_type = "single_label_classification"
 
     def __post_init__(self) -> None:
@@ -146,19 +164,6 @@ class Label(Answer):
             f"[{', '.join(self.names)}]; set task.labels=[…] to the data's names"
             + did_you_mean(value, self.names, listed=False)
         )
-
-    def decisions(self, logits: Tensor, batch: Batch) -> Decisions:
-        return Decisions(logits, batch.get("labels"))
-
-    def items(self, batch: Batch) -> Tensor:
-        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
-
-    def judged_by(self, metric: Facts) -> bool:
-        return not metric.of_texts and metric.dtype in ("", "int64") and not metric.of_sets
-
-    def predict(self, logits: NDArray[np.floating]) -> NDArray[np.integer]:
-        answers: NDArray[np.integer] = np.argmax(logits, axis=-1)
-        return answers
 
 
 def _spell_row(value: object, row: int, where: str) -> str | None:

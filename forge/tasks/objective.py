@@ -48,7 +48,7 @@ def check(answer: Answer, smoothing: float, weights: ClassWeights, gamma: float)
     for name, weight in weights.items() if isinstance(weights, dict) else ():
         if not 0 < weight < math.inf:
             raise UserError(f"mode.class_weights: {name}: {weight}; a weight is more than 0")
-    if weights and answer.labels is None:
+    if weights and (answer.labels is None or not answer.named):
         raise UserError(
             f"mode.class_weights={weights}: a {answer.problem_type} has no classes; leave it null"
         )
@@ -127,7 +127,7 @@ def _spelled(weight: float | list[float]) -> str:
 
 def advise(answer: Answer, rows: Dataset, headline: str, metrics: Sequence[str]) -> None:
     """Log one line where a train split is skewed and the headline hardly sees its rare labels."""
-    if headline != "accuracy" or answer.labels is None:
+    if headline != "accuracy" or answer.labels is None or not answer.named:
         return
     counts = answer.counts(rows["labels"])
     present = np.flatnonzero(counts)

@@ -86,7 +86,8 @@ class Task:
     def head(self) -> Head:
         """What the task asks of a model; its labels are known once rows are loaded."""
         answer = self.answer
-        return Head(self.auto, answer.labels, answer.problem_type, self.peft_type, answer.scale)
+        of_labels = (answer.labels, answer.problem_type, self.peft_type, answer.scale, answer.named)
+        return Head(self.auto, *of_labels)
 
     @property
     def written(self) -> Written:

@@ -284,10 +284,11 @@ class Trainer(TransformersTrainer):
     def decide(
         self, model: nn.Module, inputs: Batch, **asked: bool
     ) -> tuple[Decisions, ModelOutput]:
-        """The decisions of a batch, and the model's outputs; it is not shown the labels."""
+        """The decisions of a batch, and the model's outputs, their logits by rows; it is not shown
+        the labels."""
         outputs = model(**for_model(inputs), **asked)
-        logits = self.task.logits(outputs, inputs)
-        return self.task.answer.decisions(logits, inputs), outputs
+        outputs["logits"] = self.task.logits(outputs, inputs)
+        return self.task.answer.decisions(outputs["logits"], inputs), outputs
 
     def read_by_loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The logits of a batch, and of the model's outputs what the loss is computed from."""
