@@ -32,10 +32,7 @@ KINDS = {  # what a new kind of task adds to; every other room asks the task
         f"forge.tasks.{name}"
         for name in ["choice", "kinds", "label", "labels", "media", "number", "tags", "text"]
     ),
-    *(
-        f"forge.inputs.{name}"
-        for name in ["audio", "choices", "image", "prompt", "text", "words"]
-    ),
+    *(f"forge.inputs.{name}" for name in ["audio", "choices", "image", "prompt", "text", "words"]),
 }
 LINES = 60  # of a function, at most
 

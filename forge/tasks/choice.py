@@ -136,7 +136,7 @@ class Choice(OneOf):
         if not objective.smoothing or labels is None:
             return cross_entropy(decisions, objective)
         counts = (logits > MASKED / 2).sum(-1)
-        alike = {n: counts == n for n in counts.unique().tolist()}
+        alike = {n: counts == n for n in set(counts.tolist())}
         parts = [Decisions(logits[rows][:, :n], labels[rows]) for n, rows in alike.items()]
         return torch.stack([cross_entropy(part, objective) for part in parts]).sum()
 
