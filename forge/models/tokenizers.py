@@ -45,6 +45,8 @@ def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     known, pad = getattr(model, "pad_token_id", None), tokenizer.pad_token_id
     if known != pad and (is_decoder(model) or (known is None and model.model_type in OFFSET)):
         config.pad_token_id = model.pad_token_id = pad
+    if getattr(model, "summary_type", None) == "last":
+        tokenizer.padding_side = "left"
     if getattr(model, "type_vocab_size", None) == 1:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
