@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -121,6 +121,11 @@ class Answer(ABC):
     @abstractmethod
     def predict(self, logits: np.ndarray) -> np.ndarray:
         """Answers from logits [K, C]."""
+
+    def tune(self, score: Callable[[], float], config: PretrainedConfig) -> bool:
+        """Set what answers hang on beside the logits so that `score` is highest, and keep it in a
+        model's config; False where there is no such thing."""
+        return False
 
     def compared(self, metric: Facts, labels: Labels, logits: np.ndarray) -> tuple[Any, Any]:
         """What a metric compares: right answers and given ones."""

@@ -14,7 +14,7 @@ from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
 from forge.tasks.answer import Answer
 from forge.tasks.label import Label
-from forge.tasks.labels import Labels
+from forge.tasks.labels import Labels, Threshold
 from forge.tasks.number import Number, fractional
 from forge.tasks.numerals import DecimalSign
 from forge.tasks.task import Task
@@ -96,7 +96,7 @@ def text_labels(
     headline: str,
     labels: list[str | int] | None = None,
     separator: str | None = None,
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    threshold: Threshold = 0.5,
     train: str = "train",
     evaluation: list[str] | None = None,
     max_length: int | None = None,

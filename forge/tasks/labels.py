@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,17 +23,23 @@ from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig
 
     from forge.data.sources import Columns
     from forge.inputs.input import Batch
 
 log = logging.getLogger(__name__)
+Threshold: TypeAlias = Annotated[float, Field(gt=0, lt=1)] | Literal["tuned"]
 YES, NO = ("1", "true", "yes"), ("0", "false", "no")  # of a column for each label
+GRID = [percent / 100 for percent in range(1, 100)]  # thresholds that are tried
 
 
 @dataclass
 class Labels(Answer):
     """Any of `given`, each decided by itself: given where its probability reaches `threshold`.
+
+    One that is to be `tuned` is 0.5 in training, and afterwards what gives the best headline on the
+    first evaluation split; it is kept in the model's config.
 
     One column holds lists of names (or such lists as texts, as csv files have them), or texts with
     `separator` between names; several hold 1 or 0 for the label that each is called after. An empty
@@ -45,7 +51,8 @@ class Labels(Answer):
     columns: list[str]
     given: Sequence[str | int] | None = None
     separator: str | None = None
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Threshold = 0.5
+    tuned: float | None = field(init=False, default=None)  # what a threshold that is tuned came to
     single: Label = field(init=False)  # what spells a label, and knows the names
     alignment = "row"
     problem_type = "multi_label_classification"
@@ -69,8 +76,26 @@ class Labels(Answer):
         return self.single.labels
 
     @property
+    def least(self) -> float:
+        """The probability from which on a label is given."""
+        if isinstance(self.threshold, float | int):
+            return self.threshold
+        return 0.5 if self.tuned is None else self.tuned
+
+    def tune(self, score: Callable[[], float], config: PretrainedConfig) -> bool:
+        if self.threshold != "tuned":
+            return False
+        scores: dict[float, float] = {}
+        for self.tuned in sorted(GRID, key=lambda share: abs(share - 0.5)):
+            scores[self.tuned] = score()
+        self.tuned = max(scores, key=lambda share: scores[share])  # the first, nearest 0.5, of many
+        config.threshold = self.tuned
+        log.info("threshold %g of a label's probability, tuned (0.5 before)", self.tuned)
+        return True
+
+    @property
     def read_with(self) -> tuple[str, str]:
-        given = f"for i in (logits[0].sigmoid() >= {self.threshold:g}).nonzero().flatten()"
+        given = f"for i in (logits[0].sigmoid() >= {self.least:g}).nonzero().flatten()"
         names = f"[model.config.id2label[i.item()] {given}]"
         return ', function_to_apply="sigmoid", top_k=None', names
 
@@ -154,7 +179,7 @@ class Labels(Answer):
 
     def predict(self, logits: np.ndarray) -> np.ndarray:
         """1 or 0 for each label [rows, N]; the threshold is one of probabilities."""
-        return (self.probabilities(logits) >= self.threshold).astype(np.int64)
+        return (self.probabilities(logits) >= self.least).astype(np.int64)
 
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         commonest = Counter(map(tuple, labels.tolist())).most_common(1)[0][0]

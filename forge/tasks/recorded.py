@@ -76,6 +76,8 @@ def as_trained(
     if "standardize" in filled and filled["standardize"] is None and head.num_labels == 1:
         scale = Scale.of(head)
         filled["standardize"] = [scale.mean, scale.std]
+    if filled.get("threshold") == "tuned":
+        filled["threshold"] = getattr(head, "threshold", 0.5)
     if isinstance(filled.get("files"), dict):
         judged = any(f"task.files.{split}" in given for split in JUDGED)
         unread = ("train", *JUDGED) if judged else ("train",)

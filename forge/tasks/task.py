@@ -239,8 +239,11 @@ class Task:
             return scores
         return None
 
-    def evaluate(self, trainer: transformers.Trainer, split: Dataset) -> Evaluation:
-        """Judge the trainer's model on an encoded split."""
+    def evaluate(
+        self, trainer: transformers.Trainer, split: Dataset, tune: bool = False
+    ) -> Evaluation:
+        """Judge the trainer's model on an encoded split, which with `tune` the answer is tuned on
+        beforehand (`Answer.tune`)."""
         if isinstance(self.answer, Written):
             return self.answer.evaluation(Reader.of(trainer), split)
         started = time.monotonic()
@@ -253,8 +256,20 @@ class Task:
         logits = first(output.predictions)
         scores = {k.removeprefix("test_"): v for k, v in (output.metrics or {}).items()}
         timings = _timings(len(logits), scores["runtime"], scores["samples_per_second"])
+        if tune and (tuned := self._tuned(trainer, logits, output.label_ids)):
+            scores |= tuned
         asked = {k: scores[k] for k in (*self.metrics, "loss") if k in scores}
         return Evaluation(asked | timings, self.answer.predictions(split, logits))
+
+    def _tuned(self, trainer: transformers.Trainer, logits: np.ndarray, labels: Any) -> Scores:
+        """Every metric once the answer is tuned on the split; none where nothing is tuned."""
+        model: Any = trainer.model
+
+        def headline() -> float:
+            value = self.judge(logits, labels)[self.headline]
+            return value if self.greater_is_better else -value
+
+        return self.judge(logits, labels) if self.answer.tune(headline, model.config) else {}
 
     def _of_words(self, trainer: transformers.Trainer, split: Dataset) -> tuple[Scores, np.ndarray]:
         """Metrics and loss over all words of a split, and its logits [words, C]."""

@@ -41,7 +41,7 @@ def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results
     task, scores = trainer.task, {}
     for name in task.evaluation:
         with memory(trainer.args, "per_device_eval_batch_size"):
-            evaluation = task.evaluate(trainer, splits[name])
+            evaluation = task.evaluate(trainer, splits[name], tune=name == task.evaluation[0])
         scores[name] = evaluation.scores
         if not ranks.rank():
             file = folder / "predictions" / f"{name}.parquet"

@@ -6,11 +6,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List
 from sklearn.metrics import f1_score
 
+from forge.commands.evaluate import evaluate
 from forge.commands.export import export
 from forge.commands.predict import predict
 from forge.data import sources
 from forge.data.toy_topics import DENIED, NAMES, TOPICS, topics
 from forge.errors import Preempted, UserError
+from forge.records.files import read_json
 from forge.reinforcement import sets
 from forge.reinforcement.grpo import draw
 from forge.reinforcement.rewards import Rewards
@@ -194,3 +196,16 @@ def test_an_adapter_and_an_export(launch):
 def test_rewards_of_one_label_are_refused(launch):
     with pytest.raises(UserError, match="label_f1"):
         launch(*NOTES, *FAST, "mode=rl", "mode/reward=metric")
+
+
+def test_a_tuned_threshold_is_kept_with_the_model(launch):
+    run_dir = launch(*NOTES, *FAST[:2], "task.threshold=tuned", at="tuned")
+    kept = read_json(run_dir / "model" / "config.json")["threshold"]
+    plain = launch(*NOTES, *FAST[:2], at="plain")
+    scores = [results(run)["splits"]["validation"]["f1_macro"] for run in (run_dir, plain)]
+    assert kept != 0.5 and scores[0] > scores[1]
+    answer = predict([run_dir], [["we spoke of the bread."]])["rows"][0]["predictions"][0]
+    assert answer["labels"] == [n for n, p in answer["probabilities"].items() if p >= kept]
+    again = evaluate(run_dir, [])["splits"]["validation"]["f1_macro"]
+    assert again == pytest.approx(scores[0])
+    assert f">= {kept:g}" in (run_dir / "model" / "README.md").read_text()
