@@ -17,9 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from forge import ranks
-from forge.config.compose import config_keys, one_word_each, register
+from forge.config.compose import config_keys, one_word_each, override, register
 from forge.config.explain import explain
-from forge.errors import FULL, USER_ERRORS, Failure, UserError
+from forge.errors import FULL, USER_ERRORS, Failure, Preempted, UserError
+from forge.records.files import METADATA
 from forge.records.logs import leave_quietly, print_anywhere
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
         from forge.experiment import run
 
         return run(cfg, run_dir, submitted=submitted)
+    except (Preempted, KeyboardInterrupt):
+        begun = (run_dir / METADATA).is_file() and ranks.PARENT not in os.environ
+        if begun and HydraConfig.get().mode is RunMode.RUN:
+            print(f"to go on: python launch.py {override('resume', os.path.relpath(run_dir))}")
+        raise
     except (*USER_ERRORS, Failure, OSError) as error:
         reported: Exception = error
         if isinstance(error, OSError):
@@ -63,7 +69,7 @@ def main(cfg: DictConfig, submitted: Commit | None = None) -> float:
 def resolved(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, int]:
     """The config to run, a resumed run's own, and how many processes to start for it."""
     from forge.launching.processes import wanted
-    from forge.records.files import METADATA, read_json
+    from forge.records.files import read_json
     from forge.records.record import remove
     from forge.records.recorded import recorded_config
 

@@ -151,7 +151,7 @@ def predict(
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        Option(metavar="FILE", help="Write a JSON line for each row."),
+        Option(metavar="FILE", help="Write a row for each: .csv, .tsv, else JSON lines."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -165,11 +165,12 @@ def predict(
         raise UserError(f"--pair: {len(pair)} of them, and --text {len(text or ())} times")
     result = predict.predict(runs, [given for given in (text, pair, option) if given], file)
     if out:
-        predict.write_rows(out, result["rows"])
+        predict.write_answers(out, result)
     if as_json:
         return tell(result)
     if not out:
-        tables.print_table(*predict.prediction_table(result))
+        shape = predict.prediction_table if sys.stdout.isatty() else predict.answer_rows
+        tables.print_table(*shape(result))
     aside = None if sys.stdout.isatty() else sys.stderr
     print("\n".join(predict.prediction_notes(result)), file=aside)
 

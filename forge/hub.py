@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from forge.errors import UserError, one_line
+from forge.errors import UserError, did_you_mean, one_line
 
 log = logging.getLogger(__name__)
 TIMEOUT = 5  # seconds
+OURS = ("outputs", "multirun")  # where runs are, of no owner on the Hub
 
 
 def looks_like_name(path: str) -> bool:
@@ -49,6 +50,14 @@ def offline_unless_reachable() -> None:
             sys.modules[module].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
+def no_directory(key: str, path: str) -> UserError:
+    """That there is no directory of this path, with what is there of a like name."""
+    folder = Path(path).expanduser().parent
+    beside = os.listdir(folder) if folder.is_dir() else []
+    near = did_you_mean(Path(path).name, beside, listed=False)
+    return UserError(f"{key}={path}: no such directory{near}")
+
+
 @contextmanager
 def access(kind: str, path: str, way_out: str) -> Iterator[None]:
     """Turn a library's errors about `path`, local or on the Hub, into one line with a way out."""
@@ -67,6 +76,9 @@ def access(kind: str, path: str, way_out: str) -> Iterator[None]:
                 f"{what}: it brings code of its own, which is run only when you trust it with "
                 f"+{owner}.from_pretrained.trust_remote_code=true"
             ) from error
+        folder = Path(path).parts[0]
+        if not local and (Path(folder).is_dir() or folder in OURS):
+            raise no_directory(way_out.partition("=")[0], path) from error
         if local or reachable():
             raise UserError(f"{what}: {one_line(str(error))[:300]}") from error
         raise UserError(

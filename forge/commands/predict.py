@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -16,6 +18,7 @@ from forge.data import sources
 from forge.errors import UserError
 from forge.records.files import Json
 from forge.records.logs import library_logs
+from forge.results.tables import tabbed
 from forge.tasks.decisions import MASKED
 
 BATCH = 32  # examples at once, of `predict`
@@ -124,45 +127,70 @@ def _answer(logits: np.ndarray, texts: list[str], model: Finished) -> Prediction
 
 
 def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: of a single example a line for each label, else a line for each row.
+    """Header and cells for a reader: of a single example a line for each label, else a line for
+    each row.
 
     Rows beside several runs have the probability of the answer alone, else that of every label.
     """
     runs, rows = result["runs"], result["rows"]
-    names = [chr(ord("A") + i) for i in range(len(runs))] if len(runs) > 1 else ["answer"]
-    labels = list(dict.fromkeys(label for run in runs for label in run["labels"]))
-    if "shown" in rows[0]["predictions"][0]:  # a label for each word: no probability of each
-        labels = []
+    if len(runs) == 1 and len(rows) > 1:
+        return answer_rows(result, digits=4)
+    names = _letters(runs) or ["answer"]
     if len(rows) == 1:
         answers = rows[0]["predictions"]
+        labels = dict.fromkeys(name for i in range(len(runs)) for name in _more(result, i))
         lines = [["", *map(_named, answers)]]
         return ["", *names], lines + [
-            [label, *(_share(a, label) for a in answers)] for label in labels
+            [label, *(_share(a, label, 4) for a in answers)] for label in labels
         ]
-    texts = [f"text {i}" if i > 1 else "text" for i in range(1, len(rows[0]["texts"]) + 1)]
-    lines = []
-    for row in rows:
-        answers = row["predictions"]
-        shown = [
-            _named(a) + (f" {_share(a, a['label'])}" if "label" in a and len(runs) > 1 else "")
-            for a in answers
-        ]
-        shares = [_share(answers[0], label) for label in labels] if len(runs) == 1 else []
-        lines.append([str(row["row"]), *row["texts"], *shown, *shares])
-    return ["row", *texts, *names, *(labels if len(runs) == 1 else ())], lines
+    lines = [
+        [str(row["row"]), *row["texts"]]
+        + [f"{_named(a)} {_share(a, a.get('label', ''), 4)}".rstrip() for a in row["predictions"]]
+        for row in rows
+    ]
+    return ["row", *_columns(rows), *names], lines
 
 
-def _named(answer: Prediction) -> str:
+def answer_rows(result: Json, digits: int = 6) -> tuple[list[str], list[list[str]]]:
+    """Header and cells for a program: a line for each row, with each run's answer and its
+    probabilities, a column each."""
+    header = ["row", *_columns(result["rows"])]
+    lines = [[str(row["row"]), *row["texts"]] for row in result["rows"]]
+    for i in range(len(result["runs"])):
+        letter, more = "".join(_letters(result["runs"])[i : i + 1]), _more(result, i)
+        header += [letter or "answer", *(f"{letter} {name}".lstrip() for name in more)]
+        for line, row in zip(lines, result["rows"], strict=True):
+            answer = row["predictions"][i]
+            line += [_named(answer, digits), *(_share(answer, name, digits) for name in more)]
+    return header, lines
+
+
+def _more(result: Json, run: int) -> list[str]:
+    """The labels that a run's answers have a probability for; none where words are labelled."""
+    labels: list[str] = result["runs"][run]["labels"]
+    return [] if "shown" in result["rows"][0]["predictions"][run] else labels
+
+
+def _letters(runs: list[Json]) -> list[str]:
+    """A name for each of several runs."""
+    return [chr(ord("A") + i) for i in range(len(runs))] if len(runs) > 1 else []
+
+
+def _columns(rows: list[Json]) -> list[str]:
+    return [f"text {i}" if i > 1 else "text" for i in range(1, len(rows[0]["texts"]) + 1)]
+
+
+def _named(answer: Prediction, digits: int = 4) -> str:
     if "shown" in answer:
         return str(answer["shown"])
     if "labels" in answer:
         return ", ".join(answer["labels"]) or "none"
-    return str(answer["label"]) if "label" in answer else f"{answer['value']:.4f}"
+    return str(answer["label"]) if "label" in answer else f"{answer['value']:.{digits}f}"
 
 
-def _share(answer: Prediction, label: str) -> str:
+def _share(answer: Prediction, label: str, digits: int) -> str:
     share = answer.get("probabilities", {}).get(label)
-    return "" if share is None else f"{share:.4f}"
+    return "" if share is None else f"{share:.{digits}f}"
 
 
 def prediction_notes(result: Json) -> list[str]:
@@ -178,14 +206,31 @@ def prediction_notes(result: Json) -> list[str]:
     return [*lines, f"ms: {how}, once warm, over {rows:,} examples"]
 
 
-def write_rows(path: Path, rows: list[Json]) -> None:
-    """A JSON line for each row; the file is replaced whole."""
+def write_answers(path: Path, result: Json) -> None:
+    """A row for each example, as the file's name says: a table for csv and tsv, else a JSON line.
+
+    The file is replaced whole.
+    """
+    text = io.StringIO()
+    if (kind := path.suffix.lower()) in (".csv", ".tsv"):
+        header, lines = answer_rows(result)
+        if kind == ".csv":
+            csv.writer(text, lineterminator="\n").writerows([header, *lines])
+        else:
+            text.write(tabbed(header, lines) + "\n")
+    else:
+        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result["rows"])
+    _replace(path, text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole."""
     special = path.exists() and not path.is_file()  # /dev/stdout, a pipe: written to, not replaced
     path = path if special else path.resolve()
     scratch = path if special else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with open(scratch, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
         if not special:
             scratch.replace(path)
     except OSError as error:

@@ -46,7 +46,7 @@ def load(*, path: str, name: str | None = None, revision: str | None = None) -> 
     if directory.is_dir():
         return _directory(directory, name)
     if not hub.looks_like_name(path):
-        raise UserError(f"task.dataset.path={path}: no such directory")
+        raise hub.no_directory("task.dataset.path", path)
     from datasets import load_dataset
 
     with hub.access("dataset", path, "task.dataset.path=DIR"):

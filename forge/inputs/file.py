@@ -39,6 +39,10 @@ class File(Input):
     def __post_init__(self) -> None:
         self.kept = [self.kind, "path"]  # bytes, and where they are from
 
+    @property
+    def content(self) -> list[str]:
+        return [self.kind]
+
     def rows(self, columns: Columns, split: str) -> Columns:
         """Relative paths are of the folder of the file that `split` names, else of this one."""
         column = self.columns[0]

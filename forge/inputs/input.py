@@ -77,6 +77,11 @@ class Input(ABC):
     kept: list[str]  # of a split's rows, what these become
     padding_free: bool | None = False  # rows one after the other; None: where attention is flash
 
+    @property
+    def content(self) -> list[str]:
+        """Of `kept`, what a row is known by: two that share it are one example."""
+        return self.kept
+
     @abstractmethod
     def rows(self, columns: Columns, split: str) -> Columns:
         """The columns `kept` of all rows; raises `UserError` for rows that cannot be read."""

@@ -74,6 +74,10 @@ class Prompt(Tokens):
         text = self.template.replace("{prompt}", prompt)
         return ([{"role": "user", "content": text}] if self.chat else text), completion
 
+    @property
+    def content(self) -> list[str]:
+        return ["prompt"]
+
     def texts(self, rows: Dataset) -> Iterator[str]:
         for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
             yield from [prompt] if isinstance(prompt, str) else (m["content"] or "" for m in prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from forge.config.compose import override
 from forge.config.schema import SWEEP
-from forge.errors import FULL, UserError, one_line
+from forge.errors import FULL, Preempted, UserError, one_line
 from forge.launching.resume import SWEPT
 from forge.records import plan
 from forge.records.files import METADATA, RESULTS, STATE, read_json
@@ -173,8 +174,10 @@ def run_here(
         with _masked_log(numbered.values()):
             for start, group in _consecutive(numbered):
                 returned += launch(group, start)
-    except BaseException:
+    except BaseException as stopped:
         sum_up(folder, jobs)
+        if isinstance(stopped, Preempted | KeyboardInterrupt):
+            print(f"to go on: python launch.py {override('resume', os.path.relpath(folder))}")
         raise
     if all(isinstance(job._return_value, UserError) for job in returned) and discard(folder):
         return returned

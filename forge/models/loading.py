@@ -44,7 +44,7 @@ def resolve(path: str, where: str = "model.path", file: str = "config.json") -> 
     if directory.exists():
         raise UserError(f"{where}={path}: no {file} and no finished run in it")
     if not hub.looks_like_name(path):
-        raise UserError(f"{where}={path}: no such directory")
+        raise hub.no_directory(where, path)
     return path
 
 

@@ -103,4 +103,9 @@ def print_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         print(drawn(header, cells))
     else:
-        print("\n".join("\t".join(map(one_line, line)) for line in [header, *cells]))
+        print(tabbed(header, cells))
+
+
+def tabbed(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A line for each row, tabs between; a line break in a cell is a blank."""
+    return "\n".join("\t".join(map(one_line, line)) for line in [header, *cells])

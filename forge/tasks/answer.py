@@ -176,6 +176,14 @@ class Answer(ABC):
             "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
         }
 
+    def summary(self, rows: Dataset) -> str:
+        """What the right answers of a split are, in a few words; "" where there is no saying."""
+        return ""
+
+    def described(self, prediction: Any) -> str:
+        """One of `predictions`, for a reader."""
+        return str(prediction)
+
     @property
     def read_with(self) -> tuple[str, str]:
         """For a model's card: what a pipeline is called with beside the input, and the expression

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from forge.tasks.decisions import Decisions
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
 
     from forge.data.sources import Columns
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MANY = 20  # distinct values that may be labels however few the rows
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)$", re.ASCII)
+LINE = 60  # letters of a line that counts labels
 MINUS_ONE = "-1"  # GLUE's mark of an unlabelled row, or a label's name
 
 
@@ -164,6 +167,22 @@ class Label(OneOf):
             f"[{', '.join(self.names)}]; set task.labels=[…] to the data's names"
             + did_you_mean(value, self.names, listed=False)
         )
+
+    def summary(self, rows: Dataset) -> str:
+        counts = Counter(i for i in rows["labels"] if i >= 0)  # not of rows without one
+        return counted({self.names[i]: n for i, n in counts.items()})
+
+    def described(self, prediction: int) -> str:
+        return self.names[prediction]
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """The commonest labels with their rows, as far as a line goes, and how many more there are."""
+    order = sorted(counts, key=lambda name: -counts[name])
+    parts = [f"{name} {counts[name]:,}" for name in order]
+    fit = sum(end <= LINE for end in accumulate(len(part) + 2 for part in parts))
+    more = f"{len(parts) - fit} labels more" if fit else f"{len(parts)} labels"
+    return ", ".join([*parts[:fit], *([more] if len(parts) > fit else [])])
 
 
 def _spell_row(value: object, row: int, where: str) -> str | None:

@@ -18,10 +18,11 @@ from forge.data.spelling import spell
 from forge.errors import UserError
 from forge.tasks.answer import Answer
 from forge.tasks.decisions import Decisions
-from forge.tasks.label import Label
+from forge.tasks.label import Label, counted
 from forge.tasks.metrics import Facts
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
     from transformers import PretrainedConfig
 
@@ -184,6 +185,14 @@ class Labels(Answer):
     def baseline(self, labels: np.ndarray) -> np.ndarray:
         commonest = Counter(map(tuple, labels.tolist())).most_common(1)[0][0]
         return np.tile(np.where(np.array(commonest) > 0, 30.0, -30.0), (len(labels), 1))
+
+    def summary(self, rows: Dataset) -> str:
+        given = np.asarray(rows["labels"])
+        counts = dict(zip(self.labels, given.sum(0).tolist(), strict=True))
+        return counted(counts | {"none": int((~given.any(1)).sum())})
+
+    def described(self, prediction: Sequence[int]) -> str:
+        return ", ".join(self.completion(prediction)) or "none of the labels"
 
     def completion(self, chosen: Sequence[int]) -> list[str]:
         """The names of the labels that are given."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -238,9 +238,9 @@ FUNCTIONS = {
 }
 
 
-def constant(values: Iterable[object]) -> bool:
+def constant(values: Sequence[object]) -> bool:
     """Whether all values are the same."""
-    return len(set(values)) < 2
+    return all(value == values[0] for value in values)
 
 
 def wilson(right: int, n: int) -> list[float]:

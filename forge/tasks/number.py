@@ -52,6 +52,7 @@ class Number(Answer):
     distribution = False
     problem_type = "regression"
     missing = -1.0
+    trivial = "always giving the mean"
     labels = ("score",)  # the one output
 
     def __post_init__(self) -> None:
@@ -141,6 +142,13 @@ class Number(Answer):
 
     def loss(self, decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
         return squared_error(decisions) / self.scale.std**2
+
+    def summary(self, rows: Dataset) -> str:
+        values = np.asarray(rows["labels"], dtype=float)
+        return f"{values.min():g} to {values.max():g}, mean {values.mean():g}"
+
+    def described(self, prediction: float) -> str:
+        return f"{prediction:g}"
 
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "float64")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge import ranks
 from forge.tasks.answer import Predictions, Scores
+from forge.tasks.metrics import constant
 from forge.training.memory import memory
 from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from forge.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Results:
 
     splits: dict[str, Scores]
     headline: Headline
+    baseline: dict[str, float]  # of each split, the headline of always giving the commonest answer
 
     def plain(self) -> dict[str, object]:
         """As in results.json."""
@@ -38,16 +45,35 @@ class Results:
 
 def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results:
     """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
-    task, scores = trainer.task, {}
+    task, scores, baseline = trainer.task, {}, {}
     for name in task.evaluation:
         with memory(trainer.args, "per_device_eval_batch_size"):
             evaluation = task.evaluate(trainer, splits[name], tune=name == task.evaluation[0])
         scores[name] = evaluation.scores
+        baseline[name] = task.baseline(splits[name], splits[name])
+        _log_trivial(name, task, evaluation.predictions, baseline[name])
         if not ranks.rank():
             file = folder / "predictions" / f"{name}.parquet"
             write_predictions(file, splits[name], evaluation.predictions)
     split = task.evaluation[0]
-    return Results(scores, Headline(task.headline, split, scores[split][task.headline]))
+    headline = Headline(task.headline, split, scores[split][task.headline])
+    return Results(scores, headline, baseline)
+
+
+def _log_trivial(split: str, task: Task, predictions: Predictions, baseline: float) -> None:
+    """Log what always giving the commonest answer scores; warn of a model that does the like."""
+    log.info("%s: %s of %s: %.4f", split, task.headline, task.answer.trivial, baseline)
+    answers, right = predictions["prediction"], predictions["label"]
+    if task.answer.alignment == "word":
+        answers, right = ([tag for row in rows for tag in row] for rows in (answers, right))
+    if constant(answers) and not constant(right):
+        log.warning(
+            "%s: the model gives one answer, %s, to all %d rows; try more epochs, a higher "
+            "trainer.learning_rate or pretrained weights",
+            split,
+            task.answer.described(answers[0]) or "none",
+            len(answers),
+        )
 
 
 def write_predictions(path: Path, split: Dataset, columns: Predictions) -> None:

@@ -12,9 +12,10 @@ from datasets import Dataset
 
 from forge.commands import predict as commands_predict
 from forge.commands.evaluate import evaluate
-from forge.commands.predict import predict, prediction_table
+from forge.commands.predict import answer_rows, predict, prediction_table, write_answers
 from forge.commands.reproduce import main
 from forge.data import toy_nli
+from forge.data.sources import read
 from forge.errors import UserError
 from forge.results.comparison import side_by_side
 from forge.results.show import shown
@@ -180,6 +181,25 @@ def test_one_example_is_a_line_for_each_label(run):
     assert sum(float(line[1]) for line in lines[1:]) == pytest.approx(1, abs=1e-3)
 
 
+def test_one_example_is_a_row_where_a_program_reads_it(run):
+    header, lines = answer_rows(predict([run], [["some dogs run"], ["dogs run"]]))
+    assert header == ["row", "text", "text 2", "answer", *NAMES]
+    assert [line[:3] for line in lines] == [["0", "some dogs run", "dogs run"]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_answers_are_a_table_in_a_file_that_is_called_one(run, tmp_path, name):
+    """As a task of files reads it: no quoting in a .tsv."""
+    found = predict([run, run], [['dogs, "some"\nrun', "cats"], ["dogs run", "a"]])
+    write_answers(tmp_path / name, found)
+    columns = ["text", "A", "B", *(f"B {name}" for name in NAMES)]
+    rows = read({"x": [tmp_path / name]}, "x", columns)
+    kept = 'dogs, "some" run' if name == "a.tsv" else 'dogs, "some"\nrun'
+    assert rows["text"] == [kept, "cats"] and rows["A"] == rows["B"]
+    shares = np.array([rows[column] for column in columns[3:]], float)
+    assert shares.sum(0) == pytest.approx([1, 1], abs=1e-5)
+
+
 def test_a_regression_gives_its_number(launch, jsonl):
     rows = [{"a": "good " * (i % 7), "label": i % 7 / 2} for i in range(40)]
     files = (
@@ -214,7 +234,7 @@ def test_the_commands(run, rows, tmp_path):
     done = forge("evaluate", str(run), "--out", str(tmp_path))
     assert done.returncode == 2 and "it is there already" in done.stderr
     done = forge("predict", str(run), str(run), "--text", "dogs run", "--pair", "dogs run")
-    assert done.returncode == 0 and done.stdout.startswith("\tA\tB\n")
+    assert done.returncode == 0 and done.stdout.startswith("row\ttext\ttext 2\tA\tA ")
     assert "ms per example" in done.stderr and "wall clock of tokenising" in done.stderr
     file, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     Dataset.from_list(rows).to_csv(file)
@@ -234,12 +254,12 @@ def test_rows_go_to_what_is_no_file_and_a_link_stays_one(tmp_path):
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    commands_predict.write_rows(pipe, [{"row": 0}])
+    commands_predict.write_answers(pipe, {"rows": [{"row": 0}]})
     assert os.read(reader, 100) == b'{"row": 0}\n' and pipe.is_fifo()
     os.close(reader)
     link.symlink_to(tmp_path / "answers")
-    commands_predict.write_rows(link, [{"row": 1}])
-    commands_predict.write_rows(link, [{"row": 2}])
+    commands_predict.write_answers(link, {"rows": [{"row": 1}]})
+    commands_predict.write_answers(link, {"rows": [{"row": 2}]})
     assert link.is_symlink() and (tmp_path / "answers").read_text() == '{"row": 2}\n'
     with pytest.raises(UserError, match=r"--out=.*Not a directory"):
-        commands_predict.write_rows(tmp_path / "answers" / "below", [])
+        commands_predict.write_answers(tmp_path / "answers" / "below", {"rows": []})

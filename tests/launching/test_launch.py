@@ -210,7 +210,8 @@ def test_a_signal_ends_with_its_exit_code_and_the_same_command_goes_on(tmp_path)
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert "finishing the step" in (tmp_path / "out").read_text()
+    printed = (tmp_path / "out").read_text()
+    assert "finishing the step" in printed and "to go on: python launch.py resume=run\n" in printed
     listed = forge("runs", str(tmp_path))
     assert "preempted" in listed.stdout and f"resume={tmp_path / 'run'}" in listed.stdout
 

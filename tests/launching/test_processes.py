@@ -121,6 +121,7 @@ def test_a_signal_reaches_all_ranks_and_the_run_goes_on_by_name(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     assert "Traceback" not in err and "checkpoint written" in out
+    assert out.count("to go on: python launch.py resume=") == 1
     stopped = read_json(state)
     (saved,) = run_dir.glob("preempted-*")
     assert (stopped["status"], stopped["latest_checkpoint"]) == ("preempted", saved.name)

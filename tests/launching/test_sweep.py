@@ -1,6 +1,7 @@
 """Which jobs a sweep has, where they are, and what it tells at its end."""
 
 import shutil
+import signal
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from forge.config.compose import register
-from forge.errors import UserError
+from forge.errors import Preempted, UserError
 from forge.launching import sweep
 from forge.launching.resume import resumed_arguments
 from forge.records import plan
@@ -34,20 +35,28 @@ class Loader:
         return OmegaConf.create({"hydra": {"job": {}, "sweep": {"subdir": f"seed{seed}"}}})
 
 
-def jobs_of(folder, *seeds, subdir=sweep.NUMBERED, resume=None, first=0, sweeper="BasicSweeper"):
-    config = OmegaConf.create(
-        {
-            "resume": resume,
-            "hydra": {
-                "sweep": {"dir": str(folder), "subdir": subdir},
-                "sweeper": {"_target_": sweeper},
-            },
-        }
-    )
+def config_of(folder, subdir=sweep.NUMBERED, resume=None, sweeper="BasicSweeper"):
+    place = {"dir": str(folder), "subdir": subdir}
+    hydra = {"sweep": place, "sweeper": {"_target_": sweeper}}
+    return OmegaConf.create({"resume": resume, "hydra": hydra})
+
+
+def jobs_of(folder, *seeds, first=0, resume=None, **settings):
+    config = config_of(folder, resume=resume, **settings)
     given = [["model=tiny", f"seed={seed}"] for seed in seeds]
     if resume:
         given = [["model=tiny", "trainer.max_steps=9", "resume=sweep"]]
     return sweep.planned(config, Loader(), given, first)
+
+
+def test_a_sweep_that_is_stopped_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    def stopped(jobs, first):
+        raise Preempted(signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Preempted):
+        sweep.run_here(config_of(tmp_path / "all"), Loader(), [["seed=1"]], 0, stopped)
+    assert capsys.readouterr().out.endswith("to go on: python launch.py resume=all\n")
 
 
 def test_a_job_is_what_its_overrides_say(tmp_path):

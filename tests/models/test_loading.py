@@ -172,6 +172,7 @@ def test_other_architectures_start_from_nothing_too(kind):
         (Model(config={"model_type": "brt"}), "did you mean bert"),
         (Model(config={**SIZES, "num_attention_heads": 3}), r"model\.config: .*multiple"),
         (Model(path="/no/such/place"), "no such directory"),
+        (Model(path="tests/model"), r"tests/model: no such directory; did you mean models"),
         (Model(path="no-such/model"), r"Hub is unreachable .*model\.path=DIR"),
     ],
 )
