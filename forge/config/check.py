@@ -67,8 +67,10 @@ def _checked(node: Node, where: str) -> Node:
             )
     if not node.get("_partial_"):
         needed = {n for n, p in parameters.items() if p.default is p.empty and _by_name(p)}
-        for name in sorted(needed - given.keys()):
-            raise UserError(f"{where}.{name} is needed by {node['_target_']}; set {where}.{name}=…")
+        if missing := sorted(f"{where}.{name}" for name in needed - given.keys()):
+            ways = " ".join(f"{key}=…" for key in missing)
+            verb = "are" if missing[1:] else "is"
+            raise UserError(f"{', '.join(missing)} {verb} needed by {node['_target_']}; set {ways}")
     return node | _fitting(callee, given, where)
 
 

@@ -25,7 +25,7 @@ class Precision(Enum):
 
 
 def _open() -> Any:
-    """An empty node that takes any key without a plus; `forge.models.lora` checks them."""
+    """An empty node that takes any key without a plus; they are checked where they are used."""
     return DictConfig({}, flags={"struct": False})
 
 
@@ -67,7 +67,7 @@ class Teacher(Model):
 class Config:
     """The root of conf/: one task, one model, one mode."""
 
-    task: Node = MISSING
+    task: Node = field(default_factory=_open)  # any setting of its `_target_`, listed or not
     model: Model = field(default_factory=Model)
     teacher: Teacher = field(default_factory=Teacher)
     mode: Node = MISSING
@@ -88,7 +88,10 @@ class Config:
 
 
 def to_config(cfg: DictConfig) -> Config:
-    """The composed config as typed objects; raises on missing values (`???`)."""
+    """The composed config as typed objects; raises `UserError` for values that are not given."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        none, ways = (", ".join(missing), " ".join(f"{key}=…" for key in missing))
+        raise UserError(f"{none} {'have' if missing[1:] else 'has'} no value: give {ways}")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config

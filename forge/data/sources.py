@@ -14,8 +14,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +34,7 @@ Columns: TypeAlias = dict[str, list[Any]]  # of a table, by name
 Table: TypeAlias = "Dataset | Columns"
 Row: TypeAlias = dict[str, Any]  # one row of a dataset, by column
 HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a character, as JSON may spell it
+UNLABELLED = "unlabelled"  # the split of rows without answers
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
 
 
@@ -55,8 +57,27 @@ def load(*, path: str, name: str | None = None, revision: str | None = None) -> 
 
 
 def of_files(files: Mapping[str, str | None]) -> dict[str, list[Path]]:
-    """A source of the user's own files: those splits that have one."""
+    """A source of the user's own files: those splits that have one.
+
+    Raises `UserError` for a slip in `unlabelled`, which would be a split of its own.
+    """
+    for split in files:
+        if split != UNLABELLED and get_close_matches(split, [UNLABELLED], cutoff=0.8):
+            raise UserError(f"task.files.{split}: no such key; did you mean {UNLABELLED}?")
     return {split: [Path(file).expanduser()] for split, file in files.items() if file is not None}
+
+
+def judged(source: Iterable[str], evaluation: list[str] | None, train: str = "train") -> list[str]:
+    """The splits of files to judge by: all but those that are learnt from, unless named."""
+    if evaluation is None:
+        return [split for split in source if split not in (train, UNLABELLED)]
+    known = [split for split in source if split != UNLABELLED]
+    if without := [split for split in evaluation if split not in known]:
+        raise UserError(
+            f"task.evaluation=[{','.join(evaluation)}]: there is no file for it; give one with "
+            f"task.files.{without[0]}=FILE" + did_you_mean(without[0], known, listed=False)
+        )
+    return evaluation
 
 
 def listed(value: object) -> object:

@@ -77,7 +77,7 @@ class FrozenTeacher:
     def encode(self, rows: Dataset, prepared: Prepared) -> Dataset:
         """The rows as the teacher reads them: its own processor, its own limit."""
         task = prepared.task
-        limit = task.input.limit(self.processor, self.model.config, cut=True)
+        limit = task.input.limit(self.processor, self.model.config)
         return task.encode(rows, self.processor, limit, prepared.config.cache_dir)
 
 

@@ -110,7 +110,7 @@ class Audio(File):
             config.apply_spec_augment = False
             log.warning("SpecAugment is off: of a window the model makes %d frames only", frames)
 
-    def limit(self, processor: Processor, config: PretrainedConfig, cut: bool = False) -> int:
+    def limit(self, processor: Processor, config: PretrainedConfig) -> int:
         """Samples, at the processor's rate."""
         rate: int = processor.sampling_rate
         most = _most(processor)

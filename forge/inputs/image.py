@@ -52,7 +52,7 @@ class Image(File):
 
         return modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    def limit(self, processor: Processor, config: PretrainedConfig, cut: bool = False) -> int:
+    def limit(self, processor: Processor, config: PretrainedConfig) -> int:
         pixels = self.example(processor, 1, 0)["pixel_values"]
         return max(pixels.shape[-2:])
 

@@ -67,21 +67,13 @@ class Tokens(Input):
             )
         tokenizers.check_vocabulary(processor, config, f"{where}.tokenizer={model.tokenizer}")
 
-    def limit(
-        self, processor: PreTrainedTokenizerBase, config: PretrainedConfig, cut: bool = False
-    ) -> int:
-        most, asked = loading.most_tokens(processor, config), self.max_length
-        if asked is None or cut:
-            own = loading.reading_limit(processor, config)
-            return own if asked is None else min(asked, own)
+    def limit(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+        asked = self.max_length
+        if asked is None:
+            return loading.reading_limit(processor, config)
         if asked < 8:
             raise UserError(f"task.max_length={asked}: at least 8 tokens, special ones included")
-        if asked > most:
-            raise UserError(
-                f"task.max_length={asked}: the model reads at most {most} tokens; "
-                f"set task.max_length={most} or less"
-            )
-        return asked
+        return min(asked, loading.most_tokens(processor, config))
 
     def identity(self, processor: PreTrainedTokenizerBase) -> list[object]:
         """What of a tokenizer decides on the tokens of a text."""

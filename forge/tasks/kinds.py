@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from forge.data import sources
+from forge.data.sources import UNLABELLED
 from forge.errors import UserError, did_you_mean
 from forge.inputs.prompt import Prompt
 from forge.inputs.text import Text
@@ -21,7 +22,6 @@ from forge.tasks.task import Task
 from forge.tasks.text import Written
 
 log = logging.getLogger(__name__)
-UNLABELLED = "unlabelled"
 Data: TypeAlias = Callable[[], sources.Source]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 
@@ -112,7 +112,7 @@ def text_labels(
         metrics=metrics,
         headline=headline,
         train=train,
-        evaluation=[split for split in source if split != train] if source else evaluation,
+        evaluation=sources.judged(source, evaluation, train) if source else evaluation,
         max_rows=max_rows,
         unlabelled_split=None,
     )
@@ -158,6 +158,7 @@ def text_files(
     decimal: DecimalSign | None = None,
     metrics: list[str] | None = None,
     headline: str | None = None,
+    evaluation: list[str] | None = None,
     max_length: int | None = None,
     max_rows: int | None = None,
 ) -> Task:
@@ -193,7 +194,7 @@ def text_files(
         dataset=lambda: source,
         metrics=metrics,
         headline=headline or metrics[0],
-        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        evaluation=sources.judged(source, evaluation),
         max_rows=max_rows,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
     )
@@ -226,7 +227,7 @@ def prompt_text(
     """A prompt in, a text out (`Prompt`, `Written`); `files` stand for a dataset, one per split."""
     source: sources.Source = sources.of_files(files or {})
     if source:
-        evaluation = [split for split in source if split != train]
+        evaluation = sources.judged(source, evaluation, train)
     return Task(
         input=Prompt(
             max_length=max_length,

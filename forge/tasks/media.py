@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from forge.data import folders, sources
+from forge.data.sources import UNLABELLED
 from forge.inputs.audio import Audio
 from forge.inputs.augment import Augment
 from forge.inputs.image import Image
 from forge.inputs.input import Input
 from forge.tasks.answer import Answer
-from forge.tasks.kinds import UNLABELLED, Data
+from forge.tasks.kinds import Data
 from forge.tasks.label import Label
 from forge.tasks.task import Task
 
@@ -51,6 +52,7 @@ def image_files(
     labels: list[str | int] | None = None,
     metrics: list[str] | None = None,
     headline: str | None = None,
+    evaluation: list[str] | None = None,
     max_rows: int | None = None,
     augment: Augment | None = None,
 ) -> Task:
@@ -66,7 +68,7 @@ def image_files(
         labels=labels,
         metrics=metrics,
         headline=headline,
-        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        evaluation=sources.judged(source, evaluation),
         max_rows=max_rows,
         augment=augment,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
@@ -120,6 +122,7 @@ def audio_files(
     group: str | None = None,
     metrics: list[str] | None = None,
     headline: str | None = None,
+    evaluation: list[str] | None = None,
     max_rows: int | None = None,
 ) -> Task:
     """A task over the user's own recordings, as `image_files`; `group` is a column of tables."""
@@ -133,7 +136,7 @@ def audio_files(
         group=group,
         metrics=metrics,
         headline=headline,
-        evaluation=[split for split in source if split not in ("train", UNLABELLED)],
+        evaluation=sources.judged(source, evaluation),
         max_rows=max_rows,
         unlabelled_split=UNLABELLED if UNLABELLED in source else None,
     )

@@ -81,6 +81,8 @@ def as_trained(
     if isinstance(filled.get("files"), dict):
         judged = any(f"task.files.{split}" in given for split in JUDGED)
         unread = ("train", *JUDGED) if judged else ("train",)
+        if judged and "task.evaluation" not in given:
+            filled["evaluation"] = None  # what is given is judged
         filled["files"] = {
             split: None if split in unread and file == MISSING else file
             for split, file in filled["files"].items()

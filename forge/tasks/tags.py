@@ -190,7 +190,7 @@ def text_tags(
     """Words in, a tag for each out; `files` stand for a dataset, one per split."""
     source: sources.Source = sources.of_files(files or {})
     if source:
-        evaluation = [split for split in source if split != train]
+        evaluation = sources.judged(source, evaluation, train)
     return Task(
         input=Words(max_length=max_length, column=tokens),
         answer=Tags(tags, labels),

@@ -86,6 +86,10 @@ def _log_data(prepared: Prepared) -> None:
         answers = prepared.task.answer.summary(prepared.rows[name])
         answers = f" ({answers})" if answers else ""
         log.info("data    %s: %s rows%s%s", name, f"{split.n:,}", cut, answers)
+    asked, limit = prepared.task.input.max_length, prepared.limit
+    if asked and limit < asked:
+        unit = prepared.task.input.unit
+        log.info("length  %d %s, all that the model reads (%d were asked)", limit, unit, asked)
     for name, n in seen_in_training(prepared.task, prepared.rows).items():
         log.warning(
             "data    %s: %s of its rows are in %s too, so that they may be known by heart",

@@ -3,6 +3,7 @@
 import pytest
 
 from forge.config.check import build, check
+from forge.config.schema import to_config
 from forge.errors import UserError
 
 
@@ -41,6 +42,30 @@ def test_switches_become_booleans_in_a_copy():
 def test_misfits_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         check(node(**settings), "here")
+
+
+def two(*, rate: float, size: int) -> None: ...
+
+
+def test_what_is_missing_is_told_at_once():
+    with pytest.raises(UserError, match=r"here\.rate, here\.size are needed by .*rate=… here\.siz"):
+        check({"_target_": "tests.config.test_compose.two"}, "here")
+
+
+def test_values_that_are_not_given_are_told_at_once(composed):
+    missing = r"task\.files\.train, task\.files\.validation, task\.text have no value"
+    with pytest.raises(UserError, match=missing):
+        to_config(composed("task=files"))
+    with pytest.raises(UserError, match=r"task\.text has no value: give task\.text=…"):
+        to_config(composed("task=files", "task.files.train=a", "task.files.validation=b"))
+
+
+def test_any_setting_of_a_task_is_given_without_a_plus(composed):
+    cfg = to_config(composed("task=toy", "task.unlabelled_split=more", "task.dataset.seed=3"))
+    assert check(cfg.task, "task")["unlabelled_split"] == "more"
+    cfg = to_config(composed("task=toy", "task.unlabeled_split=more"))
+    with pytest.raises(UserError, match=r"task\.unlabeled_split: .*did you mean unlabelled_split"):
+        check(cfg.task, "task")
 
 
 def test_nested_nodes_are_checked():

@@ -197,9 +197,9 @@ def test_max_length_is_held_against_the_models_limit():
     model, tokenizer = load(Model(config=SIZES), task("a", "b"))
     assert Text(None, ["text"]).limit(tokenizer, model.config) == 32
     assert Text(20, ["text"]).limit(tokenizer, model.config) == 20
-    with pytest.raises(UserError, match=r"max_length=33: the model reads at most 32"):
-        Text(33, ["text"]).limit(tokenizer, model.config)
-    assert Text(33, ["text"]).limit(tokenizer, model.config, cut=True) == 32
+    assert Text(33, ["text"]).limit(tokenizer, model.config) == 32
+    with pytest.raises(UserError, match="at least 8 tokens"):
+        Text(7, ["text"]).limit(tokenizer, model.config)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(saved, tmp_path):

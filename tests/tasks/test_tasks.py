@@ -335,3 +335,15 @@ def test_regression_answers_are_the_logits():
     assert task.answer.predict(np.array([[0.5], [1.5]])).tolist() == [0.5, 1.5]
     assert task.judge(np.array([[0.5], [1.5]]), np.array([0.5, 0.5])) == {"mse": 0.5}
     assert not task.greater_is_better
+
+
+def test_files_are_judged_by_all_or_by_those_that_are_named(jsonl):
+    path = str(jsonl("rows.jsonl", [{"text": f"row {i}", "label": i % 2} for i in range(4)]))
+    files = {"train": path, "validation": path, "dev": path, "test": None}
+    assert kinds.text_files(files=files, text="text").evaluation == ["validation", "dev"]
+    named = {"text": "text", "evaluation": ["dev"]}
+    assert kinds.text_files(files=files, **named).evaluation == ["dev"]
+    with pytest.raises(UserError, match=r"no file for it; give one with task\.files\.test=FILE"):
+        kinds.text_files(files=files, text="text", evaluation=["test"])
+    with pytest.raises(UserError, match=r"task\.files\.unlabeled: .*did you mean unlabelled"):
+        kinds.text_files(files=files | {"unlabeled": path}, text="text")
