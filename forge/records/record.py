@@ -66,6 +66,7 @@ class Record:
         self.metadata = read_json(run_dir / METADATA)
         self.state = readable(run_dir / STATE)
         self.begun = False  # an attempt of this process
+        self.reason = ""  # why training ended, in a run that came to its end
 
     def note(self, **facts: object) -> None:
         """Add facts about what ran to run_metadata.json."""
@@ -113,20 +114,20 @@ def record(
             rec.metadata, rec.state = begun
             yield rec
             ranks.barrier()
-            _end_attempt(rec, "finished")
+            _end_attempt(rec, "finished", rec.reason)
         except USER_ERRORS as error:
             _end_refused(rec, before, str(error))
             raise
         except KeyboardInterrupt:
-            _end_attempt(rec, "interrupted")
+            _end_attempt(rec, "interrupted", "Ctrl-C, at once")
             raise
-        except Preempted:
-            _end_attempt(rec, "preempted")
+        except Preempted as signal:
+            _end_attempt(rec, "preempted", f"signal {signal}")
             raise
         except Exception as error:
             ranks.abort()
             with suppress(OSError):  # a full disk is why it failed
-                _end_attempt(rec, "failed", f"{type(error).__name__}: {error}")
+                _end_attempt(rec, "failed", f"{type(error).__name__}: {error}", failed=True)
             raise
 
 
@@ -188,7 +189,7 @@ def _start_attempt(
         )
     rec.note(**made, **composed, config=plain(cfg), attempts=attempts)
     rec.begun = True
-    rec.update_state(status="running")
+    rec.update_state(status="running", reason=None)
 
 
 def reached(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -208,7 +209,7 @@ def reached(cfg: DictConfig, run_dir: Path) -> float | None:
 
 
 def _longer(rec: Record, cfg: DictConfig) -> bool:
-    """Whether a finished run is asked, by `resume=`, for more steps than it has."""
+    """Whether a finished run is asked, by `resume=`, for more steps or epochs than it has."""
     if not cfg.get("resume"):
         return False
     ours, theirs = cfg.trainer, rec.metadata["config"]["trainer"]
@@ -221,11 +222,12 @@ def _longer(rec: Record, cfg: DictConfig) -> bool:
     return bool(ours.num_train_epochs > before)
 
 
-def _end_attempt(rec: Record, status: str, error: str | None = None) -> None:
+def _end_attempt(rec: Record, status: str, reason: str, failed: bool = False) -> None:
     if rec.begun and "ended" not in rec.metadata["attempts"][-1]:
+        error = reason if failed else None
         rec.metadata["attempts"][-1] |= {"ended": now(), "status": status, "error": error}
         rec.note()
-        rec.update_state(status=status)
+        rec.update_state(status=status, reason=reason)
 
 
 def _end_refused(rec: Record, before: Record, error: str) -> None:
@@ -234,7 +236,7 @@ def _end_refused(rec: Record, before: Record, error: str) -> None:
     if not before.metadata and not trained:
         remove(rec.run_dir)
         return
-    _end_attempt(rec, "failed", error)
+    _end_attempt(rec, "failed", error, failed=True)
     if rec.begun and not trained:
         rec.note(config=before.metadata["config"])
         if before.finished:

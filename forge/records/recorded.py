@@ -22,8 +22,9 @@ from forge.records.secrets import MASK
 log = logging.getLogger(__name__)
 
 
+STEPS, EPOCHS = "trainer.max_steps", "trainer.num_train_epochs"
 # What may change without changing what the finished part of a run computed.
-FREE = (*NOT_COMPARED, "callbacks", "trainer.max_steps", "trainer.num_train_epochs")
+FREE = (*NOT_COMPARED, "callbacks", STEPS, EPOCHS)
 
 
 FREE_TRAINER = ("save_", "logging_", "dataloader_num_workers", "per_device_eval_batch_size")
@@ -111,7 +112,7 @@ def _changes(recorded: DictConfig, cfg: DictConfig, metadata: Json, state: Json)
     Raises `UserError` for one that may not.
     """
     changes = []
-    done = {"trainer.max_steps": "step", "trainer.num_train_epochs": "epoch"}
+    done = {STEPS: "step", EPOCHS: "epoch"}
     chosen = HydraConfig.get().runtime.choices
     for each in HydraConfig.get().overrides.task:
         key = key_of(each)
@@ -135,6 +136,11 @@ def _changes(recorded: DictConfig, cfg: DictConfig, metadata: Json, state: Json)
             )
         changes.append(each)
         log.info("resume  %s=%s (recorded: %s)", key, _short(value), _short(before))
+    given = {key_of(each) for each in HydraConfig.get().overrides.task}
+    if EPOCHS in given and STEPS not in given and recorded.trainer.max_steps >= 0:
+        changes.append(f"{STEPS}=-1")
+        steps = recorded.trainer.max_steps
+        log.info("resume  %s=-1 (recorded: %s), so that the epochs decide", STEPS, steps)
     return changes
 
 

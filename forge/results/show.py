@@ -8,8 +8,15 @@ from pathlib import Path
 from forge.config.compose import override
 from forge.errors import UserError
 from forge.records.files import RESULTS, read_json
-from forge.results.runs import live, read_run, what
+from forge.results.runs import Run, live, read_run, what
 from forge.results.tables import cell
+
+
+def _why(run: Run, status: str) -> str:
+    """Why a run stopped; "" for one that runs, and for a finished one of an earlier version."""
+    if status != run.state.get("status"):
+        return "its process is gone without a word: killed, or out of memory"
+    return run.state.get("reason") or run.metadata["attempts"][-1].get("error") or ""
 
 
 def shown(path: Path) -> list[tuple[str, str]]:
@@ -29,7 +36,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
         ("overrides", " ".join(data["overrides"])),
         ("status", f"{status}{where}, {steps}"),
         ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
-        ("error", attempts[-1].get("error") or ""),
+        ("stopped", _why(run, status)),
         ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
         ("code", code + (" with changes" if attempts[-1].get("dirty") else "")),
         ("teacher", ", ".join(data.get("teacher", {}).get("paths", []))),
@@ -48,7 +55,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
         lines.append(("to use", f"{keys}, or transformers with"))
         lines.append(("", str(path / "model")))
         asked = [("predict", "--text …"), ("evaluate", "task.…"), ("export", "--onnx")]
-        for verb, more in asked if "text" in data["config"].get("task", {}) else asked[1:2]:
+        for verb, more in asked if "text" in data["config"].get("task", {}) else asked[:2]:
             lines.append(("", f"python -m forge {verb} {shlex.quote(str(path))} {more}"))
     elif status not in ("finished", "running"):
         lines.append(("to go on", f"python launch.py {override('resume', str(path))}"))

@@ -51,6 +51,7 @@ def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
     """Train, from the newest good checkpoint when there is one; timings and throughput."""
     args = trainer.args
     if not trains(args):
+        rec.reason = "there was nothing to train (0 steps or epochs)"
         return {}
     _require_batch(trainer)
     trainer.run_id = rec.metadata["id"]
@@ -68,6 +69,8 @@ def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
     finally:
         stop.training = False
     stop.leave(args.device)  # a signal after the last step: the evaluation is for the next attempt
+    rec.reason = _why_it_ended(trainer)
+    log.info("stopped %s", rec.reason)
     seconds, (examples, tokens, cells) = trainer.seconds, trainer.totals()
     positions = (
         {
@@ -85,6 +88,26 @@ def train(trainer: Trainer, rec: Record, stop: Stop) -> dict[str, object]:
         **positions,
         "peak_memory_gb": round(peak(args.device) / 1e9, 2),  # of rank 0
     }
+
+
+def _why_it_ended(trainer: Trainer) -> str:
+    """What ended a training that came to its end: its length, early stopping, another callback."""
+    args, state = trainer.args, trainer.state
+    epoch = f"epoch {state.epoch or 0:.2f}"
+    if 0 < args.max_steps <= state.global_step:
+        return f"trainer.max_steps={args.max_steps} were done, at {epoch}"
+    if state.global_step >= state.max_steps:
+        return (
+            f"trainer.num_train_epochs={args.num_train_epochs:g} were done, {state.max_steps} steps"
+        )
+    where = f"at step {state.global_step} of {state.max_steps}, {epoch}"
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            patience = callback.early_stopping_patience
+            if callback.early_stopping_patience_counter >= patience:
+                metric = args.metric_for_best_model
+                return f"early stopping: {metric} not better in {patience} evaluations, {where}"
+    return f"a callback asked for it, {where}"
 
 
 def _require_batch(trainer: Trainer) -> None:
