@@ -44,7 +44,7 @@ def runs(
     sort: Annotated[
         str, Option(metavar="KEY", help="Any of these; -KEY: the largest first.")
     ] = "age",
-    csv: Annotated[bool, Option("--csv", help="All columns, numbers in full.")] = False,
+    csv: Annotated[bool, Option("--csv", help="Every metric, and keys that differ.")] = False,
     as_json: Json = False,
     watch: Annotated[bool, Option("--watch", help="Follow a sweep that was submitted.")] = False,
 ) -> None:
@@ -56,7 +56,7 @@ def runs(
         raise typer.Exit(jobs.watch(directory))
     if csv and as_json:
         raise UserError("--csv, --json: one of the two")
-    asked, listed = index.listing(directory, where, sort)
+    asked, listed = index.listing(directory, where, sort, full=csv or as_json)
     if as_json:
         tell([{key: run.get(key) for key in (*index.FACTS, *asked)} for run in listed])
     else:

@@ -243,7 +243,8 @@ class Watcher:
 
     def lines(self) -> list[Line]:
         """The table's rows."""
-        shown = sweep.differing([" ".join(job.overrides) for job in self.jobs])
+        differ = sweep.differing([list(job.overrides) for job in self.jobs])
+        shown = [" ".join(own) for own in differ]
         return [self._line(job, own) for job, own in zip(self.jobs, shown, strict=True)]
 
     def _line(self, job: Job, overrides: str) -> Line:

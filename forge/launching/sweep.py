@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.experimental.callback import Callback
@@ -20,9 +21,10 @@ from forge.config.schema import SWEEP
 from forge.errors import FULL, Preempted, UserError, one_line
 from forge.launching.resume import SWEPT
 from forge.records import plan
-from forge.records.files import METADATA, RESULTS, STATE, read_json
+from forge.records.files import METADATA, RESULTS, STATE, Json, read_json
 from forge.records.recorded import key_of, require_known
 from forge.records.secrets import MASK, masked, secrets_in
+from forge.results import runs
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -243,11 +245,11 @@ def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
     from forge.results import sweep_report, tables
 
     lines = table(folder, jobs or {})
-    differ = differing([line[1] for line in lines])
-    short = [(line[0], own, *line[2:]) for line, own in zip(lines, differ, strict=True)]
+    differ = differing([line.overrides for line in lines])
+    short = [line.cells(own) for line, own in zip(lines, differ, strict=True)]
     try:
         with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *lines])
+            _write_csv(file, lines)
         summary = sweep_report.report(folder)[1]
     except UserError as error:
         summary = f"report  {error}"
@@ -256,35 +258,64 @@ def sum_up(folder: Path, jobs: Jobs | None = None) -> int:
             raise
         summary = f"report  {folder}: the disk is full"
     print(*([tables.drawn(COLUMNS, short)] if lines else []), summary, sep="\n", flush=True)
-    if failed := sum(line[2] != "finished" for line in lines):
+    if failed := sum(line.status != "finished" for line in lines):
         way_out = f"go on with python launch.py {override('resume', str(folder))}"
         print(f"error: {failed} jobs of the sweep did not finish; {way_out}", file=sys.stderr)
     return failed
 
 
-def differing(overrides: list[str]) -> list[str]:
+def _write_csv(file: TextIO, lines: Sequence[Line]) -> None:
+    """A line for each job, with a column for each key and each metric, numbers in full."""
+    rows: list[list[dict[str, object]]] = []
+    for line in lines:
+        words = (word.lstrip("+").partition("=") for word in line.overrides)
+        keys: dict[str, object] = {key: value for key, _, value in words}
+        scores = runs.scores_by_name(line.results)
+        ends: list[dict[str, object]] = [{"status": line.status}, scores, {"error": line.error}]
+        rows.append([{"job": line.number}, keys, *ends])
+    header = [name for part in zip(*rows, strict=True) for row in part for name in row]
+    writer = csv.DictWriter(file, dict.fromkeys(header))
+    writer.writeheader()
+    writer.writerows({n: v for part in row for n, v in part.items()} for row in rows)
+
+
+def differing(overrides: list[list[str]]) -> list[list[str]]:
     """Each job's overrides without those that all of several jobs share."""
-    split = [line.split() for line in overrides]
-    shared = set.intersection(*map(set, split)) if len(split) > 1 else set()
-    return [" ".join(each for each in line if each not in shared) for line in split]
+    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    return [[each for each in own if each not in shared] for own in overrides]
 
 
-def table(folder: Path, jobs: Jobs) -> list[tuple[str, ...]]:
-    """A line for each job of a sweep: its number, overrides, status, headline, error."""
+@dataclass
+class Line:
+    """A job of a sweep, and what came of it."""
+
+    number: int
+    overrides: list[str]
+    status: str
+    results: Json
+    error: str
+
+    def cells(self, overrides: list[str]) -> tuple[str, ...]:
+        """For a reader, with these of its overrides: as in `COLUMNS`."""
+        headline = self.results.get("headline")
+        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
+        return str(self.number), " ".join(overrides), self.status, value, self.error
+
+
+def table(folder: Path, jobs: Jobs) -> list[Line]:
+    """A line for each job of a sweep."""
     directories, plans = plan.directories(folder), plan.read(folder)
-    lines: list[tuple[str, ...]] = []
+    lines = []
     for number in sorted(directories.keys() | jobs.keys()):
         run = directories.get(number, folder / str(number))
         metadata, state = read_json(run / METADATA), read_json(run / STATE)
-        headline = read_json(run / RESULTS).get("headline", {})
         own = plans[number].overrides if number in plans else []
         overrides, error = jobs.get(number, (own, ""))
-        overrides = metadata.get("overrides") or overrides
         status = state.get("status", "not started")
         if error and status != "finished":  # killed, it could not say so itself
             status = "failed"
         last = (metadata.get("attempts") or [{}])[-1]
-        value = f"{headline['metric']} {headline['value']:.4f}" if headline else ""
         error = error or last.get("error") or ""
-        lines.append((str(number), " ".join(overrides), status, value, error))
+        given = list(metadata.get("overrides") or overrides)
+        lines.append(Line(number, given, status, read_json(run / RESULTS), error))
     return lines

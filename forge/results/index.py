@@ -16,12 +16,14 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
 from typing import TypeAlias
 
 from forge.config.compose import dotted_values, override
+from forge.config.schema import Config
 from forge.data import cache
 from forge.errors import UserError, did_you_mean
 from forge.records.files import METADATA, RESULTS, STATE, Json
@@ -42,12 +44,15 @@ TESTS: dict[str, Callable[[Comparable, Comparable], bool]] = {
 CONDITION = re.compile(r"([^=<>!]+)([<>!]=|[=<>])(.*)", re.S)
 
 
-def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str], list[Json]]:
+def listing(
+    folder: Path, where: str = "", sort: str = "age", full: bool = False
+) -> tuple[list[str], list[Json]]:
     """Keys that were asked for beside `FACTS`, and a dict for each run that fits.
 
     `where` holds conditions such as `task=mnli mode.alpha>=0.5 validation.accuracy>0.8`; `sort` is
     a key, with a minus in front for the largest first. Raises `UserError` for a key that no run
-    has, or when there is no run.
+    has, or when there is no run. With `full` every metric is among the keys, and what the configs
+    differ in.
     """
     try:
         conditions = [_condition(text) for text in shlex.split(where)]
@@ -55,7 +60,7 @@ def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str]
         raise UserError(f"--where {where}: {error}".lower()) from error
     key = sort.removeprefix("-")
     asked = [k for k in dict.fromkeys([*(c[0] for c in conditions), key]) if k not in FACTS]
-    runs = read(folder, bool(asked))
+    runs = read(folder, full or bool(asked))
     for name in asked:
         if not any(name in run for run in runs):
             known = dict.fromkeys(key for run in runs for key in run)
@@ -63,8 +68,17 @@ def listing(folder: Path, where: str = "", sort: str = "age") -> tuple[list[str]
             raise UserError(f"{name}: no run in {folder} has such a key{hint}")
     runs = [run for run in runs if all(_fits(run, *condition) for condition in conditions)]
     valued = [run for run in runs if run.get(key) is not None]
+    if full:
+        names = dict.fromkeys(key for run in runs for key in run if key not in FACTS)
+        asked = list(dict.fromkeys([*asked, *(k for k in names if _tells(k, runs))]))
     valued.sort(key=lambda run: _order(run[key]), reverse=sort.startswith("-"))
     return asked, valued + [run for run in runs if run.get(key) is None]
+
+
+def _tells(key: str, runs: list[Json]) -> bool:
+    """Whether a key is a metric's, or one of the config that is not the same in all runs."""
+    configured = key.split(".")[0] in (each.name for each in fields(Config))
+    return not configured or len({_text(run.get(key)) for run in runs}) > 1
 
 
 def _condition(text: str) -> tuple[str, str, str]:
@@ -157,8 +171,7 @@ def _digest(path: str, stamp: str) -> tuple[str, str, str]:
         "updated": run.state.get("updated"),
         "process": [last.get("host"), last.get("pid")],
     }
-    for split, scores in run.results.get("splits", {}).items():
-        facts |= {f"{split}.{name}": value for name, value in scores.items()}
+    facts |= results_runs.scores_by_name(run.results)
     values = {key: value for key, value in dotted_values(config) if key not in facts}
     return stamp, json.dumps(facts), json.dumps(values)
 

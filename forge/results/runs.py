@@ -92,6 +92,12 @@ def what(run: Run) -> dict[str, str | None]:
     return names
 
 
+def scores_by_name(results: Json) -> Json:
+    """Every score of every split, as `validation.accuracy`."""
+    splits = results.get("splits", {})
+    return {f"{split}.{name}": v for split, scores in splits.items() for name, v in scores.items()}
+
+
 def live(status: str, host: str | None, pid: int | None) -> str:
     """A run whose process is gone, on this machine, is interrupted, whatever its record has."""
     if status != "running" or pid is None or host != socket.gethostname():

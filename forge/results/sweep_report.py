@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Models: TypeAlias = "dict[tuple[object, ...], tuple[Measured, PreTrainedModel]]"
 log = logging.getLogger(__name__)
 
+FACTORS = ("trainer.learning_rate", "teacher.trainer.learning_rate")  # one tries multiples of
+
 
 def measure_models(sweep: Sweep) -> None:
     """Weights, size and latency here of each architecture in the sweep, and of its teachers.
@@ -254,7 +256,7 @@ def plot(sweep: Sweep) -> bytes:
     sizes = (number(row.values.get(axis)) for row in sweep.rows)
     places = [place for place in sizes if place is not None]
     numeric = len(places) == len(sweep.rows)
-    if numeric and 0 < min(places) <= max(places) / 20:
+    if numeric and min(places) > 0 and (axis in FACTORS or max(places) >= 20 * min(places)):
         plane.set_xscale("log")
     scale = 100 if _percent(sweep.metric) else 1
     for label, rows in lines.items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -22,6 +22,20 @@ log = logging.getLogger(__name__)
 
 
 DETAILS = {"num_tokens", "step_time", "policy_loss", "entropy_coef"}  # of TRL
+WIDTH = 100  # of a line
+LEAST = (
+    "grad_norm",
+    "reward_std",
+    "clip_ratio",
+    "rewards/",
+    "gradient_share_",
+    "completions/",
+    "frac_reward_zero_std",
+    "epoch",
+    "left",
+)  # what a full line leaves out first; logged it is
+SHORT = {"learning_rate": "lr", "completions/mean_length": "completion_length"}
+TIMED = ("runtime", "samples_per_second", "steps_per_second")
 PARTS = ("clip_ratio/", "completions/")  # of which the mean is enough
 
 
@@ -65,14 +79,16 @@ class Console(ProgressCallback):
             return  # the table at the end says it
         if self.training_bar is not None:
             self.training_bar.clear()
-        log.info(" | ".join(self._parts(args, state, logs)))
+        if any(key.startswith("eval_") for key in logs):
+            log.info("%s", _evaluated(state, logs))
+        else:
+            log.info("%s", _fitting(self._parts(args, state, logs)))
 
     def _parts(
         self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]
-    ) -> list[str]:
-        parts = [f"step {state.global_step}/{state.max_steps}"]
-        hidden = {"epoch", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-        hidden.update(key for key in logs if key in DETAILS or key.startswith(PARTS))
+    ) -> dict[str, str]:
+        """What a line says, by name."""
+        hidden = {key for key in logs if key in DETAILS or key.startswith(PARTS)}
         hidden -= {"completions/mean_length", "clip_ratio/region_mean"}
         if "reward" in logs:
             hidden.add("loss")  # of GRPO: about 0, whatever is learnt
@@ -81,20 +97,59 @@ class Console(ProgressCallback):
             logs = {
                 key: logs[key] for key in sorted(logs, key=lambda k: not k.startswith("reward"))
             }
-        if "epoch" in logs:
-            parts.append(f"epoch {float(logs['epoch']):.2f}")
+        if not logs.get("learning_rate", 1):
+            hidden.add("learning_rate")  # of warming up, before the first step
+        parts = _begun(state, logs)
         for key, value in logs.items():
-            if key not in hidden and isinstance(value, int | float):
+            if key not in hidden and key != "epoch" and isinstance(value, int | float):
                 digits = ".2e" if key == "learning_rate" else ".4f"
-                name = re.sub("^eval_", "evaluation ", key).removesuffix("/region_mean")
-                name = name.replace("completions/mean_length", "completion_length")
-                parts.append(f"{name} {value:{digits}}")
+                name = key.removesuffix("/region_mean")
+                name = SHORT.get(name, name)
+                parts[key] = f"{name} {value:{digits}}"
         if "learning_rate" in logs:
-            seconds, step = self.started
-            rows = (state.global_step - step) * args.train_batch_size * args.world_size
+            begun, step = self.started
+            seconds, steps = max(time.monotonic() - begun, 1e-9), state.global_step - step
+            rows = steps * args.train_batch_size * args.world_size
             rows *= args.gradient_accumulation_steps
-            parts.append(f"{rows / max(time.monotonic() - seconds, 1e-9):,.0f} examples/s")
+            parts["speed"] = f"{rows / seconds:,.0f} examples/s"
+            if steps and state.global_step < state.max_steps:
+                left = (state.max_steps - state.global_step) * seconds / steps
+                parts["left"] = f"{duration(left)} left"
         return parts
+
+
+def _begun(state: TrainerState, logs: dict[str, float]) -> dict[str, str]:
+    """The place of a line: step and epoch."""
+    parts = {"step": f"step {state.global_step}/{state.max_steps}"}
+    return parts | ({"epoch": f"epoch {float(logs['epoch']):.2f}"} if "epoch" in logs else {})
+
+
+def _evaluated(state: TrainerState, logs: dict[str, float]) -> str:
+    """The metrics of an evaluation; more of them than fit a line go on in the next."""
+    names = {key.removeprefix("eval_"): logs[key] for key in logs if key.startswith("eval_")}
+    scores = [
+        f"{name} {value:.4f}"
+        for name, value in names.items()
+        if name not in TIMED and isinstance(value, int | float)
+    ]
+    line = " | ".join([*_begun(state, logs).values(), f"evaluation {', '.join(scores)}"])
+    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def _fitting(parts: dict[str, str]) -> str:
+    """A line of the parts, without the least of them where they are too many."""
+    for least in LEAST:
+        if len(" | ".join(parts.values())) <= WIDTH:
+            break
+        parts = {name: part for name, part in parts.items() if not name.startswith(least)}
+    return " | ".join(parts.values())
+
+
+def duration(seconds: float) -> str:
+    """So many seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Padding(TrainerCallback):

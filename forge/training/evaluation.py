@@ -68,11 +68,10 @@ def _log_trivial(split: str, task: Task, predictions: Predictions, baseline: flo
         answers, right = ([tag for row in rows for tag in row] for rows in (answers, right))
     if constant(answers) and not constant(right):
         log.warning(
-            "%s: the model gives one answer, %s, to all %d rows; try more epochs, a higher "
-            "trainer.learning_rate or pretrained weights",
+            "%s: the model gives one answer, %s, to all %s rows; train longer, or at a higher rate",
             split,
             task.answer.described(answers[0]) or "none",
-            len(answers),
+            f"{len(answers):,}",
         )
 
 

@@ -84,6 +84,16 @@ def test_the_forms_agree(write, tmp_path, capsys):
     assert list(line) == list(found) and line["trainer.learning_rate"] == "0.0003"
 
 
+def test_each_metric_and_each_key_that_differs_is_a_column(write, tmp_path, capsys):
+    write("a", value=0.75, chosen="kd", trainer={"learning_rate": 3e-4, "max_steps": 5})
+    write("b", value=0.5, chosen="kd", trainer={"learning_rate": 1e-4, "max_steps": 5})
+    main(["runs", str(tmp_path / "runs"), "--sort", "run", "--csv"])
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["test.accuracy"] for line in lines] == ["0.75", "0.5"]
+    assert [line["trainer.learning_rate"] for line in lines] == ["0.0003", "0.0001"]
+    assert "trainer.max_steps" not in lines[0]
+
+
 def test_conditions_are_over_choices_status_metrics_and_the_config(write, tmp_path):
     folder = tmp_path / "runs"
     settings = {"trainer": {"learning_rate": 3e-4, "bf16": True}, "text": ["a", "b"]}

@@ -8,7 +8,7 @@ import signal
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from forge.training.callbacks import Console
+from forge.training.callbacks import Console, duration
 
 
 def lines(caplog, tmp_path, logs):
@@ -23,8 +23,35 @@ def lines(caplog, tmp_path, logs):
 
 def test_a_log_step_is_one_line(caplog, tmp_path):
     (line,) = lines(caplog, tmp_path, {"loss": 0.51234, "learning_rate": 3e-4, "epoch": 0.5})
-    assert line.startswith("step 50/100 | epoch 0.50 | loss 0.5123 | learning_rate 3.00e-04 | ")
+    assert line.startswith("step 50/100 | epoch 0.50 | loss 0.5123 | lr 3.00e-04 | ")
     assert line.endswith("examples/s")
+
+
+def test_a_line_fits_whatever_is_logged(caplog, tmp_path):
+    rewards = {f"rewards/{name}/mean": 0.5 for name in ("exact", "costs", "of_a_long_name")}
+    logs = {"loss": 0.0, "reward": 0.3125, "reward_std": 0.4644, **rewards, "kl": 0.01,
+            "frac_reward_zero_std": 0.03, "entropy": 1.08, "clip_ratio/region_mean": 0.0,
+            "grad_norm": 0.3, "learning_rate": 3e-4, "epoch": 0.5}  # fmt: skip
+    (line,) = lines(caplog, tmp_path, logs)
+    assert len(line) <= 100
+    for part in ("step 50/100", "reward 0.3125", "kl 0.0100", "lr 3.00e-04"):
+        assert part in line.split(" | ")
+
+
+def test_the_rate_of_a_warm_up_is_left_out_at_its_first_step(caplog, tmp_path):
+    (line,) = lines(caplog, tmp_path, {"loss": 1.0, "learning_rate": 0.0, "epoch": 0.0})
+    assert "lr" not in line and "examples/s" in line
+
+
+def test_what_is_left_is_said_in_seconds_minutes_or_hours():
+    assert [duration(s) for s in (99, 240, 9000)] == ["99 s", "4 min", "2.5 h"]
+
+
+def test_more_metrics_than_fit_a_line_go_on_in_the_next(caplog, tmp_path):
+    logs = {f"eval_metric_of_number_{i}": 0.5 for i in range(6)}
+    (text,) = lines(caplog, tmp_path, logs)
+    assert [len(line) <= 100 for line in text.split("\n")] == [True, True]
+    assert text.count("metric_of_number_") == 6
 
 
 def test_an_evaluation_names_its_metrics_only(caplog, tmp_path):
