@@ -68,13 +68,12 @@ class Finished:
 
 
 def load(run: Run) -> Finished:
-    """Its classifier, of rows; raises `UserError` for a model that is none."""
+    """Its model; raises `UserError` where it cannot be read."""
     config, model, folder = architecture(run), source(run), str(run.path / "model")
     task = recorded_task(run.metadata, config)
-    if task.answer.alignment == "token":
-        raise UserError(f"{run.path}: its model ({config.model_type}) is no classifier")
     options = {"dtype": "float32", **model.from_pretrained, "config": config}
     with hub.access("model", folder, "RUN"):
         loaded = loading.read(folder, **options)
     processor = task.input.load_processor(model)
+    task.input.make_ready(processor, config)
     return Finished(run, task, loaded, processor, task.input.limit(processor, config))

@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -21,11 +21,14 @@ from forge.records.logs import library_logs
 from forge.results.tables import tabbed
 from forge.tasks.decisions import MASKED
 
+if TYPE_CHECKING:
+    import torch
+
 BATCH = 32  # examples at once, of `predict`
 
 
 class Prediction(TypedDict, total=False):
-    """A label with the probability of each, or the value of a regression."""
+    """A label with the probability of each, the value of a regression, or a text."""
 
     label: str
     labels: list[str]  # of a task of any number of labels, or of one for each of the words
@@ -33,6 +36,8 @@ class Prediction(TypedDict, total=False):
     shown: str  # the words with what they are labelled
     probabilities: dict[str, float]
     value: float
+    answer: str  # of a language model, as the task finds it in what is written
+    completion: str  # what is written, where that is more than the answer
 
 
 def predict(
@@ -51,14 +56,16 @@ def predict(
             model = load(run)
         values = _values(model, given, file)
         shown = shown or [list(map(_text, column)) for column in values.values()]
-        logits, read, cut, seconds = _logits(model, values, str(file or "texts"))
-        pairs = zip(logits, read, strict=True)
-        answers.append([_answer(row, texts, model) for row, texts in pairs])
-        names = model.labels
-        about: Json = {"run": str(run.path), "labels": names if len(names) > 1 else []}
-        about |= {"device": str(model.model.device), "cut": cut, "max_length": model.limit}
-        about["unit"] = model.task.input.unit
-        runs.append(about | {"ms_per_example": 1000 * seconds / len(logits)})
+        where, written = str(file or "texts"), model.task.answer.alignment == "token"
+        answered, cut, seconds = (_written if written else _chosen)(model, values, where)
+        answers.append(answered)
+        names = [] if written or len(model.labels) == 1 else model.labels
+        about: Json = {"run": str(run.path), "labels": names}
+        about |= {"device": str(model.model.device), "cut": cut}
+        about |= {"max_length": model.task.written.max_new_tokens if written else model.limit}
+        about |= {"unit": "tokens" if written else model.task.input.unit}
+        about |= {"written": written, "ms_per_example": 1000 * seconds / len(answered)}
+        runs.append(about)
     return {
         "runs": runs,
         "rows": [
@@ -72,9 +79,9 @@ def _values(model: Finished, given: list[list[str]] | None, file: Path | None) -
     """The columns that a run's model reads."""
     kind = model.task.input
     if file and file.suffix.lower() in kind.suffixes:
-        return {kind.columns[0]: [str(file.absolute())]}
+        return {kind.asked[0]: [str(file.absolute())]}
     if file:
-        return sources.read({str(file): [file]}, str(file), kind.columns)
+        return sources.read({str(file): [file]}, str(file), kind.asked)
     given = sources.well_formed(given or [])  # a shell passes on bytes that are no text
     return kind.given(given, str(model.run.path))
 
@@ -83,20 +90,17 @@ def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _logits(
-    model: Finished, values: sources.Columns, where: str
-) -> tuple[list[np.ndarray], list[list[str]], int, float]:
-    """Of each row its logits [k, labels], and the texts that were read; how many rows were cut,
-    and the seconds that it took."""
-    import torch
+Answered: TypeAlias = tuple[list[Prediction], int, float]  # how many were cut, and the seconds
+
+
+def _chosen(model: Finished, values: sources.Columns, where: str) -> Answered:
+    """Labels and numbers; texts that are read are what is cut."""
     from datasets import Dataset
 
     from forge.models.forward import Pass
 
     task, kind, processor = model.task, model.task.input, model.processor
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    torch.nn.Module.to(model.model, device)
-    rows, how = kind.rows(values, where), Pass(device, None, BATCH)
+    rows, how = kind.rows(values, where), Pass(_device(model), None, BATCH)
     collate = kind.collator(processor, None)
     tried = {name: column[:BATCH] for name, column in rows.items()}
     for part in (tried, rows):
@@ -105,8 +109,37 @@ def _logits(
         logits = task.logits_by_row(model.model, features, collate, how)
     seconds = time.perf_counter() - start
     columns = list(kind.shown(rows).values())
-    read = [[column[i] for column in columns] for i in range(len(logits))]
-    return logits, read, sum(features["truncated"]), seconds
+    read = ([column[i] for column in columns] for i in range(len(logits)))
+    answers = [_answer(row, texts, model) for row, texts in zip(logits, read, strict=True)]
+    return answers, sum(features["truncated"]), seconds
+
+
+def _written(model: Finished, values: sources.Columns, where: str) -> Answered:
+    """What a language model writes, each time the likeliest token; answers are what is cut."""
+    from datasets import Dataset
+
+    from forge.models.forward import Pass
+    from forge.tasks.decoding import Reader, generate
+
+    written, start = model.task.written, time.perf_counter()
+    reader = Reader(model.model, model.processor, Pass(_device(model), None, BATCH))
+    asked = model.task.questions(values, where, model.processor, model.limit)
+    completions = generate(reader, Dataset.from_dict(asked), written.greedy())
+    answers: list[Prediction] = [{"answer": written.extract(each.text)} for each in completions]
+    if written.where != "whole" or written.numeric:  # else that is all
+        for answer, completion in zip(answers, completions, strict=True):
+            answer["completion"] = completion.text
+    cut = sum(completion.cut for completion in completions)
+    return answers, cut, time.perf_counter() - start
+
+
+def _device(model: Finished) -> torch.device:
+    """Where the model is asked, and put."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    torch.nn.Module.to(model.model, device)
+    return device
 
 
 def _answer(logits: np.ndarray, texts: list[str], model: Finished) -> Prediction:
@@ -138,14 +171,14 @@ def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
     names = _letters(runs) or ["answer"]
     if len(rows) == 1:
         answers = rows[0]["predictions"]
-        labels = dict.fromkeys(name for i in range(len(runs)) for name in _more(result, i))
+        more = dict.fromkeys(name for i in range(len(runs)) for name in _more(result, i))
         lines = [["", *map(_named, answers)]]
         return ["", *names], lines + [
-            [label, *(_share(a, label, 4) for a in answers)] for label in labels
+            [name, *(_part(a, name, 4) for a in answers)] for name in more
         ]
     lines = [
         [str(row["row"]), *row["texts"]]
-        + [f"{_named(a)} {_share(a, a.get('label', ''), 4)}".rstrip() for a in row["predictions"]]
+        + [f"{_named(a)} {_part(a, a.get('label', ''), 4)}".rstrip() for a in row["predictions"]]
         for row in rows
     ]
     return ["row", *_columns(rows), *names], lines
@@ -153,7 +186,7 @@ def prediction_table(result: Json) -> tuple[list[str], list[list[str]]]:
 
 def answer_rows(result: Json, digits: int = 6) -> tuple[list[str], list[list[str]]]:
     """Header and cells for a program: a line for each row, with each run's answer and its
-    probabilities, a column each."""
+    probabilities, or its completion, a column each."""
     header = ["row", *_columns(result["rows"])]
     lines = [[str(row["row"]), *row["texts"]] for row in result["rows"]]
     for i in range(len(result["runs"])):
@@ -161,14 +194,18 @@ def answer_rows(result: Json, digits: int = 6) -> tuple[list[str], list[list[str
         header += [letter or "answer", *(f"{letter} {name}".lstrip() for name in more)]
         for line, row in zip(lines, result["rows"], strict=True):
             answer = row["predictions"][i]
-            line += [_named(answer, digits), *(_share(answer, name, digits) for name in more)]
+            line += [_named(answer, digits), *(_part(answer, name, digits) for name in more)]
     return header, lines
 
 
 def _more(result: Json, run: int) -> list[str]:
-    """The labels that a run's answers have a probability for; none where words are labelled."""
+    """What a run's answers come with: a probability for each label, or a completion; nothing where
+    words are labelled."""
     labels: list[str] = result["runs"][run]["labels"]
-    return [] if "shown" in result["rows"][0]["predictions"][run] else labels
+    answers = [row["predictions"][run] for row in result["rows"]]
+    if "shown" in answers[0]:
+        return []
+    return labels or (["completion"] if any("completion" in a for a in answers) else [])
 
 
 def _letters(runs: list[Json]) -> list[str]:
@@ -185,11 +222,15 @@ def _named(answer: Prediction, digits: int = 4) -> str:
         return str(answer["shown"])
     if "labels" in answer:
         return ", ".join(answer["labels"]) or "none"
+    if "answer" in answer:
+        return answer["answer"]
     return str(answer["label"]) if "label" in answer else f"{answer['value']:.{digits}f}"
 
 
-def _share(answer: Prediction, label: str, digits: int) -> str:
-    share = answer.get("probabilities", {}).get(label)
+def _part(answer: Prediction, name: str, digits: int) -> str:
+    if "answer" in answer:
+        return answer["completion"] if name == "completion" else ""
+    share = answer.get("probabilities", {}).get(name)
     return "" if share is None else f"{share:.{digits}f}"
 
 
@@ -198,12 +239,14 @@ def prediction_notes(result: Json) -> list[str]:
     lines = []
     for i, run in enumerate(result["runs"]):
         letter = f"{chr(ord('A') + i)}  " if len(result["runs"]) > 1 else ""
-        cut = f", {run['cut']:,} cut at {run['max_length']:,} {run['unit']}" if run["cut"] else ""
+        what = "answers " if run["written"] else ""
+        cut = f", {run['cut']:,} {what}cut at {run['max_length']:,} {run['unit']}"
         timed = f"{run['ms_per_example']:.2f} ms per example on {run['device']}"
-        lines.append(f"{letter}{run['run']}: {timed}{cut}")
+        lines.append(f"{letter}{run['run']}: {timed}{cut if run['cut'] else ''}")
     rows = len(result["rows"])
     how = f"wall clock of processing and forward passes, batches of {min(rows, BATCH)}, fp32"
-    return [*lines, f"ms: {how}, once warm, over {rows:,} examples"]
+    warm = "" if any(run["written"] for run in result["runs"]) else ", once warm"
+    return [*lines, f"ms: {how}{warm}, over {rows:,} examples"]
 
 
 def write_answers(path: Path, result: Json) -> None:

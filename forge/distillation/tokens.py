@@ -178,7 +178,7 @@ def _likeliest(
             return torch.cat([tokens, ends, lumped(seen, tokens, temperature)], 1).cpu()
 
         frozen.to(args.device)
-        reader = Reader(frozen.model, prepared.processor, args)
+        reader = Reader.by(frozen.model, prepared.processor, args)
         packed = np.concatenate(of_completions(reader, split, of, Tensor.numpy))
         if not ranks.rank():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +284,7 @@ def _evaluated(frozen: FrozenTeacher, prepared: Prepared, split: str) -> tuple[S
     if not evaluated:
         log.info("teacher: examined on %s, once", split)
         frozen.to(args.device)
-        evaluation = written.evaluation(Reader(frozen.model, prepared.processor, args), rows)
+        evaluation = written.evaluation(Reader.by(frozen.model, prepared.processor, args), rows)
         scores = {name: v for name, v in evaluation.scores.items() if name not in TIMINGS}
         evaluated = {
             "scores": scores,

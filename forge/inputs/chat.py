@@ -31,16 +31,20 @@ def turns(chat: object, where: str) -> Chat:
     A content of parts is their texts, one that a tool gave as an object is JSON. A chat may be
     written as JSON, as files without lists have it.
     """
-    try:
-        given: Any = json.loads(chat) if isinstance(chat, str) else chat
-        messages = [_message(m, where) for m in given]
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{where}: not a list of messages with role and content") from error
+    messages = _messages(chat, where)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: its last message must be the assistant's, after another one")
     if not str(messages[-1]["content"] or "").strip() and not messages[-1].get("tool_calls"):
         raise UserError(f"{where}: its last message has no text to be learnt and judged")
     return messages
+
+
+def _messages(chat: object, where: str) -> Chat:
+    try:
+        given: Any = json.loads(chat) if isinstance(chat, str) else chat
+        return [_message(m, where) for m in given]
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"{where}: not a list of messages with role and content") from error
 
 
 def _message(given: Mapping[str, object], where: str) -> Message:
@@ -103,6 +107,26 @@ def _wants_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return PARTS[template]
 
 
+def question(chat: object, where: str) -> Chat:
+    """The messages that are to be answered, without an answer that is there: those of a chat, or
+    what a user says alone. Raises `UserError` for anything else."""
+    if isinstance(chat, str) and not chat.lstrip().startswith("["):
+        return [{"role": "user", "content": chat}]
+    messages = _messages(chat, where)
+    asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    if not asked:
+        raise UserError(f"{where}: no message to be answered")
+    return asked
+
+
+def open_prompt(prompt: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt as the template writes it, with the assistant's header."""
+    opened = write(prompt, tools, tokenizer, True)
+    if opened == write(prompt, tools, tokenizer, False):
+        opened += header(prompt, tools, tokenizer, opened)
+    return opened
+
+
 def encode(
     prompt: Sequence[Message], answer: Message, tools: Tools, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Ids, Ids]:
@@ -111,9 +135,7 @@ def encode(
     def tokens(text: str) -> Ids:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    opened = write(prompt, tools, tokenizer, True)
-    if opened == write(prompt, tools, tokenizer, False):
-        opened += header(prompt, tools, tokenizer, opened)
+    opened = open_prompt(prompt, tools, tokenizer)
     text = write([*prompt, answer], tools, tokenizer, False)
     if not answer["content"]:
         bare = write([*prompt, {**answer, "tool_calls": None}], tools, tokenizer, False)

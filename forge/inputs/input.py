@@ -75,6 +75,7 @@ class Input(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files that are a row each
     optional: Sequence[str] = ()  # columns that are read where the data has them
     kept: list[str]  # of a split's rows, what these become
+    max_length: int | None = None  # of a row, in `unit`; None: as much as the model reads
     padding_free: bool | None = False  # rows one after the other; None: where attention is flash
 
     @property
@@ -82,13 +83,18 @@ class Input(ABC):
         """Of `kept`, what a row is known by: two that share it are one example."""
         return self.kept
 
+    @property
+    def asked(self) -> list[str]:
+        """Of `columns`, what a model is given where its answer is wanted."""
+        return self.columns
+
     @abstractmethod
     def rows(self, columns: Columns, split: str) -> Columns:
         """The columns `kept` of all rows; raises `UserError` for rows that cannot be read."""
 
     def given(self, values: list[list[str]], where: str) -> Columns:
         """The columns of what a user typed; raises `UserError` for too many or too few of them."""
-        columns = self.columns
+        columns = self.asked
         if len(values) == len(columns):
             return dict(zip(columns, values, strict=True))
         if len(columns) == 2:
@@ -116,12 +122,9 @@ class Input(ABC):
         """Raise `UserError` for a model that does not read this kind of input as processed."""
 
     @abstractmethod
-    def limit(self, processor: Processor, config: PretrainedConfig, cut: bool = False) -> int:
-        """How much the model is given of a row (tokens, pixels).
-
-        Raises `UserError` where the task asks for more than the model reads; with `cut` it gets
-        what it can read.
-        """
+    def limit(self, processor: Processor, config: PretrainedConfig) -> int:
+        """How much the model is given of a row (tokens, pixels): `max_length`, or what it reads
+        where that is less."""
 
     def make_ready(self, processor: Processor, config: PretrainedConfig) -> None:  # noqa: B027
         """Set in a processor and a model's config what each needs of the other.

@@ -69,10 +69,44 @@ class Prompt(Tokens):
         return rows | ({"extras": extras} if any(extras) else {})
 
     def _pair(self, prompt: object, completion: object, where: str) -> tuple[str | Chat, str]:
-        prompt = _text(prompt, f"{where}, column {self.prompt}")
         completion = _text(completion, f"{where}, column {self.completion}")
+        return self._asked(prompt, where), completion
+
+    def _asked(self, prompt: object, where: str) -> str | Chat:
+        prompt = _text(prompt, f"{where}, column {self.prompt}")
         text = self.template.replace("{prompt}", prompt)
-        return ([{"role": "user", "content": text}] if self.chat else text), completion
+        return [{"role": "user", "content": text}] if self.chat else text
+
+    def questions(
+        self, columns: Columns, where: str, tokenizer: PreTrainedTokenizerBase, limit: int
+    ) -> Columns:
+        """The tokens of prompts to be answered, from the columns `asked`.
+
+        Raises `UserError` for a prompt that leaves no room for an answer.
+        """
+        given = list(enumerate(columns[self.asked[0]]))
+        read = chat.question if self.messages else self._asked
+        asked = [read(each, f"{where}: row {i}") for i, each in given]
+        texts = [p if isinstance(p, str) else chat.open_prompt(p, None, tokenizer) for p in asked]
+        ids = self._plain(texts, tokenizer, begin=isinstance(asked[0], str))
+        lengths = [len(row) for row in ids]
+        rows: Columns = {"id": [*range(len(ids))], "input_ids": ids, "prompt_length": lengths}
+        _check_lengths(rows, limit)
+        return rows
+
+    def _plain(
+        self, texts: list[str], tokenizer: PreTrainedTokenizerBase, begin: bool = False
+    ) -> list[Ids]:
+        """Tokens of texts as they are; with `begin` the token that the tokenizer begins with."""
+        mark = tokenizer.bos_token
+        if begin and mark and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+            texts = [mark + text.removeprefix(mark) for text in texts]
+        ids: list[Ids] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    @property
+    def asked(self) -> list[str]:
+        return self.columns[:1]
 
     @property
     def content(self) -> list[str]:
@@ -103,10 +137,8 @@ class Prompt(Tokens):
         if not isinstance(prompts[0], str):
             yield from self._chat_tokens(rows, tokenizer)
             return
-        begin, plain = tokenizer.bos_token, {"add_special_tokens": False, "verbose": False}
-        if begin and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:  # of itself
-            prompts = [begin + prompt.removeprefix(begin) for prompt in prompts]
-        read, written = (tokenizer(part, **plain)["input_ids"] for part in (prompts, completions))
+        read = self._plain(prompts, tokenizer, begin=True)
+        written = self._plain(completions, tokenizer)
         for prompt, completion in zip(read, written, strict=True):
             yield prompt, [*completion, tokenizer.eos_token_id]
 
@@ -219,7 +251,7 @@ def _messages(
     return list(rows["prompt"]), answers, [extra.get("tools") for extra in extras]
 
 
-def _check_lengths(split: Dataset, max_length: int) -> None:
+def _check_lengths(split: Dataset | Columns, max_length: int) -> None:
     """Raise `UserError` for prompts that leave no room for a completion, or that are empty."""
     lengths = np.array(split["prompt_length"])
     bad = np.flatnonzero((lengths >= max_length) | (lengths == 0))
@@ -231,5 +263,5 @@ def _check_lengths(split: Dataset, max_length: int) -> None:
         raise UserError(f"row {row}: its prompt has no token{others}; set task.template")
     raise UserError(
         f"row {row}: its prompt has {tokens} tokens, the limit for prompt and completion is "
-        f"{max_length}{others}; raise task.max_length, or remove such rows"
+        f"{max_length}{others}; remove such rows, or raise task.max_length if the model reads more"
     )

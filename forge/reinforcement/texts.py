@@ -49,7 +49,7 @@ class Texts(Policy):
     def _reader(self) -> Reader:
         prepared = self.prepared
         torch.nn.Module.to(prepared.model, prepared.args.device)
-        return Reader(prepared.model, prepared.processor, prepared.args)
+        return Reader.by(prepared.model, prepared.processor, prepared.args)
 
     def sample(self, temperature: float, count: int) -> Floats:
         rows, seed = self.prepared.splits[self.task.train], self.prepared.args.seed

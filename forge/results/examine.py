@@ -16,9 +16,11 @@ from forge.records.files import Json, finite, read_json
 from forge.results import card
 from forge.results.predictions import (
     Calibration,
+    Completions,
     Floats,
     Predictions,
     calibration,
+    read_completions,
     read_predictions,
 )
 from forge.results.runs import Headline, Run, read_run
@@ -54,6 +56,7 @@ class Example(TypedDict, total=False):
     prediction: str | float
     probability: float
     texts: list[str]
+    completion: str  # of a language model, in which the prediction is found
     teacher: Example
 
 
@@ -76,10 +79,11 @@ class OfLabel(TypedDict):
 
 class Split(TypedDict, total=False):
     """A split's answers: of a label with a confusion matrix, of several with a line for each, of
-    numbers with residuals."""
+    numbers with residuals, of a language model with how many had none."""
 
     n: int
     wrong: int
+    none: int  # completions without an answer
     confusion: list[list[int]]
     by_label: list[OfLabel]
     residuals: dict[str, float | None]
@@ -105,6 +109,7 @@ class Report(TypedDict):
     train: Json
     curves: Curves
     teacher: dict[str, Scores]
+    start: dict[str, Scores]  # of the model that reinforcement began with
     labels: list[str]
     splits: dict[str, Split]
     notes: list[str]
@@ -127,6 +132,7 @@ def examine(folder: Path) -> Report:
         "train": run.results.get("train", {}),
         "curves": _curves(run, notes),
         "teacher": run.metadata.get("teacher", {}).get("splits", {}),
+        "start": run.results.get("start", {}).get("splits", {}),
         "labels": _labels(run),
         "splits": {},
         "notes": notes,
@@ -135,6 +141,9 @@ def examine(folder: Path) -> Report:
     for split in run.results["splits"]:
         file = folder / "predictions" / f"{split}.parquet"
         try:
+            if written := read_completions(file):
+                facts["splits"][split] = _of_completions(written)
+                continue
             answers = read_predictions(file)
         except (OSError, ValueError) as error:
             notes.append(f"{split}: its answers cannot be shown ({one_line(str(error))}).")
@@ -286,6 +295,27 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
     if usable.any():
         facts["calibration"] = calibration(confidence[usable], answers.right[usable])
     return facts
+
+
+def _of_completions(written: Completions) -> Split:
+    """The wrong answers, those first whose right completion the model finds the least likely."""
+    wrong = np.flatnonzero(~written.right)
+    worst = wrong[np.argsort(-written.nll[wrong], kind="stable")][: SHOWN["errors"]]
+    return {
+        "n": len(written.id),
+        "wrong": len(wrong),
+        "none": written.prediction.count(""),
+        "errors": [
+            {
+                "id": int(written.id[i]),
+                "label": written.label[i],
+                "prediction": written.prediction[i],
+                "completion": written.completion[i],
+                "texts": [written.prompt[i]],
+            }
+            for i in worst
+        ],
+    }
 
 
 def _by_label(answers: Predictions, labels: list[str]) -> list[OfLabel]:

@@ -82,6 +82,37 @@ def read_predictions(path: Path) -> Predictions:
     return answers
 
 
+@dataclass
+class Completions:
+    """What a language model wrote to each prompt, and the answer that was found in it."""
+
+    id: Ids
+    label: list[str]
+    prediction: list[str]
+    completion: list[str]
+    prompt: list[str]
+    nll: Floats  # of the right completion, a token
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Of each answer."""
+        pairs = zip(self.label, self.prediction, strict=True)
+        return np.array([label == answer != "" for label, answer in pairs])
+
+
+def read_completions(path: Path) -> Completions | None:
+    """A split's completions; None for answers that are not written."""
+    import pyarrow.parquet as pq
+
+    texts = ["label", "prediction", "completion", "prompt"]
+    if not {*texts, "id", "nll", "tokens"} <= set(pq.read_schema(path).names):
+        return None
+    table = pq.read_table(path)
+    label, prediction, completion, prompt = (table[name].to_pylist() for name in texts)
+    each = table["nll"].to_numpy() / np.maximum(table["tokens"].to_numpy(), 1)
+    return Completions(table["id"].to_numpy(), label, prediction, completion, prompt, each)
+
+
 def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
     """The expected calibration error (Guo et al. 2017), and the bins of its reliability diagram.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHARE = "gradient_share_"  # of a loss term, as mode=kd logs it
+REWARD = re.compile(r"rewards/(.+)/mean$")  # of several, one
+POLICY = {
+    "reward": "mean reward",
+    "kl": "KL to the start",
+    "entropy": "entropy of the answers",
+}  # as mode=rl logs them
 MOST_LABELS = 12  # of a confusion matrix that is written out
 ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
     "fontsize": "small",
@@ -26,10 +35,13 @@ ABOVE: dict[str, Any] = {  # a legend over the panel, where it hides nothing
 
 
 def curves(report: Report) -> bytes:
-    """Losses, the headline metric and the terms' shares of the gradient, over optimizer steps."""
+    """Losses (of reinforcement reward, KL and entropy), the headline metric and the terms' shares
+    of the gradient, over optimizer steps."""
     logged, judged = report["curves"]["training"], report["curves"]["evaluation"]
     metric = report["headline"]["metric"]
-    panels = [_losses]
+    panels: list[Callable[[Axes, Report], None]] = [
+        partial(_of_policy, key=key) for key in of_policy(logged)
+    ] or [_losses]
     if any(f"eval_{metric}" in entry for entry in judged):
         panels.append(_metric)
     if any(key.startswith(SHARE) for entry in logged for key in entry):
@@ -66,6 +78,21 @@ def _losses(plane: Axes, report: Report) -> None:
     plane.set(ylabel="loss")
 
 
+def of_policy(logged: list[Entry]) -> list[str]:
+    """What reinforcement is followed by; its loss is about 0, whatever is learnt."""
+    keys = [key for key in POLICY if any(key in entry for entry in logged)]
+    return keys if "reward" in keys else []
+
+
+def _of_policy(plane: Axes, report: Report, key: str) -> None:
+    logged = report["curves"]["training"]
+    each = [k for k in dict.fromkeys(k for e in logged for k in e) if REWARD.match(k)]
+    _line(plane, logged, key, label=POLICY[key], color="C0")
+    for i, name in enumerate(each if key == "reward" and len(each) > 1 else (), 2):
+        _line(plane, logged, name, label=REWARD.sub(r"\1", name), linestyle=":", color=f"C{i}")
+    plane.set(ylabel=key)
+
+
 def _metric(plane: Axes, report: Report) -> None:
     headline = report["headline"]
     key, split = f"eval_{headline['metric']}", headline["split"]
@@ -81,6 +108,8 @@ def _metric(plane: Axes, report: Report) -> None:
     plane.axhline(headline["value"], color="C1", linewidth=0.8, linestyle=":", label="kept model")
     if (best := report["teacher"].get(split, {}).get(headline["metric"])) is not None:
         plane.axhline(best, color="grey", linestyle="--", label="teacher")
+    if (begun := report["start"].get(split, {}).get(headline["metric"])) is not None:
+        plane.axhline(begun, color="C3", linestyle="--", linewidth=0.8, label="start")
     plane.set(ylabel=f"{headline['metric']} on {split}")
 
 

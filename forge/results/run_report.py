@@ -10,6 +10,7 @@ import numpy as np
 
 from forge.results import card, pictures, run_plots
 from forge.results.examine import (
+    Entry,
     Example,
     Report,
     Split,
@@ -23,6 +24,7 @@ from forge.results.runs import read_run
 from forge.results.sweep_report import write
 from forge.results.tables import drawn, markdown_table, metrics_cells
 
+FEW = 3  # wrong answers of a language model in a terminal
 CONFUSIONS = 5  # the commonest mistakes that are named
 ECE = (
     f"ECE, the expected calibration error (Guo et al. 2017): over {BINS} bins of equal width of "
@@ -37,25 +39,33 @@ def text(report: Report) -> str:
     lines.append(drawn(*metrics_cells(run)))
     for split, facts in report["splits"].items():
         lines += ["", *(f"{split}: {line}" for line in _lines(facts, report["labels"]))]
+        if "none" in facts and facts["errors"]:
+            lines.append(drawn(*_example_cells(facts["errors"][:FEW])))
     return "\n".join([*lines, "", *_curve_lines(report), *report["notes"]])
 
 
 def _curve_lines(report: Report) -> list[str]:
     logged, metric = report["curves"]["training"], report["headline"]["metric"]
     judged = [e for e in report["curves"]["evaluation"] if e.get(f"eval_{metric}") is not None]
-    lines = []
-    if logged:
-        ends = [f"{_shown(e['loss'])} at step {e['step']:,}" for e in (logged[0], logged[-1])]
-        lines.append(f"training loss {' to '.join(dict.fromkeys(ends))}")
+    drawn = run_plots.of_policy(logged)
+    lines = [f"{key} {_ends(logged, key)}" for key in drawn]
+    if logged and not drawn:
+        lines.append(f"training loss {_ends(logged, 'loss')}")
     if judged:
-        ends = [f"{e[f'eval_{metric}']:.4f} at step {e['step']:,}" for e in (judged[0], judged[-1])]
-        lines.append(f"{metric} {' to '.join(dict.fromkeys(ends))}")
+        lines.append(f"{metric} {_ends(judged, f'eval_{metric}')}")
     if shares := [e for e in logged if any(key.startswith(SHARE) for key in e)]:
         terms = [f"{k.removeprefix(SHARE)} {v:.0%}" for k, v in shares[-1].items() if SHARE in k]
         lines.append(
             f"shares of the gradient norm at step {shares[-1]['step']}: {', '.join(terms)}"
         )
     return lines
+
+
+def _ends(entries: list[Entry], key: str) -> str:
+    """The first and the last value that was logged."""
+    kept = [entry for entry in entries if key in entry]
+    ends = [f"{_shown(entry[key])} at step {entry['step']:,}" for entry in (kept[0], kept[-1])]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _shown(value: float | None, form: str = ".4f") -> str:
@@ -69,7 +79,8 @@ def _lines(facts: Split, labels: list[str]) -> list[str]:
         values = ", ".join(f"{name} {_shown(value)}" for name, value in residuals.items())
         lines.append(f"prediction minus label: {values}")
     else:
-        lines.append(f"{facts['wrong']:,} of {facts['n']:,} answers are wrong")
+        none = f", {facts['none']:,} completions have none" if "none" in facts else ""
+        lines.append(f"{facts['wrong']:,} of {facts['n']:,} answers are wrong{none}")
     if pairs := _confusions(facts, labels):
         lines[0] += f"; most often {pairs[0][0]} taken for {pairs[0][1]}, {pairs[0][2]} times"
     if sure := facts.get("calibration"):
@@ -108,7 +119,9 @@ def markdown(report: Report, files: Collection[str] = ()) -> str:
         parts.append("![curves](report.png)")
     for split, facts in report["splits"].items():
         parts += [f"## {split}", "\n".join(f"- {line}" for line in _lines(facts, report["labels"]))]
-        parts += [f"![{split}](report_{split}.png)", *_split_tables(facts, report["labels"])]
+        if "none" not in facts:
+            parts.append(f"![{split}](report_{split}.png)")
+        parts += _split_tables(facts, report["labels"])
         if (errors := f"report_{split}_errors.png") in files:
             parts += ["### Worst errors, pictured", f"![errors on {split}]({errors})"]
     if report["notes"]:
@@ -164,7 +177,7 @@ def _example_cells(examples: list[Example]) -> tuple[list[str], list[list[str]]]
     header += [f"text {i + 1}" if width > 1 else "text" for i in range(width)]
     lines = []
     for example in examples:
-        line = [_cell(value) for name, value in example.items() if name in columns]
+        line = [_cell(example.get(name)) for name in columns]
         if taught := example.get("teacher"):
             sure = f", {_cell(taught['probability'])}" if "probability" in taught else ""
             line.append(f"{_cell(taught['prediction'])}{sure}")
@@ -174,6 +187,8 @@ def _example_cells(examples: list[Example]) -> tuple[list[str], list[list[str]]]
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return textwrap.shorten(value, 300, placeholder=" …")
     return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
@@ -188,6 +203,8 @@ def report(folder: Path, out: Path | None = None) -> tuple[Report, str]:
         if examined["curves"]["training"]:
             drawn["report.png"] = run_plots.curves(examined)
         for split, facts in examined["splits"].items():
+            if "none" in facts:  # texts show themselves
+                continue
             answers = read_predictions(folder / "predictions" / f"{split}.parquet")
             picture = run_plots.split(split, facts, examined["labels"], answers)
             drawn[f"report_{split}.png"] = picture

@@ -51,10 +51,13 @@ def table(results: Json, task: Task) -> str:
 
 def metrics_cells(run: Run) -> tuple[list[str], list[list[str]]]:
     """Header, and a line for each split with its metrics and n; its teacher's where recorded."""
+    begun = run.results.get("start", {}).get("splits", {})  # of reinforcement
     splits, taught = run.results["splits"], run.metadata.get("teacher", {}).get("splits", {})
     columns = [name for name in next(iter(splits.values())) if name not in TIMINGS]
     cells = []
     for split, scores in splits.items():
+        if split in begun:
+            cells.append([f"{split}, start", *(cell(begun[split].get(name)) for name in columns)])
         cells.append([split, *(cell(scores.get(name)) for name in columns)])
         if split in taught:
             theirs = {"n": scores["n"]} | taught[split]

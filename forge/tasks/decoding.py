@@ -51,14 +51,22 @@ class Reader:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    args: TrainingArguments
+    how: Pass
+    seed: int = 0  # of what is drawn
 
     @classmethod
     def of(cls, trainer: transformers.Trainer) -> Reader:
         """The model that a trainer trains."""
         tokenizer: Any = trainer.processing_class
         model: Any = trainer.model
-        return cls(model, tokenizer, trainer.args)
+        return cls.by(model, tokenizer, trainer.args)
+
+    @classmethod
+    def by(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
+    ) -> Reader:
+        """As a run evaluates."""
+        return cls(model, tokenizer, Pass.of(args), args.seed)
 
 
 def losses(reader: Reader, split: Dataset) -> tuple[list[float], list[int]]:
@@ -98,7 +106,7 @@ def of_completions(
             labels[: row["length"]] = torch.tensor(row["labels"])
         return batch
 
-    how, lengths = Pass.of(reader.args), list(split["length"])
+    how, lengths = reader.how, list(split["length"])
     most = max(1, LOGITS // (max(lengths) * len(tokenizer)))
     how = replace(how, batch_size=min(how.batch_size, most))
     return in_batches(
@@ -159,7 +167,7 @@ def _generate(reader: Reader, rows: Dataset, room: int, stops: list[int]) -> lis
         ]
 
     return in_batches(
-        reader.model, rows, collate, answer, Pass.of(reader.args),
+        reader.model, rows, collate, answer, reader.how,
         lengths=list(rows["prompt_length"]), title="Generating", over_ranks=True,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from forge.data import cache, sources
 from forge.errors import UserError, did_you_mean
 from forge.inputs.input import Batch, Collator, Input, Processor, for_model
+from forge.inputs.prompt import Prompt
 from forge.models.forward import Pass, in_batches
 from forge.models.heads import Head
 from forge.tasks import metrics
@@ -76,6 +77,13 @@ class Task:
         for name, module in zip(self.metrics, self.modules, strict=True):
             if not self.answer.judged_by(metrics.facts(module)):
                 raise UserError(f"metric {name}: it does not judge a {self.answer.problem_type}")
+
+    def questions(
+        self, columns: sources.Columns, where: str, processor: Processor, limit: int
+    ) -> sources.Columns:
+        """Prompts to be answered, encoded, of a task whose answers are texts."""
+        assert isinstance(self.input, Prompt)
+        return self.input.questions(columns, where, processor, limit)
 
     @property
     def greater_is_better(self) -> bool:

@@ -204,7 +204,7 @@ class Written(Answer):
             return {}
         right = np.zeros(len(split), int)
         with torch.random.fork_rng():
-            torch.manual_seed(reader.args.seed)
+            torch.manual_seed(reader.seed)
             for _ in range(self.samples):
                 written = decoding.generate(reader, split, self.sampled())
                 answers = [self.extract(completion.text) for completion in written]

@@ -109,7 +109,7 @@ def test_labels_given_as_numbers_are_said(run, rows, tmp_path):
         ),
         ("task=stsb", r"its head knows \[entailment, .*\], the task \[score\]"),
         ("task=rt", r"task=rt: no such option; did you mean rte"),
-        ("task.evaluatoin=[test]", r"task\.evaluatoin: no such key; did you mean evaluation\?"),
+        ("task.evaluatoin=[test]", r"task\.evaluatoin: .*did you mean evaluation\?"),
         ("task.evaluation=[test]", r"split test: the data has no such split"),
         ("mode=kd", r"mode: a finished run has its own; evaluate takes task, precision"),
         ("trainer.learning_rate=1", r"trainer\.learning_rate: a finished run has its own"),
@@ -210,6 +210,12 @@ def test_a_regression_gives_its_number(launch, jsonl):
     values = [row["predictions"][0]["value"] for row in found["rows"]]
     assert values == pytest.approx([row[0] for row in answers(run)["logits"]], rel=1e-3)
     assert evaluate(run, [])["headline"] == results(run)["headline"]
+    test = f"task.files.test={jsonl('test.jsonl', rows[:9])}"
+    alone = evaluate(run, ["task.evaluation=[test]", test])
+    assert [(split, scores["n"]) for split, scores in alone["splits"].items()] == [("test", 9)]
+    assert list(evaluate(run, [test])["splits"]) == ["validation", "test"]
+    with pytest.raises(UserError, match=r"no file for it; give one with task\.files\.test=FILE"):
+        evaluate(run, ["task.evaluation=[test]"])
 
 
 def test_what_cannot_be_asked_is_one_line(run, jsonl, tmp_path):

@@ -239,6 +239,27 @@ def test_a_curve_of_one_point_has_one_end(run_dir):
     assert "training loss 1.0000 at step 4\naccuracy 0.6250 at step 4\n" in report(run_dir)[1]
 
 
+def test_of_reinforcement_the_rewards_are_followed_and_where_it_began(run_dir):
+    """Its loss is about 0 whatever is learnt."""
+    logged = [
+        {"loss": 0.0, "step": step, "reward": step / 10, "kl": step / 100, "entropy": 1 / step}
+        for step in (2, 4)
+    ]
+    scores = {"accuracy": 0.25, "n": 8}
+    (run_dir / "trainer_state.json").write_text(json.dumps({"log_history": logged}))
+    found = read_json(run_dir / "results.json")
+    found["start"] = {"splits": {next(iter(found["splits"])): scores}}
+    (run_dir / "results.json").write_text(json.dumps(found))
+    facts, text = report(run_dir)
+    lines = text.splitlines()
+    assert "reward 0.2000 at step 2 to 0.4000 at step 4" in lines
+    assert "kl 0.0200 at step 2 to 0.0400 at step 4" in lines
+    assert "entropy 0.5000 at step 2 to 0.2500 at step 4" in lines
+    assert not any(line.startswith("training loss") for line in lines)
+    assert any(", start" in line and "0.2500" in line for line in lines)
+    assert list(facts["start"].values()) == [scores]
+
+
 def test_a_regression_is_told_by_its_residuals(run_dir):
     label, said = [0.0, 1.0, 2.0, 3.0], [0.5, 1.0, 2.0, 1.0]
     where = run_dir / "predictions"

@@ -17,6 +17,7 @@ from forge.errors import UserError
 from forge.inputs.input import IGNORED
 from forge.models import loading
 from forge.results.examine import examine
+from forge.results.run_report import report
 from forge.results.show import shown
 from forge.results.statistics import RESAMPLES, difference, read_answers
 from forge.tasks.decoding import Reader, generate, losses
@@ -459,7 +460,29 @@ def test_the_interval_is_wilsons():
     assert wilson(0, 5)[0] == 0
 
 
-def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
+@pytest.mark.parametrize("begins", [False, True])
+def test_prompts_alone_are_read_as_those_with_completions(task_of, tmp_path, begins):
+    task, tokenizer = task_of(template="Q: {prompt}\n"), tokenizer_of(begins)
+    encoded = tokenized(task, tokenizer, tmp_path)
+    asked = task.questions({"prompt": [r["prompt"] for r in ROWS]}, "rows", tokenizer, 64)
+    assert asked["input_ids"] == [row["input_ids"][: row["prompt_length"]] for row in encoded]
+    with pytest.raises(UserError, match=r"row 1: its prompt has \d+ tokens, the limit .* is 24"):
+        task.questions({"prompt": ["one", "one " * 40]}, "rows", tokenizer, 24)
+
+
+def test_a_chat_is_asked_with_or_without_its_answer_and_a_text_is_a_users(task_of, tmp_path):
+    turns = [{"role": "user", "content": "one and one"}, {"role": "assistant", "content": "two"}]
+    task, tokenizer = task_of([{"m": turns}], messages="m"), tokenizer_of(template=CHATML)
+    (row,) = tokenized(task, tokenizer, tmp_path)
+    given = {"m": [turns, turns[:1], "one and one"]}
+    asked = task.questions(given, "rows", tokenizer, 64)["input_ids"]
+    assert asked == [row["input_ids"][: row["prompt_length"]]] * 3
+    for wrong in ([], turns[1:], [{"text": "a"}], 3):
+        with pytest.raises(UserError, match="rows: row 0: no"):
+            task.questions({"m": [wrong]}, "rows", tokenizer, 64)
+
+
+def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch, tmp_path):
     monkeypatch.setitem(RESAMPLES, "other", 5)
     settings = (
         "trainer.max_steps=3",
@@ -477,10 +500,18 @@ def test_a_run_ends_with_answers_that_can_be_compared(launch, monkeypatch):
     assert all(row["completion"] != "" and row["prompt"].endswith("now?\n") for row in rows)
     nll, tokens = (sum(row[name] for row in rows) for name in ("nll", "tokens"))
     assert scores["loss"] == pytest.approx(nll / tokens)
-    with pytest.raises(UserError, match=r"its model \(llama\) is no classifier"):
-        predict([first], [["a text"]])
+    prompts = [row["prompt"].removesuffix("\n") for row in rows]
+    answered = [row["predictions"][0] for row in predict([first], [prompts])["rows"]]
+    assert [answer["completion"] for answer in answered] == [row["completion"] for row in rows]
+    assert [answer["answer"] for answer in answered] == [row["prediction"] for row in rows]
+    found = examine(first)["splits"]["validation"]
+    assert (found["n"], found["wrong"]) == (60, 60) and len(found["errors"]) == 10
+    assert found["none"] == sum(not row["prediction"] for row in rows)
+    assert all(error["texts"][0].endswith("now?\n") for error in found["errors"])
+    text = report(first, tmp_path / "report")[1]
+    assert "60 of 60 answers are wrong" in text and "now?" in text
     said = [value for name, value in shown(first) if "python -m forge" in value]
-    assert len(said) == 1 and "forge evaluate" in said[0]
+    assert ["predict" in said[0], "evaluate" in said[1]] == [True, True] and len(said) == 2
     assert not [note for note in examine(first)["notes"] if "Texts" in note]
     second = launch(*TINY, *settings, "seed=1", at="b")
     sides = [[read_answers(run / file.relative_to(first), m)] for run, m in
