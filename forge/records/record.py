@@ -240,7 +240,7 @@ def _end_refused(rec: Record, before: Record, error: str) -> None:
     if rec.begun and not trained:
         rec.note(config=before.metadata["config"])
         if before.finished:
-            rec.update_state(status="finished")
+            rec.update_state(status="finished", reason=before.state.get("reason"))
 
 
 def _refuse_other_config(rec: Record, cfg: DictConfig) -> None:

@@ -165,11 +165,13 @@ def test_a_refused_change_leaves_a_run_as_it_was_recorded(composed, tmp_path):
     cfg, run_dir = composed("task=toy"), tmp_path / "run"
     with record(cfg, run_dir) as rec:
         rec.update_state(step=5)
+        rec.reason = "3 epochs were done"
     write_json(run_dir / "results.json", {"headline": {"value": 1.0}})
     asked = composed("task=toy", "resume=x", "trainer.max_steps=9")
     with pytest.raises(UserError), record(asked, run_dir):
         raise UserError("a callback that does not fit")
     assert Record(run_dir).finished
+    assert Record(run_dir).state["reason"] == "3 epochs were done"
     assert Record(run_dir).metadata["config"]["trainer"]["max_steps"] == -1
     with pytest.raises(UserError), record(asked, run_dir) as rec:
         rec.update_state(step=8)
