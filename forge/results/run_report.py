@@ -47,9 +47,9 @@ def text(report: Report) -> str:
 def _curve_lines(report: Report) -> list[str]:
     logged, metric = report["curves"]["training"], report["headline"]["metric"]
     judged = [e for e in report["curves"]["evaluation"] if e.get(f"eval_{metric}") is not None]
-    drawn = run_plots.of_policy(logged)
-    lines = [f"{key} {_ends(logged, key)}" for key in drawn]
-    if logged and not drawn:
+    followed = run_plots.of_policy(logged)
+    lines = [f"{key} {_ends(logged, key)}" for key in followed]
+    if logged and not followed:
         lines.append(f"training loss {_ends(logged, 'loss')}")
     if judged:
         lines.append(f"{metric} {_ends(judged, f'eval_{metric}')}")
