@@ -65,6 +65,7 @@ KINDS = {  # what gives one answer, and the score of the commonest
     "image": ("task=toy_shapes", "task.dataset.train=32", "task.dataset.validation=30",
               "model=tiny_vit", "model.config.hidden_size=16", "precision=fp32"),
     "text": (*TINY, "task.dataset.validation=8"),
+    "words": ("task=toy_tags", "task.dataset.train=64", "task.dataset.validation=30", *SMALL),
 }  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def test_a_run_says_what_always_giving_one_answer_scores(kind, launch, caplog):
     if kind == "label":
         assert found["baseline"]["validation"] == pytest.approx(50 / 150)
     said = [r for r in caplog.records if "one answer" in r.message]
-    assert [r.levelno for r in said] == [logging.WARNING]
+    if kind != "words":  # random weights give words all kinds of tags
+        assert [r.levelno for r in said] == [logging.WARNING]
 
 
 def test_numbers_are_compared_with_their_mean(launch, jsonl, caplog):
