@@ -247,7 +247,8 @@ def pictures_of_errors(report: Report) -> dict[str, list[bytes]]:
     Empty where the rows have none, or cannot be read here (`notes` say why).
     """
     run = read_run(Path(report["run"]))
-    wrong = {split: facts["errors"] for split, facts in report["splits"].items()}
+    read = {split: facts for split, facts in report["splits"].items() if "none" not in facts}
+    wrong = {split: facts["errors"] for split, facts in read.items()}
     wrong = {split: rows for split, rows in wrong.items() if rows and "texts" in rows[0]}
     if not wrong or not (task := _task(run)).input.suffixes:
         return {}
