@@ -100,7 +100,7 @@ class Audio(File):
         strides = getattr(config, "conv_stride", None)
         if not strides:
             return
-        frames = self.limit(processor, config, cut=True)
+        frames = self._window(processor)
         for kernel, stride in zip(config.conv_kernel, strides, strict=True):
             frames = (frames - kernel) // stride + 1
         if frames < 1:
@@ -112,14 +112,16 @@ class Audio(File):
 
     def limit(self, processor: Processor, config: PretrainedConfig) -> int:
         """Samples, at the processor's rate."""
-        rate: int = processor.sampling_rate
-        most = _most(processor)
-        window = round(self.seconds * rate)
-        if most is not None and window > most:
-            kind, read, asked = config.model_type, most / rate, self.seconds
+        window, rate = self._window(processor), processor.sampling_rate
+        if window < round(self.seconds * rate):
+            kind, read, asked = config.model_type, window / rate, self.seconds
             log.warning("a %s reads %g s of a recording, of task.seconds=%g", kind, read, asked)
-            window = most
         return window
+
+    def _window(self, processor: Processor) -> int:
+        """Samples that the model reads."""
+        window, most = round(self.seconds * processor.sampling_rate), _most(processor)
+        return window if most is None else min(window, most)
 
     def features(self, rows: Columns, processor: Processor, limit: int) -> Columns:
         """The bytes, each tried, with its rate; what is longer than the window is `truncated`."""
