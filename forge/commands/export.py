@@ -45,9 +45,9 @@ def export(path: Path, out: Path | None = None) -> Json:
     folder = out or path / "onnx"
     with library_logs():
         loaded = finished.load(run)
-        if loaded.task.answer.alignment != "row":
+        if loaded.task.answer.alignment == "token":
             kind = loaded.model.config.model_type
-            raise UserError(f"{run.path}: its model ({kind}) is no classifier of rows")
+            raise UserError(f"{run.path}: its model ({kind}) is no classifier")
         model, longest = loaded.model, loaded.limit
         rows = run.metadata.get("data", {}).values()
         length = min(longest, round(max((split["mean_length"] for split in rows), default=32)))

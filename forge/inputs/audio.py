@@ -121,7 +121,7 @@ class Audio(File):
     def _window(self, processor: Processor) -> int:
         """Samples that the model reads."""
         window, most = round(self.seconds * processor.sampling_rate), _most(processor)
-        return window if most is None else min(window, most)
+        return int(window if most is None else min(window, most))
 
     def features(self, rows: Columns, processor: Processor, limit: int) -> Columns:
         """The bytes, each tried, with its rate; what is longer than the window is `truncated`."""

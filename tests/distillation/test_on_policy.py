@@ -116,7 +116,7 @@ def test_a_run_divides_by_the_tokens_of_the_whole_step(kd, caplog, monkeypatch):
     assert len(history(run_dir)) == 4 and "entropy" in history(run_dir)[0]
     assert results(run_dir)["train"]["steps"] == 4
     line = next(r.message for r in caplog.records if r.message.startswith("step 1/4"))
-    assert " | loss " in line and "completion_length " in line and "num_tokens" not in line
+    assert " | loss " in line and "entropy " in line and "num_tokens" not in line
 
 
 @pytest.mark.slow

@@ -123,12 +123,12 @@ def test_an_answer_does_not_depend_on_the_batch(processor):
         ),
     ],
 )
-def test_what_a_model_cannot_read_is_said_and_not_cut(config, most):
+def test_a_window_is_what_the_model_reads_and_that_is_said(config, most, caplog):
     made, of_model = extractor(**config), load_config(Model(config=config), {})
     assert Audio(most / RATE).limit(made, of_model) == most
-    with pytest.raises(UserError, match=rf"at most {most / RATE:g}"):
-        Audio(3.0).limit(made, of_model)
-    assert Audio(3.0).limit(made, of_model, cut=True) == most
+    assert not caplog.text
+    assert Audio(3.0).limit(made, of_model) == most
+    assert f"reads {most / RATE:g} s" in caplog.text
     rows = [{"audio": encoded(tone(0.2)), "length": 1600, "labels": 1, "id": 7}]
     made_batch = Audio(WINDOW).collator(made, None)(rows)
     assert made_batch.keys() >= {"labels", "id"} and len(made_batch) == 3
