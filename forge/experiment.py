@@ -84,7 +84,7 @@ def run(
             with checkpoints.room(
                 run_dir, checkpoints.size_of(ready.trainer.model), run_dir / "model"
             ):
-                results = judge(ready.trainer, prepared.splits, run_dir)
+                results = judge(ready.trainer, prepared, run_dir)
                 values = results.plain() | {"train": trained, **ready.results}
                 with stop.put_off():
                     _write(ready, rows, run_dir, values)

@@ -60,7 +60,7 @@ def evaluate(path: Path, overrides: list[str], out: Path | None = None) -> Json:
         folder = out or path / "evaluations" / "-".join([name, *task.evaluation, judged])
         place.mkdir()
         trainer = Trainer(**prepared.trainer_arguments())
-        results = judge(trainer, prepared.splits, place).plain()
+        results = judge(trainer, prepared, place).plain()
         facts = {"run": str(path), "run_id": run.metadata.get("id"), "overrides": masked(overrides)}
         facts |= {"config": plain(cfg), "data": prepared.facts["data"]}
         facts |= {"max_length": prepared.limit, "notes": task.answer.notes, "made": now()}

@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
-
-import torch
-from safetensors import SafetensorError
-from torch import nn
+from typing import TYPE_CHECKING, TypedDict
 
 from forge.errors import FULL, Failure
 from forge.records.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 MARKER = "commit.json"
@@ -195,6 +195,9 @@ def size_of(model: nn.Module) -> int:
 @contextmanager
 def room(run_dir: Path, needed: int, half_written: Path) -> Iterator[None]:
     """Turn a full disk into one line, without what was half-written inside the block."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

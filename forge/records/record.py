@@ -26,6 +26,7 @@ from forge.config.compose import dotted_values
 from forge.config.moved import with_current_targets
 from forge.config.schema import Node
 from forge.errors import USER_ERRORS, UserError
+from forge.records import curve, samples
 from forge.records.environment import Commit, git, version
 from forge.records.files import (
     METADATA,
@@ -308,8 +309,9 @@ def remove(run_dir: Path) -> None:
     """Remove what a first attempt wrote, and the folders that are empty then."""
     if ranks.rank():
         return
-    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
-    for name in ("output.log", METADATA, STATE, ".lock"):
+    for name in (".hydra", samples.FOLDER):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("output.log", curve.FILE, METADATA, STATE, ".lock"):
         (run_dir / name).unlink(missing_ok=True)
     for folder in (run_dir, *run_dir.parents):
         if folder == Path.cwd() or any(folder.iterdir()):

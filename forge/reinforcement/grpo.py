@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import numpy as np
@@ -29,10 +30,13 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers.utils.generic import ModelOutput
 
 from forge import ranks
+from forge.data.sources import Columns
 from forge.errors import UserError
 from forge.inputs.input import Batch
 from forge.models import lora
+from forge.records import samples
 from forge.records.files import Json
+from forge.reinforcement import kept
 from forge.reinforcement.rewards import Floats, Rewards
 from forge.tasks.decisions import kl
 from forge.training.trainer import Trainer
@@ -46,6 +50,9 @@ Drawn: TypeAlias = NDArray[np.int64]  # the numbers of labels [B, (K,) G], K dec
 EPS = 1e-4  # beside the standard deviation, as in TRL
 # Of answers [B, (K,) G] to the rows with these ids: each reward's values [B * G, rewards], or NaN
 Judge: TypeAlias = Callable[[Drawn, list[int]], Floats]
+ColumnsOf: TypeAlias = Callable[
+    [list[int]], Columns
+]  # what rewards are given of rows, by their ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +184,11 @@ def _mean_and_std(values: Floats) -> tuple[float, float]:
     return mean.item(), std.item()
 
 
+def _flat(drawn: Tensor) -> Tensor:
+    """Of each answer a line: [B, (K,) G] -> [B * G, K]."""
+    return drawn.movedim(-1, 1).flatten(0, 1).reshape(drawn.shape[0] * drawn.shape[-1], -1)
+
+
 class Repeated(Sampler[int]):
     """Another sampler's rows in chunks, each `times` times; an incomplete last one is left out."""
 
@@ -213,9 +225,11 @@ class GRPO(Trainer):
         settings: Settings,
         rewards: Rewards,
         judge: Judge,
+        columns_of: ColumnsOf,
         **kwargs: Unpack[TrainerKeywords],
     ) -> None:
         self.settings, self.rewards, self.judge, model = settings, rewards, judge, kwargs["model"]
+        self.columns_of = columns_of
         self.start: nn.Module | None = None  # an adapter is switched off instead
         if settings.beta and not lora.is_adapted(model):
             self.start = copy.deepcopy(model).eval().requires_grad_(False)
@@ -238,7 +252,7 @@ class GRPO(Trainer):
         start = self._start_policy(model, inputs) if self.settings.beta else None
         decisions, outputs = self.decide(model, inputs)
         policy = self._log_policy(decisions.logits)
-        rollout = self._rollout(policy.detach(), decisions.asked)
+        rollout = self._rollout(policy.detach(), start, decisions.asked)
         loss, facts = objective(policy, rollout, start, self.settings)
         self._add({name: fact.item() for name, fact in facts.items()})
         return (loss, outputs) if return_outputs else loss
@@ -255,7 +269,7 @@ class GRPO(Trainer):
     def _log_policy(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.settings.temperature).log_softmax(-1)
 
-    def _rollout(self, policy: Tensor, asked: Tensor | None) -> Rollout:
+    def _rollout(self, policy: Tensor, start: Tensor | None, asked: Tensor | None) -> Rollout:
         """The batch's labels and advantages: drawn now, or those of the updates before."""
         assert self.last_ids is not None
         ids, step = self.last_ids.tolist(), self.state.global_step
@@ -272,10 +286,29 @@ class GRPO(Trainer):
         advantages = centred(total, self.settings.scale_rewards)
         rollout = self._rolled_out(step, labels, policy, advantages)
         rollout.asked = asked
+        self._keep(ids, rollout, values, start)
         if self.settings.num_iterations > 1:
             self.rollouts = {k: r for k, r in self.rollouts.items() if r.step == step}
             self.rollouts[key] = rollout
         return rollout
+
+    def _keep(self, ids: list[int], rollout: Rollout, values: Floats, start: Tensor | None) -> None:
+        """Some steps' answers go into the run directory, as rank 0 draws them."""
+        run_dir, step = Path(str(self.args.output_dir)), rollout.step
+        if ranks.rank() or not samples.due(run_dir, step, self.state.max_steps):
+            return
+        answers, count = _flat(rollout.labels).tolist(), rollout.labels.shape[-1]
+        kl = None if start is None else (rollout.old - start).gather(-1, rollout.labels)
+        if rollout.asked is not None:  # without the padding
+            sizes = (rollout.asked > 0).sum(-1).repeat_interleave(count).tolist()
+            answers = [answer[:size] for answer, size in zip(answers, sizes, strict=True)]
+            kl = None if kl is None else kl * (rollout.asked > 0).unsqueeze(-1)
+        named = [self.task.answer.completion(answer) for answer in answers]
+        kl_of = None if kl is None else _flat(kl).sum(-1).tolist()
+        advantages, lengths = rollout.advantages.flatten().cpu().numpy(), list(map(len, answers))
+        columns = self.columns_of(ids)
+        groups = kept.groups(columns, named, values, self.rewards, advantages, lengths, kl_of)
+        samples.write(run_dir, step, groups)
 
     def _rolled_out(
         self, step: int, labels: Values, old: Values | Tensor, advantages: Values

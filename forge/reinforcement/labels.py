@@ -113,6 +113,7 @@ class Labels(Policy):
             settings=settings,
             rewards=self.rewards,
             judge=self.judge,
+            columns_of=self.columns_of,
             **self.prepared.trainer_arguments(),
         )
         return Ready(made, {"start": start}, {"start": start})

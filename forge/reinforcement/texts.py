@@ -85,7 +85,9 @@ class Texts(Policy):
         trl.check_padding(split, prepared.model, args.device)
         start = self.start(settings, gate)
         arguments: dict[str, Any] = {**prepared.trainer_arguments(), "args": args}
-        made = trl_grpo.LanguageGRPO(rewards=self.rewards, judge=self.judge, **arguments)
+        made = trl_grpo.LanguageGRPO(
+            rewards=self.rewards, judge=self.judge, columns_of=self.columns_of, **arguments
+        )
         return Ready(made, {"start": start}, {"start": start})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,9 +16,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from forge import ranks
 from forge.errors import UserError
 from forge.models import lora
-from forge.reinforcement.grpo import constant
+from forge.records import samples
+from forge.reinforcement import kept
+from forge.reinforcement.grpo import ColumnsOf, constant
 from forge.reinforcement.rewards import Floats, Reward, Rewards
 from forge.tasks import decoding
 from forge.training import trl
@@ -61,13 +65,14 @@ class LanguageGRPO(trl.OnPolicy, GRPOTrainer):  # type: ignore[misc]
     args: GRPOConfig
 
     def __init__(
-        self, *, rewards: Rewards, judge: Judge, model: PreTrainedModel, args: GRPOConfig,
+        self, *, rewards: Rewards, judge: Judge, columns_of: ColumnsOf,
+        model: PreTrainedModel, args: GRPOConfig,
         train_dataset: Dataset, processing_class: PreTrainedTokenizerBase,
         data_collator: object = None,
         compute_metrics: object = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """The collator and the metrics are not for rows that are prompts."""
-        self.rewards = rewards
+        self.rewards, self.columns_of = rewards, columns_of
         trl.without_dropout(model)
         beta, args.beta = args.beta, 0.0  # TRL would load the start by its name: ours may have none
         start = copy.deepcopy(model) if beta and not lora.is_adapted(model) else None
@@ -109,4 +114,24 @@ class LanguageGRPO(trl.OnPolicy, GRPOTrainer):  # type: ignore[misc]
         groups = self.rewards.total(values).reshape(-1, self.num_generations or 1)
         # with scale_rewards=batch TRL's is of the batch
         self._metrics["train"]["frac_reward_zero_std"][-1] = float(constant(groups).mean())
+        self._keep(drawn, values)
         return drawn
+
+    def _keep(self, drawn: dict[str, Tensor], values: Floats) -> None:
+        """Some steps' answers go into the run directory, as rank 0 draws them."""
+        run_dir, step = Path(str(self.args.output_dir)), self.state.global_step
+        if ranks.rank() or not samples.due(run_dir, step, self.state.max_steps):
+            return
+        mask, advantages = drawn["completion_mask"], drawn["advantages"].cpu().numpy()
+        pairs = zip(drawn["completion_ids"].tolist(), mask.sum(-1).tolist(), strict=True)
+        texts = [decoding.text(ids[:n], self.ends, self.tokenizer) for ids, n in pairs]
+        kl = None
+        if {"old_per_token_logps", "ref_per_token_logps"} <= drawn.keys():
+            apart = drawn["old_per_token_logps"] - drawn["ref_per_token_logps"]
+            kl = (apart * mask).sum(-1).tolist()
+        columns = self.columns_of(drawn["id"][:: self.num_generations].tolist())
+        rewards, lengths = self.rewards, mask.sum(-1).tolist()
+        mine = values[: len(texts)]  # of all ranks, this one's come first
+        samples.write(
+            run_dir, step, kept.groups(columns, texts, mine, rewards, advantages, lengths, kl)
+        )

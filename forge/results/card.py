@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from forge import hub
 from forge.models import lora
-from forge.models.scaling import Scale
 from forge.records.files import TIMINGS, Json, read_json
 from forge.results.runs import Run, read_run
 from forge.results.tables import markdown_table, metrics_cells
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
     from forge.inputs.input import Usage
+    from forge.models.scaling import Scale
     from forge.tasks.task import Task
 
 HUB_NAMES = {"f1_macro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # of metrics
@@ -116,7 +116,7 @@ def _sections(run: Run, task: Task, model: Json, adapter: Json) -> list[str]:
 
 
 def _one_number(scale: Scale) -> str:
-    if scale == Scale():
+    if (scale.mean, scale.std) == (0, 1):
         return "It gives one number."
     return (
         f"It gives one number, standardised: a value is {scale.mean:.9g} + {scale.std:.9g} * the "

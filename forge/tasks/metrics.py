@@ -11,15 +11,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import evaluate
 import numpy as np
-from datasets import Features, List, Value
 from numpy.typing import NDArray
 
 from forge.errors import UserError, did_you_mean, one_line
 from forge.tasks.entities import Entity, Tags, chunks, entities, marks_ends
+
+if TYPE_CHECKING:
+    import evaluate
 
 Matrix: TypeAlias = Sequence[Sequence[int]]  # rows x labels, 1 or 0
 Score: TypeAlias = Callable[..., float]  # of references and predictions of one length
@@ -58,31 +59,33 @@ class Function(Facts):
         return float(self.score(*self.counts(references, predictions).sum(0)))
 
 
-class Metric(evaluate.Metric):  # type: ignore[misc]
-    """A `Function` as an `evaluate` metric."""
+def _wrapped(name: str) -> evaluate.EvaluationModule:
+    """A function of `FUNCTIONS` as an `evaluate` metric, which has it as `function`."""
+    import evaluate
+    from datasets import Features, List, Value
 
-    def __init__(self, name: str, function: Function) -> None:
-        self.function = function
-        super().__init__(config_name=name, keep_in_memory=True)
+    class Metric(evaluate.Metric):  # type: ignore[misc]
+        function = FUNCTIONS[name]
 
-    def _info(self) -> evaluate.MetricInfo:
-        value = Value(self.function.dtype)
-        lists = self.function.of_sets or self.function.of_tags
-        return evaluate.MetricInfo(
-            description=self.function.score.__doc__ or "",
-            citation="",
-            features=[
-                Features({"predictions": kind, "references": kind})
-                for kind in ([List(value)] if lists else [value, List(value)])[
-                    : 1 + self.function.several
-                ]
-            ],
-        )
+        def _info(self) -> evaluate.MetricInfo:
+            value = Value(self.function.dtype)
+            lists = self.function.of_sets or self.function.of_tags
+            kinds = [List(value)] if lists else [value, List(value)]
+            return evaluate.MetricInfo(
+                description=self.function.score.__doc__ or "",
+                citation="",
+                features=[
+                    Features({"predictions": kind, "references": kind})
+                    for kind in kinds[: 1 + self.function.several]
+                ],
+            )
 
-    def _compute(
-        self, predictions: Sequence[object], references: Sequence[object]
-    ) -> dict[str, float]:
-        return {str(self.config_name): self.function.of(references, predictions)}
+        def _compute(
+            self, predictions: Sequence[object], references: Sequence[object]
+        ) -> dict[str, float]:
+            return {name: self.function.of(references, predictions)}
+
+    return Metric(config_name=name, keep_in_memory=True)
 
 
 def accuracy(true: Sequence[int], predicted: Sequence[int]) -> float:
@@ -268,8 +271,10 @@ def load(names: list[str]) -> list[evaluate.EvaluationModule]:
     modules = []
     for name in names:
         if name in FUNCTIONS:
-            modules.append(Metric(name, FUNCTIONS[name]))
+            modules.append(_wrapped(name))
         elif os.sep in name:
+            import evaluate
+
             try:
                 modules.append(evaluate.load(name))
             except (OSError, ImportError, ValueError) as error:
@@ -292,7 +297,7 @@ def score(name: str, module: evaluate.EvaluationModule, true: Answers, answered:
     try:
         scores: dict[str, Any] = module.compute(predictions=answered, references=true) or {}
     except (TypeError, ValueError, ImportError) as error:
-        if isinstance(module, Metric):
+        if _function(module):
             raise
         raise UserError(f"metric {name}: {one_line(str(error))[:300]}") from error
     try:
@@ -307,8 +312,14 @@ def score(name: str, module: evaluate.EvaluationModule, true: Answers, answered:
 
 def facts(module: evaluate.EvaluationModule) -> Facts:
     """What a metric is for; of somebody else's nothing is known but that more is better."""
-    if isinstance(module, Metric):
-        return module.function
+    if ours := _function(module):
+        return ours
     greater = bool(getattr(module, "greater_is_better", True))
     dtype = getattr(module, "dtype", "")
     return Facts(dtype=dtype, greater_is_better=greater)
+
+
+def _function(module: evaluate.EvaluationModule) -> Function | None:
+    """The function of ours that a metric wraps."""
+    function = getattr(module, "function", None)
+    return function if isinstance(function, Function) else None

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from forge import ranks
 from forge.errors import Failure, UserError
-from forge.records import checkpoints
+from forge.records import checkpoints, curve, samples
 from forge.records.record import Record
 from forge.training.trainer import Trainer
 
@@ -37,6 +37,7 @@ LEAST = (
 SHORT = {"learning_rate": "lr", "completions/mean_length": "completion_length"}
 TIMED = ("runtime", "samples_per_second", "steps_per_second")
 PARTS = ("clip_ratio/", "completions/")  # of which the mean is enough
+HEARTBEAT = 30  # seconds
 
 
 class Console(ProgressCallback):
@@ -235,10 +236,18 @@ def _ids(trainer: Trainer) -> str:
 
 
 class State(TrainerCallback):
-    """Keeps training_state.json: step, epoch, newest and best checkpoint, best value."""
+    """Keeps training_state.json: step, epoch, newest and best checkpoint, best value; and the
+    curve. Between logs, and in an evaluation, the time in it is renewed: a heartbeat."""
 
-    def __init__(self, rec: Record) -> None:
-        self.rec = rec
+    def __init__(self, rec: Record, trainer: Trainer) -> None:
+        self.rec, self.trainer, self.beaten = rec, trainer, time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if state.is_world_process_zero:
+            curve.rewind(self.rec.run_dir, state.global_step, state.log_history)
+            samples.rewind(self.rec.run_dir, state.global_step)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -247,14 +256,29 @@ class State(TrainerCallback):
         self._write(state, latest_checkpoint=newest.name)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         self._write(state)
+        if state.is_world_process_zero:
+            done = {"seconds": round(self.trainer.seconds, 3), "tokens": int(self.trainer.tokens)}
+            curve.append(self.rec.run_dir, {"step": state.global_step} | done | (logs or {}))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._write(state)
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        if time.monotonic() - self.beaten > HEARTBEAT:
+            self.beaten = time.monotonic()
+            self.rec.update_state()
+
+    on_prediction_step = on_step_end
 
     def _write(self, state: TrainerState, **facts: object) -> None:
         if not state.is_world_process_zero:

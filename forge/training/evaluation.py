@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from forge import ranks
 from forge.tasks.answer import Predictions, Scores
 from forge.tasks.metrics import constant
+from forge.training import shown
 from forge.training.memory import memory
+from forge.training.preparation import Prepared
 from forge.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -43,9 +45,10 @@ class Results:
         return asdict(self)
 
 
-def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results:
-    """Metrics of every evaluation split and the headline; writes predictions/ in `folder`."""
-    task, scores, baseline = trainer.task, {}, {}
+def judge(trainer: Trainer, prepared: Prepared, folder: Path) -> Results:
+    """Metrics of every evaluation split and the headline; writes predictions/ and rows/ in
+    `folder`."""
+    task, scores, baseline, splits = trainer.task, {}, {}, prepared.splits
     for name in task.evaluation:
         with memory(trainer.args, "per_device_eval_batch_size"):
             evaluation = task.evaluate(trainer, splits[name], tune=name == task.evaluation[0])
@@ -53,8 +56,11 @@ def judge(trainer: Trainer, splits: dict[str, Dataset], folder: Path) -> Results
         baseline[name] = task.baseline(splits[name], splits[name])
         _log_trivial(name, task, evaluation.predictions, baseline[name])
         if not ranks.rank():
-            file = folder / "predictions" / f"{name}.parquet"
-            write_predictions(file, splits[name], evaluation.predictions)
+            file = f"{name}.parquet"
+            split = prepared.splits[name]
+            write_predictions(folder / "predictions" / file, split, evaluation.predictions)
+            cache_dir = prepared.config.cache_dir
+            shown.write(folder / shown.FOLDER / file, task.input, prepared.rows[name], cache_dir)
     split = task.evaluation[0]
     headline = Headline(task.headline, split, scores[split][task.headline])
     return Results(scores, headline, baseline)

@@ -41,7 +41,7 @@ def follow(trainer: Trainer, callbacks: Sequence[TrainerCallback], rec: Record) 
                 "trainer.eval_strategy=epoch or steps"
             )
     trainer.remove_callback(PrinterCallback)
-    for callback in (State(rec), Padding(trainer), *callbacks):
+    for callback in (State(rec, trainer), Padding(trainer), *callbacks):
         if isinstance(callback, NanGuard):
             callback.trainer = trainer
         trainer.add_callback(callback)

@@ -29,6 +29,7 @@ import pytest
 import torch
 
 from forge.errors import Preempted, UserError
+from forge.records import samples
 from forge.records.files import read_json
 from forge.reinforcement import grpo
 from forge.reinforcement.grpo import Repeated, Rollout, Settings, centred, constant, draw, objective
@@ -262,6 +263,21 @@ def test_results_hold_the_start(toy_run, caplog):
     assert reward["reward"] == pytest.approx(1.5 * reward["rewards/exact/mean"], abs=1e-6)
     assert read_json(run_dir / "run_metadata.json")["start"] == start
     assert "reinforcement from a random or collapsed head is slow" in caplog.text
+
+
+def test_what_is_drawn_is_kept(toy_run):
+    run_dir = toy_run(*RL, "trainer.per_device_train_batch_size=16", "mode.num_generations=4")
+    assert samples.steps(run_dir) == [0, 1, 2, 3, 4, 5]
+    first, last = samples.read(run_dir, 0), samples.read(run_dir, 5)
+    assert len(first) == samples.GROUPS and {*first[0]["prompt"]} == {"premise", "hypothesis"}
+    for group in first + last:
+        answers = group["answers"]
+        right = [float(answer["text"] == group["label"]) for answer in answers]
+        assert [answer["rewards"]["exact"] for answer in answers] == right
+        assert [answer["reward"] for answer in answers] == right
+        assert sum(answer["advantage"] for answer in answers) == pytest.approx(0, abs=1e-4)
+    assert {answer["kl"] for group in first for answer in group["answers"]} == {0}
+    assert any(answer["kl"] for group in last for answer in group["answers"])
 
 
 def test_the_console_shows_the_reward(toy_run, caplog):

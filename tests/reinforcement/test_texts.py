@@ -10,6 +10,7 @@ import torch
 
 from forge.commands.rewards import main
 from forge.errors import UserError
+from forge.records import samples
 from forge.records.files import read_json
 from tests.support.commands import ROOT
 from tests.support.commands import launch as launch_alone
@@ -39,6 +40,11 @@ def test_results_hold_the_start_and_the_console_shows_the_reward(launch, caplog)
         assert part in line
     assert "loss" not in line and "num_tokens" not in line
     assert not (run_dir / "README.md").exists()  # TRL's card
+    (group, *_) = samples.read(run_dir, 0)
+    assert len(group["answers"]) == 8 and group["prompt"]["prompt"]
+    for answer in group["answers"]:
+        share = letters([answer["text"]], prompt=[""], label=[""], id=[0])[0]
+        assert answer["reward"] == pytest.approx(share, abs=1e-6) and 0 < answer["length"] <= 6
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from forge.errors import Preempted
 from forge.records.files import read_json
 from forge.training.trainer import Trainer
 from tests.support.runs import weights
+from tests.support.stopping import assert_same_logs
 from tests.support.texts import NOTHING_SAVED, TINY
 
 LETTERS = ("mode/reward=function", "mode.reward.function._target_=tests.support.drawing.letters")
@@ -39,6 +40,7 @@ def check_same_bits(whole, parts):
     assert all(torch.equal(w, weights(parts)[name]) for name, w in weights(whole).items())
     for one, other in zip(history(whole), history(parts), strict=True):
         assert {**one, "step_time": 0} == {**other, "step_time": 0}
+    assert_same_logs(whole, parts)
 
 
 def check_stopped(launch, stop_after, step, *run):

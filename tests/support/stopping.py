@@ -9,6 +9,7 @@ from multiprocessing import active_children
 import pyarrow.parquet as pq
 import pytest
 
+from forge.records import curve, samples
 from forge.results.equality import differences
 from forge.training.trainer import Trainer
 
@@ -45,3 +46,17 @@ def assert_same(one, other):
     assert next(differences(one, other), None) is None
     answers = [pq.read_table(r / "predictions" / "validation.parquet") for r in (one, other)]
     assert answers[0].equals(answers[1])
+    assert_same_logs(one, other)
+
+
+def assert_same_logs(one, other):
+    """Each log once, and what was drawn; the time aside."""
+    logs = [[plain(entry) for entry in curve.read(run)[0]] for run in (one, other)]
+    assert logs[0] == logs[1]
+    drawn = [{s: samples.read(run, s) for s in samples.steps(run)} for run in (one, other)]
+    assert drawn[0] == drawn[1]
+
+
+def plain(entry):
+    timed = ("seconds", "runtime", "per_second", "total_flos", "step_time", "memory")
+    return {key: value for key, value in entry.items() if not key.endswith(timed)}

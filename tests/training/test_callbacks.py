@@ -5,9 +5,13 @@ import logging
 import os
 import signal
 
+import pyarrow.parquet as pq
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from forge.records import curve
+from forge.records.record import Record
+from forge.training import callbacks
 from forge.training.callbacks import Console, duration
 
 
@@ -62,6 +66,25 @@ def test_an_evaluation_names_its_metrics_only(caplog, tmp_path):
 def test_the_end_is_left_to_the_table(caplog, tmp_path):
     assert lines(caplog, tmp_path, {"train_runtime": 1.0}) == []
     assert lines(caplog, tmp_path, {"test_loss": 1.0}) == []
+
+
+def test_a_run_leaves_its_curve_a_heartbeat_and_its_rows_once(toy_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(callbacks, "HEARTBEAT", -1.0)
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
+    beats, update = [], Record.update_state
+    monkeypatch.setattr(
+        Record, "update_state", lambda self, **facts: (beats.append(facts), update(self, **facts))
+    )
+    short = ("trainer.max_steps=3", "trainer.logging_steps=2")
+    once, again = toy_run(*short), toy_run(*short, "seed=2", at="again")
+    assert beats.count({}) >= 6  # steps and batches of evaluations, whatever is logged
+    logged, _ = curve.read(once)
+    assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2]
+    assert all(entry["seconds"] > 0 and entry["tokens"] > 0 for entry in logged)
+    rows, others = (run / "rows" / "validation.parquet" for run in (once, again))
+    table = pq.read_table(rows)
+    assert table.column_names == ["id", "premise", "hypothesis"] and table.num_rows == 150
+    assert rows.stat().st_ino == others.stat().st_ino  # of equal rows there is one file
 
 
 @pytest.mark.slow
