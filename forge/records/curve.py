@@ -40,17 +40,22 @@ def _line(entry: Mapping[str, object]) -> str:
     return json.dumps(finite(dict(entry)), allow_nan=False) + "\n"
 
 
+def length(run_dir: Path) -> int:
+    """Bytes of the file; 0 without one."""
+    path = run_dir / FILE
+    return path.stat().st_size if path.is_file() else 0
+
+
 def read(run_dir: Path, offset: int = 0) -> tuple[list[Entry], int]:
     """The lines from a byte on, and the byte to go on from; what is no whole line is left out.
 
     A file that is shorter than `offset`, as after a rewind, is read from its beginning.
     """
-    path = run_dir / FILE
-    if not path.is_file():
+    size = length(run_dir)
+    if not size:
         return [], 0
-    with open(path, "rb") as file:
-        if offset > path.stat().st_size:
-            offset = 0
+    offset = 0 if offset > size else offset
+    with open(run_dir / FILE, "rb") as file:
         file.seek(offset)
         content = file.read()
     whole = content[: content.rfind(b"\n") + 1]

@@ -59,3 +59,15 @@ def rewind(run_dir: Path, step: int) -> None:
     """Forget what was drawn from this step on, from which training goes on."""
     for late in [each for each in steps(run_dir) if each >= step]:
         (run_dir / FOLDER / f"{late}.json").unlink()
+
+
+def dead(groups: list[Group]) -> tuple[float, float]:
+    """The shares of groups whose answers are all worth the same: the least there is, the most."""
+    values = [[a["reward"] for a in g["answers"] if a["reward"] is not None] for g in groups]
+    known = [v for group in values for v in group]
+    if not known:
+        return 0.0, 0.0
+    low, high = min(known), max(known)
+    flat = [group[0] for group in values if group and max(group) == min(group)]
+    poor = sum(v < high and v <= low for v in flat)
+    return poor / len(groups), (len(flat) - poor) / len(groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -47,7 +48,7 @@ def side_by_side(paths: Sequence[Path]) -> Comparison:
     names = dict.fromkeys((s, name) for splits in judged for s in splits for name in splits[s])
     return {
         "runs": [str(path) for path in paths],
-        "config": _differing([run.metadata["config"] for run in runs]),
+        "config": differing([run.metadata["config"] for run in runs]),
         "metrics": {
             f"{split} {name}": [splits.get(split, {}).get(name) for splits in judged]
             for split, name in names
@@ -57,7 +58,7 @@ def side_by_side(paths: Sequence[Path]) -> Comparison:
     }
 
 
-def _differing(configs: list[Node]) -> dict[str, list[object]]:
+def differing(configs: list[Node]) -> dict[str, list[object]]:
     """The values of each key that changes what a run computes and is not the same in all."""
     flat = [dict(dotted_values(config)) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -67,6 +68,33 @@ def _differing(configs: list[Node]) -> dict[str, list[object]]:
         for key, row in rows.items()
         if key.split(".")[0] not in NOT_COMPARED and any(value != row[0] for value in row)
     }
+
+
+def settings(runs: dict[str, Run]) -> dict[str, list[str]]:
+    """Runs that differ in nothing but their seed, by where their settings differ."""
+    differ = differing([run.metadata["config"] for run in runs.values()])
+    differ = {
+        key: row
+        for key, row in differ.items()
+        if key.split(".")[-1] != "seed" and key != "trainer.output_dir"
+    }
+    groups: dict[str, list[str]] = {}
+    marks: dict[str, str] = {}
+    for i, id in enumerate(runs):
+        values = {key: row[i] for key, row in differ.items()}
+        mark = json.dumps(values, sort_keys=True, default=str)
+        short = ", ".join(
+            f"{key.split('.', 1)[-1]}={_short(v)}" for key, v in list(values.items())[:3]
+        )
+        name = marks.setdefault(mark, short or "all seeds")
+        if name in groups and mark != next(m for m, n in marks.items() if n == name):
+            name = marks[mark] = f"{name} ({id})"
+        groups.setdefault(name, []).append(id)
+    return groups
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _pairs(a: Run, b: Run, metric: str) -> list[Json]:

@@ -14,7 +14,7 @@ import re
 import shlex
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ INSIDE = re.compile(r"(checkpoint|preempted)-\d+|model|predictions|wandb")  # ho
 FACTS = ("run", *results_runs.WHAT, "seed", "status", "step", "max_steps", "metric", "headline",
          "updated", "age", "resume")  # fmt: skip
 TABLE = ("run", "task", "model", "mode", "status", "step", "headline", "age", "to go on")
+SILENT = 300  # seconds; a run that trains or evaluates is heard of every 30
 SHOWN = 200  # lines in a terminal: drawing takes a millisecond a line
 Comparable: TypeAlias = float | str
 TESTS: dict[str, Callable[[Comparable, Comparable], bool]] = {
@@ -47,32 +48,53 @@ CONDITION = re.compile(r"([^=<>!]+)([<>!]=|[=<>])(.*)", re.S)
 def listing(
     folder: Path, where: str = "", sort: str = "age", full: bool = False
 ) -> tuple[list[str], list[Json]]:
-    """Keys that were asked for beside `FACTS`, and a dict for each run that fits.
+    """Keys that were asked for beside `FACTS`, and a dict for each run that fits (`select`).
 
-    `where` holds conditions such as `task=mnli mode.alpha>=0.5 validation.accuracy>0.8`; `sort` is
-    a key, with a minus in front for the largest first. Raises `UserError` for a key that no run
-    has, or when there is no run. With `full` every metric is among the keys, and what the configs
-    differ in.
+    Raises `UserError` for a key that no run has, or when there is no run. With `full` every metric
+    is among the keys, and what the configs differ in.
     """
-    try:
-        conditions = [_condition(text) for text in shlex.split(where)]
-    except ValueError as error:
-        raise UserError(f"--where {where}: {error}".lower()) from error
-    key = sort.removeprefix("-")
-    asked = [k for k in dict.fromkeys([*(c[0] for c in conditions), key]) if k not in FACTS]
+    asked = keys_of(where, sort)
     runs = read(folder, full or bool(asked))
-    for name in asked:
-        if not any(name in run for run in runs):
-            known = dict.fromkeys(key for run in runs for key in run)
-            hint = did_you_mean(name, known, listed=False)
-            raise UserError(f"{name}: no run in {folder} has such a key{hint}")
-    runs = [run for run in runs if all(_fits(run, *condition) for condition in conditions)]
-    valued = [run for run in runs if run.get(key) is not None]
+    require_keys(asked, {key for run in runs for key in run}, str(folder))
+    runs = select(runs, where, sort)
     if full:
         names = dict.fromkeys(key for run in runs for key in run if key not in FACTS)
         asked = list(dict.fromkeys([*asked, *(k for k in names if _tells(k, runs))]))
+    return asked, runs
+
+
+def keys_of(where: str, sort: str) -> list[str]:
+    """The keys that are asked for beside `FACTS`; raises `UserError` for no conditions."""
+    named = [*(condition[0] for condition in _conditions(where)), sort.removeprefix("-")]
+    return [key for key in dict.fromkeys(named) if key not in FACTS]
+
+
+def require_keys(asked: Iterable[str], known: Collection[str], place: str) -> None:
+    """Raise `UserError` for a key that no run has."""
+    for name in asked:
+        if name not in known:
+            hint = did_you_mean(name, known, listed=False)
+            raise UserError(f"{name}: no run in {place} has such a key{hint}")
+
+
+def select(runs: list[Json], where: str, sort: str) -> list[Json]:
+    """The runs that fit, in order.
+
+    `where` holds conditions such as `task=mnli mode.alpha>=0.5 validation.accuracy>0.8`; `sort` is
+    a key, with a minus in front for the largest first.
+    """
+    conditions, key = _conditions(where), sort.removeprefix("-")
+    runs = [run for run in runs if all(_fits(run, *condition) for condition in conditions)]
+    valued = [run for run in runs if run.get(key) is not None]
     valued.sort(key=lambda run: _order(run[key]), reverse=sort.startswith("-"))
-    return asked, valued + [run for run in runs if run.get(key) is None]
+    return valued + [run for run in runs if run.get(key) is None]
+
+
+def _conditions(where: str) -> list[tuple[str, str, str]]:
+    try:
+        return [_condition(text) for text in shlex.split(where)]
+    except ValueError as error:
+        raise UserError(f"--where {where}: {error}".lower()) from error
 
 
 def _tells(key: str, runs: list[Json]) -> bool:
@@ -112,23 +134,32 @@ def read(folder: Path, config: bool = False) -> list[Json]:
     With `config` every dotted key of it too. Raises `UserError` when there is no run.
     """
     root = os.path.realpath(folder)
-    stamps = dict(_find(root))
-    if not stamps:
+    found = kept(folder, config)
+    if not found:
         raise UserError(f"{folder}: no run in it" if os.path.isdir(root) else
                         f"{folder}: no such directory")  # fmt: skip
-    known = _load(root, config)
+    runs = []
+    for path, (_, facts, values) in found.items():
+        shown = os.path.normpath(os.path.join(folder, path[len(root) :].lstrip(os.sep)))
+        runs.append(live(json.loads(facts), shown) | (json.loads(values) if config else {}))
+    return youngest_first(runs)
+
+
+def youngest_first(runs: list[Json]) -> list[Json]:
+    """Runs by age, those of one age as a person numbers them."""
+    return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, natural(run["run"])))
+
+
+def kept(folder: Path, config: bool) -> dict[str, tuple[str, str, str]]:
+    """Stamp, facts and config (JSON) of each run at or below a folder, by its real path."""
+    root = os.path.realpath(folder)
+    stamps, known = dict(_find(root)), _load(root, config)
     new = {p: _digest(p, s) for p, s in stamps.items() if p not in known or known[p][0] != s}
     _store(new, known.keys() - stamps.keys())
-    runs, now = [], datetime.now(UTC)
-    for path in stamps:
-        _, facts, values = (new if path in new else known)[path]
-        run = json.loads(facts)
-        shown = os.path.normpath(os.path.join(folder, path[len(root) :].lstrip(os.sep)))
-        runs.append(_live(run, shown, now) | (json.loads(values) if config else {}))
-    return sorted(runs, key=lambda run: (run["age"] is None, run["age"] or 0, _natural(run["run"])))
+    return {path: (new if path in new else known)[path] for path in stamps}
 
 
-def _natural(path: str) -> list[int | str]:
+def natural(path: str) -> list[int | str]:
     """Sorts job 2 before job 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
 
@@ -155,43 +186,61 @@ def _find(root: str) -> Iterator[tuple[str, str]]:
 def _digest(path: str, stamp: str) -> tuple[str, str, str]:
     """Stamp, facts and config of a run, as the index keeps them."""
     try:
-        run = results_runs.read_run(Path(path))
-    except UserError:
+        facts, values = _facts(results_runs.read_run(Path(path)))
+        return stamp, json.dumps(facts), json.dumps(values)
+    except (UserError, AttributeError, TypeError, ValueError, LookupError):  # not Forge's
         return stamp, json.dumps({"status": "unreadable"}), "{}"
+
+
+def _facts(run: results_runs.Run) -> tuple[Json, Json]:
+    """What is kept of a run, and the rest of its config by dotted key."""
     last = (run.metadata.get("attempts") or [{}])[-1]
     headline = run.results.get("headline") or {}
+    value = headline.get("value")
     config = run.metadata.get("config", {})
     facts = results_runs.what(run) | {
         "seed": config.get("seed"),
-        "status": run.state.get("status", "not started"),
+        "status": str(run.state.get("status", "not started")),
         "step": run.state.get("step", 0),
         "max_steps": run.state.get("max_steps"),
         "metric": headline.get("metric"),
-        "headline": headline.get("value"),
-        "updated": run.state.get("updated"),
-        "process": [last.get("host"), last.get("pid")],
+        "headline": None if value is None else float(value),
+        "updated": _time(run.state.get("updated")),
+        "process": [last.get("host"), int(last.get("pid") or 0) or None],
+        "slurm_job": last.get("slurm_job"),
     }
     facts |= results_runs.scores_by_name(run.results)
-    values = {key: value for key, value in dotted_values(config) if key not in facts}
-    return stamp, json.dumps(facts), json.dumps(values)
+    return facts, {key: value for key, value in dotted_values(config) if key not in facts}
 
 
-def _live(facts: Json, path: str, now: datetime) -> Json:
-    """What changes though no file does: whether the process is there, and time."""
+def _time(text: str | None) -> str | None:
+    """The same, when it is one with its zone."""
+    return text and datetime.fromisoformat(text).astimezone(UTC).isoformat()
+
+
+def live(facts: Json, path: str) -> Json:
+    """`FACTS` and metrics of what is kept of a run, with what changes though no file does: whether
+    the process is there, and time."""
     status = results_runs.live(facts["status"], *facts.pop("process", (None, None)))
     over = status in ("finished", "running", "unreadable")
     run = dict.fromkeys(FACTS) | {"run": path} | facts
     if run["updated"]:
-        seconds = int((now - datetime.fromisoformat(run["updated"])).total_seconds())
+        since = datetime.now(UTC) - datetime.fromisoformat(run["updated"])
+        seconds = int(since.total_seconds())
         run["age"] = max(0, seconds)  # clocks of machines differ
     run["status"] = status
-    return run | {"resume": None if over else f"python launch.py {override('resume', path)}"}
+    return run | {"resume": None if over else resume(path)}
+
+
+def resume(path: str) -> str:
+    """The command that goes on with a run."""
+    return f"python launch.py {override('resume', path)}"
 
 
 @contextmanager
 def _index() -> Iterator[sqlite3.Connection]:
     """The index, made anew when it is damaged."""
-    file = cache.cache_directory(os.environ.get("FORGE_CACHE")) / "runs-1.sqlite"  # its format
+    file = cache.cache_directory(os.environ.get("FORGE_CACHE")) / "runs-2.sqlite"  # its format
     file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file, timeout=2)) as base, base:
         try:
@@ -234,7 +283,8 @@ def cells(runs: list[Json], asked: list[str]) -> tuple[list[str], list[list[str]
         shown = {
             "step": f"{run['step'] or 0}/{run['max_steps'] or '?'}",
             "headline": "" if score is None else f"{run['metric']} {score:.4f}",
-            "age": _ago(run["age"]),
+            "status": run["status"] + silence(run),
+            "age": ago(run["age"]),
             "to go on": run["resume"],
         }
         values = [(run | shown).get(name) for name in (*TABLE, *asked)]
@@ -246,7 +296,13 @@ def _flat(value: object) -> str:
     return " ".join(value.split()) if isinstance(value, str) else _text(value)
 
 
-def _ago(seconds: float | None) -> str:
+def silence(run: Json) -> str:
+    """What a running run that has not been heard of for long is said to be, else nothing."""
+    quiet = run["status"] == "running" and (run["age"] or 0) > SILENT
+    return f", silent for {ago(run['age'])}" if quiet else ""
+
+
+def ago(seconds: float | None) -> str:
     if seconds is None:
         return ""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

@@ -20,7 +20,8 @@ RESAMPLES = {"accuracy": 10_000, "other": 1_000}
 POWERS = (0.975, 0.8)  # 5 % on two sides, and a true difference missed once in five
 OTHER = "the predictions are over different examples; they cannot be compared"
 FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to be under 0.05
-SHARES = ("accuracy", "exact_match")  # of right answers: quick to resample
+SHARES = ("accuracy", "exact_match", "subset_accuracy")  # of right answers: quick to resample
+F1 = ("f1", "f1_macro", "f1_micro")  # of counts, which add up over examples
 
 
 Values: TypeAlias = NDArray[np.int64] | NDArray[np.float64] | NDArray[np.object_]
@@ -67,19 +68,22 @@ class Difference:
     high: float
     smallest: float
     n: int  # examples
+    p: float = math.nan  # of no difference, by the test whose interval this is
+    corrected: float | None = None  # the same, for the number of tests (`holm`); None of one
     p_value: float | None = None
     doubted: bool = False  # the interval leaves 0 out, and McNemar's test of this accuracy does not
 
     @property
     def verdict(self) -> str:
-        """Higher, lower or neither; a difference is shown when its interval leaves 0 out.
+        """Higher, lower or neither; a difference is shown when its interval leaves 0 out, and as
+        one of several tests when its corrected p is below 0.05.
 
         For the accuracy of one pair McNemar's test has to agree: of a handful of examples that the
         two answer differently a bootstrap makes too much.
         """
-        if self.low > 0 and not self.doubted:
-            return "higher"
-        return "lower" if self.high < 0 and not self.doubted else "no difference shown"
+        if self.doubted or (self.corrected or 0) >= 0.05:
+            return "no difference shown"
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "no difference shown"
 
 
 def is_own(metric: str) -> bool:
@@ -146,7 +150,8 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     score = _scorer(metric)
     values = [score(b) - score(a) for a, b in pairs]
     resampled = _resample(reference, other, metric)
-    between = Difference(float(np.mean(values)), *_interval(values, resampled), n=len(first.id))
+    low, high, smallest, p = _interval(values, resampled)
+    between = Difference(float(np.mean(values)), low, high, smallest, len(first.id), p)
     if not np.issubdtype(first.prediction.dtype, np.floating):
         between.p_value = float(np.median([mcnemar(a, b) for a, b in pairs]))
         if metric in SHARES and len(pairs) == 1:
@@ -156,20 +161,35 @@ def difference(reference: list[Answers], other: list[Answers], metric: str) -> D
     return between
 
 
-def _interval(values: list[float], resampled: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Both ends, and the smallest difference that would be shown four times in five."""
+def holm(p_values: list[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): the chance of any false alarm stays 5 %."""
+    corrected, worst, count = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (count - rank) * p_values[i]))
+        corrected[i] = worst
+    return corrected
+
+
+def _interval(
+    values: list[float], resampled: NDArray[np.float64]
+) -> tuple[float, float, float, float]:
+    """Both ends, the smallest difference that would be shown four times in five, and p of none."""
     from scipy.stats import t
 
     if len(values) == 1:
         low, high = np.percentile(resampled, [2.5, 97.5])
-        return float(low), float(high), float(sum(t.ppf(POWERS, np.inf)) * resampled.std(ddof=1))
+        tail = min((resampled <= 0).mean(), (resampled >= 0).mean())
+        p = min(1.0, 2 * max(float(tail), 1 / len(resampled)))
+        smallest = sum(t.ppf(POWERS, np.inf)) * resampled.std(ddof=1)
+        return float(low), float(high), float(smallest), p
     examples, pairs = resampled.var(ddof=1), np.var(values, ddof=1) / len(values)
     if not examples + pairs:
-        return values[0], values[0], 0.0
+        return values[0], values[0], 0.0, 0.0 if values[0] else 1.0
     freedom = (examples + pairs) ** 2 / (pairs**2 / (len(values) - 1) or np.finfo(float).tiny)
     mean, error = float(np.mean(values)), (examples + pairs) ** 0.5
     half, power = error * t.ppf(POWERS, freedom)
-    return mean - float(half), mean + float(half), float(half + power)
+    p = 2 * float(t.sf(abs(mean) / error, freedom))
+    return mean - float(half), mean + float(half), float(half + power), p
 
 
 def _columns(metric: str) -> tuple[str, str]:
@@ -202,6 +222,14 @@ def _resample(reference: list[Answers], other: list[Answers], metric: str) -> ND
     if (counted := _counted(reference, other, metric)) is not None:
         return counted
     score, values = _scorer(metric), np.empty(RESAMPLES["other"])
+    if metric in F1:
+        counts = [[_counts(run) for run in side] for side in (reference, other)]
+        several = reference[0].label.ndim > 1
+        for i in range(len(values)):
+            often = np.bincount(rng.integers(0, count, count), minlength=count).astype(float)
+            means = [np.mean([_f1(often @ c, metric, several) for c in side]) for side in counts]
+            values[i] = means[1] - means[0]
+        return values
     for i in range(len(values)):
         rows = rng.integers(0, count, count)
         means = [np.mean([score(r, rows) for r in side]) for side in (reference, other)]
@@ -226,6 +254,40 @@ def _counted(
         for side in counts
     ]
     return np.asarray(means[1] - means[0])
+
+
+def _counts(run: Answers) -> NDArray[np.float64]:
+    """Of each example which labels it hits, is given and has [examples, 3 * labels]."""
+    label, given = np.asarray(run.label, int), np.asarray(run.prediction, int)
+    if label.ndim == 1:
+        one_hot = np.eye(int(max(label.max(), given.max(), 1)) + 1)
+        label, given = one_hot[label], one_hot[given]
+    return np.concatenate([label * given, given, label], -1).astype(float)
+
+
+def _f1(totals: NDArray[np.float64], metric: str, several: bool) -> float:
+    """F1 as the metric of that name has it, from sums of `_counts`."""
+    hits, given, labels = totals.reshape(3, -1)
+    if metric == "f1_micro":
+        hits, given, labels = (np.atleast_1d(each.sum()) for each in (hits, given, labels))
+    either = given + labels
+    each = 2 * hits / np.maximum(either, 1)
+    if metric == "f1":
+        return float(each[1])
+    return float(each.mean() if several else each[either > 0].mean())
+
+
+def wilson(right: int, n: int) -> str:
+    """A share in per cent with its 95 % interval (Wilson 1927)."""
+    if not n:
+        return ""
+    z, share = 1.959964, right / n
+    middle, half = (
+        share + z * z / (2 * n),
+        z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5,
+    )
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return f"{100 * share:.1f} % ({100 * max(0, low):.1f} .. {100 * min(1, high):.1f})"
 
 
 def mcnemar(a: Answers, b: Answers) -> float:

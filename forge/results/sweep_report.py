@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -85,7 +86,9 @@ def _load(path: str) -> tuple[Measured, PreTrainedModel] | None:
     weights = sum(p.numel() for p in model.parameters())
     files = [] if lora.is_adapter(path) else Path(path).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
-    name = f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}"
+    name = config.model_type
+    if hasattr(config, "num_hidden_layers") and hasattr(config, "hidden_size"):
+        name += f", {config.num_hidden_layers} layers of {config.hidden_size}"
     return {"name": name, "weights": weights, "megabytes": (size or 4 * weights) / 1e6}, model
 
 
@@ -115,12 +118,12 @@ def _latency(
     return milliseconds({name: timed(model) for name, (_, model) in models.items()})
 
 
-def _percent(metric: str) -> bool:
+def percent(metric: str) -> bool:
     return metric.startswith(("accuracy", "exact_match", "f1", "precision", "recall"))
 
 
-def _show(value: float, metric: str, sign: bool = False) -> str:
-    scaled, digits = (100 * value, 2) if _percent(metric) else (value, 4)
+def show(value: float, metric: str, sign: bool = False) -> str:
+    scaled, digits = (100 * value, 2) if percent(metric) else (value, 4)
     return f"{scaled:+.{digits}f}" if sign else f"{scaled:.{digits}f}"
 
 
@@ -128,23 +131,23 @@ def table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the main table."""
     metric = sweep.metric
     tuned = sorted({key for row in sweep.rows for key in row.tuned})
-    unit = ", %" if _percent(metric) else ""
+    unit = ", %" if percent(metric) else ""
     swept = [key.removeprefix("trainer.") for key in (*sweep.rows[0].values, *tuned)]
     header = [*swept, f"{metric}{unit}", "std", "seeds"]
-    header += ["difference", "95 % interval", "McNemar p", "gap closed"]
+    header += ["difference", "95 % interval", "p, Holm", "McNemar p", "gap closed"]
     cells = []
     for row in sweep.rows:
         scores = row.scores(sweep.split, metric)
-        spread = _show(statistics.stdev(scores), metric) if len(scores) > 1 else ""
+        spread = show(statistics.stdev(scores), metric) if len(scores) > 1 else ""
         line = [*row.values.values(), *(row.tuned.get(key, "") for key in tuned)]
-        line += [_show(statistics.fmean(scores), metric), spread, str(len(scores))]
+        line += [show(statistics.fmean(scores), metric), spread, str(len(scores))]
         cells.append(line + _difference_cells(sweep, row))
     blank = [""] * (len(sweep.rows[0].values) + len(tuned) - 1)
     taught = {tuple(row.teacher["paths"]): row.teacher for row in sweep.rows if row.teacher}
     for paths, teacher in taught.items():
         name = "teacher" if len(taught) == 1 else f"teacher {' + '.join(paths)}"
         score = teacher.get("splits", {}).get(sweep.split, {}).get(metric)
-        cells.append([name, *blank, "" if score is None else _show(score, metric), *[""] * 6])
+        cells.append([name, *blank, "" if score is None else show(score, metric), *[""] * 7])
     return header, cells
 
 
@@ -152,18 +155,17 @@ def _difference_cells(sweep: Sweep, row: Row) -> list[str]:
     """Difference, interval, p and the share of the gap to the teacher that it closes."""
     against, reference, metric = row.against, row.reference, sweep.metric
     if against is None or reference is None:
-        return ["", "", "", ""]
+        return [""] * 5
     p = "" if against.p_value is None else f"{against.p_value:.2g}"
-    interval = (
-        f"{_show(against.low, metric, sign=True)} .. {_show(against.high, metric, sign=True)}"
-    )
+    corrected = against.p if against.corrected is None else against.corrected
+    interval = f"{show(against.low, metric, sign=True)} .. {show(against.high, metric, sign=True)}"
     closed = ""
     best = row.teacher.get("splits", {}).get(sweep.split, {}).get(metric)
     if best is not None:
         gap = best - statistics.fmean(reference.scores(sweep.split, metric, row.seeds))
         if gap and (gap > 0) == sweep.greater_is_better:
             closed = f"{against.value / gap:.0%}"
-    return [_show(against.value, metric, sign=True), interval, p, closed]
+    return [show(against.value, metric, sign=True), interval, f"{corrected:.2g}", p, closed]
 
 
 def model_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
@@ -205,9 +207,35 @@ def sentences(sweep: Sweep) -> list[str]:
             " Differences are over the seeds that both rows have, on the same examples. The "
             "interval asks whether the two ways of training differ (bootstrap over examples, "
             "variance over seeds, Student's t), McNemar whether the two models of a seed do (the "
-            "median p). One test for each row, not corrected for their number."
+            "median p). p is that of the interval's test, corrected for the number of rows (Holm "
+            "1979); a difference is shown when that is below 0.05 too. McNemar's is not corrected."
         )
     return [*lines, judged]
+
+
+def verdict(sweep: Sweep) -> str:
+    """One sentence: what helped most, by how much, or that nothing was shown."""
+    rows = [row for row in sweep.rows if row.against is not None]
+    if not rows:
+        count = f"{len(sweep.rows)} setting{'s' * (len(sweep.rows) > 1)}"
+        return f"{count}, none with a control over the same seeds: nothing to compare."
+    sign = 1 if sweep.greater_is_better else -1
+    best = max(rows, key=lambda row: sign * row.against.value if row.against else -math.inf)
+    against, reference = best.against, best.reference
+    assert against and reference
+    by = show(against.value, sweep.metric, sign=True)
+    unit = " points" if percent(sweep.metric) else ""
+    ends = " to ".join(show(end, sweep.metric, sign=True) for end in (against.low, against.high))
+    size = f"{len(best.seeds)} seed{'s' * (len(best.seeds) > 1)}, {against.n:,} rows"
+    what = f"{best.name} against {reference.name}: {by}{unit} {sweep.metric}"
+    what += f" (95 % interval {ends}; {size})"
+    if against.verdict == "no difference shown":
+        power = show(against.smallest, sweep.metric) if math.isfinite(against.smallest) else ""
+        return f"No difference was shown. The best, {what}" + (
+            f"; one of {power}{unit} would have been, four times in five." if power else "."
+        )
+    helped = (against.verdict == "higher") == sweep.greater_is_better
+    return f"{'Yes, it helped' if helped else 'No, it hurt'}. {what}."
 
 
 def _verdict(sweep: Sweep, row: Row) -> str:
@@ -223,7 +251,7 @@ def _verdict(sweep: Sweep, row: Row) -> str:
     seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
     return (
         f"{row.name} against {row.reference.name}: {verdict} "
-        f"({_show(row.against.value, sweep.metric, sign=True)}, {seeds}, n = {row.against.n:,})"
+        f"({show(row.against.value, sweep.metric, sign=True)}, {seeds}, n = {row.against.n:,})"
     )
 
 
@@ -241,7 +269,7 @@ def markdown(sweep: Sweep) -> str:
 def text(sweep: Sweep) -> str:
     """The report for a terminal."""
     tables = [drawn(header, cells) for header, cells in (table(sweep), model_table(sweep)) if cells]
-    return "\n".join([*tables, "", *sentences(sweep)])
+    return "\n".join([*tables, "", verdict(sweep), "", *sentences(sweep)])
 
 
 def plot(sweep: Sweep) -> bytes:
@@ -258,7 +286,7 @@ def plot(sweep: Sweep) -> bytes:
     numeric = len(places) == len(sweep.rows)
     if numeric and min(places) > 0 and (axis in FACTORS or max(places) >= 20 * min(places)):
         plane.set_xscale("log")
-    scale = 100 if _percent(sweep.metric) else 1
+    scale = 100 if percent(sweep.metric) else 1
     for label, rows in lines.items():
         at = [pictures.drawable(row.values.get(axis, "")) for row in rows]
         scores = [[scale * s for s in row.scores(sweep.split, sweep.metric)] for row in rows]
@@ -270,7 +298,7 @@ def plot(sweep: Sweep) -> bytes:
             capsize=4,
             label=pictures.drawable(label) or "student",
         )
-    taught = _taught(sweep)
+    taught = taught_scores(sweep)
     for score in taught:
         plane.axhline(scale * score, linestyle="--", color="grey", label="teacher")
     plane.set(
@@ -284,7 +312,7 @@ def plot(sweep: Sweep) -> bytes:
     return pictures.png(figure)
 
 
-def _taught(sweep: Sweep) -> set[float]:
+def taught_scores(sweep: Sweep) -> set[float]:
     """The scores of the sweep's teachers."""
     taught = (row.teacher["splits"].get(sweep.split, {}) for row in sweep.rows if row.teacher)
     return {scores[sweep.metric] for scores in taught if sweep.metric in scores}

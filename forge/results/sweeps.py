@@ -14,6 +14,7 @@ from forge.records.files import Json
 from forge.results import statistics as results_statistics
 from forge.results.comparison import require_same_rows
 from forge.results.runs import APART, Run, finished_runs, number, sortable
+from forge.results.statistics import holm
 
 ALPHA = "mode.alpha"
 
@@ -94,6 +95,13 @@ def read_sweep(folder: Path) -> Sweep:
     have the same grid. The reference is `mode.alpha=0` (or the first row).
     """
     runs = finished_runs(folder)
+    planned = {path.resolve() for path in plan.directories(folder).values()}
+    unfinished = len(planned - {run.path.resolve() for run in runs})
+    return sweep_of(runs, folder, unfinished)
+
+
+def sweep_of(runs: list[Run], folder: Path, unfinished: int = 0) -> Sweep:
+    """Finished runs, of one sweep or not, as `read_sweep` groups and compares them."""
     headlines = {(run.results["headline"]["metric"], *run.results["splits"]) for run in runs}
     if len(headlines) > 1:
         raise UserError(f"{folder}: its runs are judged by different metrics or on other splits")
@@ -119,11 +127,13 @@ def read_sweep(folder: Path) -> Sweep:
         best = max(full, key=lambda setting: mean(settings[setting]))
         rows.append(Row(dict(values) or {"runs": "all"}, settings[best], dict(best)))
     rows.sort(key=lambda row: [sortable(value) for value in row.values.values()])
-    planned = {path.resolve() for path in plan.directories(folder).values()}
-    unfinished = len(planned - {run.path.resolve() for run in runs})
     sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
     for row in rows:
         _compare(sweep, row)
+    tests = [row.against for row in rows if row.against]
+    if len(tests) > 1:
+        for test, corrected in zip(tests, holm([test.p for test in tests]), strict=True):
+            test.corrected = corrected
     return sweep
 
 

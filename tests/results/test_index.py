@@ -23,7 +23,7 @@ from forge.results import index
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "runs-1.sqlite"
+    return tmp_path / "cache" / "runs-2.sqlite"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import DescrStatsW
 
 from forge.errors import UserError
-from forge.results.statistics import RESAMPLES, Answers, difference, read_answers
+from forge.results.statistics import RESAMPLES, Answers, difference, holm, read_answers
 
 
 def answers(right, labels=None):
@@ -188,3 +188,32 @@ def test_equal_numbers_do_not_say_what_could_be_shown():
     same = [Answers(np.arange(50), np.linspace(0, 1, 50), np.linspace(1, 0, 50))]
     found = difference(same, same, "pearson")
     assert (found.value, found.verdict) == (0, "no difference shown") and np.isnan(found.smallest)
+
+
+def test_p_values_are_corrected_as_by_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    for count in (1, 2, 7):
+        found = np.random.default_rng(count).random(count) ** 3
+        assert holm(found.tolist()) == pytest.approx(multipletests(found, method="holm")[1])
+
+
+def test_p_agrees_with_the_interval(pair):
+    """Below 0.05 where the interval leaves 0 out; of one pair both are of one bootstrap."""
+    a, b = (answers(right) for right in pair)
+    found = difference([a], [b], "accuracy")
+    assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+
+
+@pytest.mark.parametrize("metric", ["f1", "f1_macro", "f1_micro"])
+def test_f1_of_counts_is_scikit_learns_on_every_resample(metric, monkeypatch):
+    """The quick way is the plain one: the same draws give the same interval."""
+    rng = np.random.default_rng(3)
+    shape = (60, 4) if metric == "f1_micro" else (60,)
+    label, *given = rng.integers(0, 2 if metric != "f1_macro" else 4, (3, *shape))
+    a, b = (Answers(np.arange(60), label, each) for each in given)
+    monkeypatch.setitem(RESAMPLES, "other", 40)
+    quick = difference([a], [b], metric)
+    monkeypatch.setattr("forge.results.statistics.F1", ())
+    plain = difference([a], [b], metric)
+    assert (quick.low, quick.high) == pytest.approx((plain.low, plain.high), abs=1e-12)
