@@ -19,6 +19,7 @@ setup: $(READY)  ## create .venv and install the pinned packages
 
 demo: $(READY)  ## a teacher, students distilled from it and their control, table and plot; offline
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py experiment=demo
+	@echo "to look at it in a browser:  $(BIN)/python -m forge workbench"
 
 doctor: $(READY)  ## check this machine: one line per check, with the way out
 	$(BIN)/python -m forge doctor

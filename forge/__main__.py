@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from forge.config.explain import explain
-from forge.errors import USER_ERRORS, Failure, UserError
+from forge.errors import USER_ERRORS, Failure, UserError, needs
 from forge.records.files import finite
 from forge.records.logs import print_anywhere
 
@@ -207,6 +207,49 @@ def reproduce(
     from forge.commands import reproduce
 
     raise typer.Exit(reproduce.main(run, run_it, out, as_json))
+
+
+@app.command()
+def workbench(
+    directories: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        Argument(metavar="[DIR]...", help="Of runs.", show_default=False),
+    ] = None,
+    port: Annotated[Optional[int], Option(metavar="N", help="A free one without.")] = None,  # noqa: UP045
+    token: Annotated[
+        Optional[str],  # noqa: UP045
+        Option(metavar="T", envvar="FORGE_WORKBENCH_TOKEN", help="A new one without."),
+    ] = None,
+    socket: Annotated[
+        Optional[Path],  # noqa: UP045
+        Option(metavar="PATH", help="A unix socket in a directory of mode 0700 instead of a port."),
+    ] = None,
+    base_path: Annotated[str, Option(metavar="P", help="Behind a proxy that keeps it.")] = "",
+    allow_host: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        Option(
+            metavar="NAME", help="A name that a proxy is reached by; may be given several times."
+        ),
+    ] = None,
+    no_open: Annotated[bool, Option("--no-open", help="Open no browser.")] = False,
+    export: Annotated[
+        Optional[Path],  # noqa: UP045
+        Option(metavar="FILE.html", help="Write the page of a run or sweep to a file instead."),
+    ] = None,
+) -> None:
+    """Look at runs in a browser: what helped, which rows, why."""
+    with needs("workbench", "workbench"):
+        import jinja2, starlette, uvicorn  # noqa: E401, F401, I001
+    from forge.workbench import export as workbench_export
+    from forge.workbench import server
+
+    folders = directories or [each for each in map(Path, ("outputs", "multirun")) if each.is_dir()]
+    if export:
+        print(workbench_export.write(folders or [Path(".")], export))
+        return
+    server.serve(
+        folders or [Path(".")], port, token, socket, base_path, allow_host or [], not no_open
+    )
 
 
 @app.command()

@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
-    f"tests.support.{name}" for name in ("runs", "slurm", "texts", "stopping", "drawing")
+    f"tests.support.{name}" for name in ("runs", "slurm", "texts", "stopping", "drawing", "pages")
 ]
 
 

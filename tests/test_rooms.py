@@ -21,7 +21,8 @@ FLOORS = (  # the lowest first; what is in no folder is named with the room it b
     "modes",
     "experiment",
     "launching launch hydra_plugins",
-    "commands __main__",
+    "commands | workbench",
+    "__main__",
 )
 FILES = [*ROOT.glob("forge/**/*.py"), *ROOT.glob("hydra_plugins/*.py"), ROOT / "launch.py"]
 NAMES = [file.relative_to(ROOT).with_suffix("").as_posix().split("/") for file in FILES]

@@ -178,6 +178,8 @@ def _answers(table: pa.Table, total: int, names: list[str], place: Path) -> Answ
     logits = _matrix(table["logits"]) if "logits" in table.column_names else None
     label, answer = table["label"], table["prediction"]
     id = table["id"].to_numpy()
+    if pa.types.is_list(label.type) and pa.types.is_string(label.type.value_type):
+        label, answer = (_joined(column) for column in (label, answer))  # tags of words
     if pa.types.is_list(label.type) or pa.types.is_large_list(label.type):
         truth, given = _matrix(label), _matrix(answer)
         if truth is None or given is None:
@@ -209,6 +211,11 @@ def _answers(table: pa.Table, total: int, names: list[str], place: Path) -> Answ
             made.loss = -shares[row, truth.clip(0, shares.shape[1] - 1)]
     made.place = place
     return made
+
+
+def _joined(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of names as texts."""
+    return pa.chunked_array([pc.binary_join(chunk, " ") for chunk in column.chunks], pa.string())
 
 
 def _matrix(column: pa.ChunkedArray) -> Array | None:
