@@ -21,7 +21,8 @@ FLOORS = (  # the lowest first; what is in no folder is named with the room it b
     "modes",
     "experiment",
     "launching launch hydra_plugins",
-    "commands | workbench",
+    "commands",
+    "workbench",
     "__main__",
 )
 FILES = [*ROOT.glob("forge/**/*.py"), *ROOT.glob("hydra_plugins/*.py"), ROOT / "launch.py"]
