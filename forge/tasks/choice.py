@@ -177,7 +177,7 @@ def choice(
     """A context and options in, the right one out; `files` stand for a dataset, one per split."""
     source: sources.Source = sources.of_files(files or {})
     if source:
-        evaluation = [split for split in source if split != train]
+        evaluation = sources.judged(source, evaluation, train)
     choices = Choices(
         max_length,
         context=context,
