@@ -61,6 +61,7 @@ def no_directory(key: str, path: str) -> UserError:
 @contextmanager
 def access(kind: str, path: str, way_out: str) -> Iterator[None]:
     """Turn a library's errors about `path`, local or on the Hub, into one line with a way out."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     what = f"{kind} {path}"
@@ -69,7 +70,9 @@ def access(kind: str, path: str, way_out: str) -> Iterator[None]:
         offline_unless_reachable()
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
+    ) as error:  # fmt: skip
         if "trust_remote_code" in str(error):
             owner = "teacher" if way_out.startswith("teacher") else "model"
             raise UserError(

@@ -76,11 +76,12 @@ class Tokens(Input):
         return min(asked, loading.most_tokens(processor, config))
 
     def identity(self, processor: PreTrainedTokenizerBase) -> list[object]:
-        """What of a tokenizer decides on the tokens of a text."""
+        """What of a tokenizer decides on the tokens of a text, and on answers to them."""
         spelled = json.loads(processor.backend_tokenizer.to_str()) if processor.is_fast else {}
         spelled.pop("truncation", None), spelled.pop("padding", None)
         kind = type(processor).__name__
-        return [kind, spelled or processor.get_vocab(), processor.truncation_side]
+        left = ["padded on the left"] if processor.padding_side == "left" else []
+        return [kind, spelled or processor.get_vocab(), processor.truncation_side, *left]
 
     def load_processor(
         self, model: Model, rows: Dataset | None = None, where: str = "model"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from forge import hub, ranks
 from forge.config.schema import Model, Node
@@ -86,7 +87,9 @@ def _sizes() -> Iterator[None]:
     """One line for sizes that do not fit each other."""
     try:
         yield
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+    except (
+        ValueError, TypeError, ZeroDivisionError, RuntimeError, StrictDataclassError
+    ) as error:  # fmt: skip
         raise UserError(f"model.config: {one_line(str(error))[:300]}") from error
 
 

@@ -41,6 +41,8 @@ def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
             f"the tokenizer {tokenizer.name_or_path} has no token to pad batches with; write a "
             "pad_token into its tokenizer_config.json"
         )
+    if config.is_encoder_decoder:
+        _end_texts(tokenizer, config)
     model = config.get_text_config()
     known, pad = getattr(model, "pad_token_id", None), tokenizer.pad_token_id
     if known != pad and (is_decoder(model) or (known is None and model.model_type in OFFSET)):
@@ -50,6 +52,26 @@ def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     if getattr(model, "type_vocab_size", None) == 1:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
+
+
+def _end_texts(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Have each text end with its token, off which T5's and BART's classifiers are read."""
+    from tokenizers import processors
+
+    end, name = tokenizer.eos_token_id, tokenizer.eos_token
+    if end is None:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} has no token that ends a text, off which a "
+            f"{config.model_type} is read; write an eos_token into its tokenizer_config.json"
+        )
+    config.eos_token_id = end
+    if tokenizer.is_fast and tokenizer("a")["input_ids"][-1:] != [end]:
+        given = tokenizer.backend_tokenizer.post_processor
+        added = processors.TemplateProcessing(
+            f"$A {name}", f"$A {name} $B:1 {name}:1", special_tokens=[(name, end)]
+        )
+        both = [each for each in (given, added) if each is not None]
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence(both)
 
 
 def fill_empty(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:

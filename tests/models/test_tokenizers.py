@@ -30,6 +30,14 @@ WORDS = ["the", "a", "cat", "dog", "bird", "sat", "ran", "flew", "away", "home",
 PARTS = {"unk_token": "<unk>", "eos_token": "</s>", "sep_token": "</s>", "bos_token": "<s>"}
 GPT2 = {"model_type": "gpt2", "pad_token_id": None}
 ROBERTA = {"model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}
+XLNET = {
+    "model_type": "xlnet",
+    "max_position_embeddings": None,
+    "d_inner": 16,
+    "d_head": 8,
+    "pad_token_id": 1,
+}
+T5 = {"model_type": "t5", "d_kv": 8, "d_ff": 16, "decoder_start_token_id": 1}
 RUN = ("task=files", "task.max_length=16", "task.label=label", "precision=fp32",
        "trainer.per_device_eval_batch_size=4", "trainer.train_sampling_strategy=random",
        "trainer.per_device_train_batch_size=8")  # fmt: skip
@@ -40,7 +48,7 @@ def write(folder, config, pad=None, types=False):
     vocabulary = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    if config["model_type"] != "gpt2":
+    if config["model_type"] not in ("gpt2", "t5"):
         ends = [("<s>", 0), ("</s>", 2)]
         words.post_processor = processors.TemplateProcessing(
             "<s> $A </s>", "<s> $A </s> $B:1 </s>:1", special_tokens=ends
@@ -51,19 +59,13 @@ def write(folder, config, pad=None, types=False):
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    settings = SIZES | config
+    settings = {k: v for k, v in (SIZES | config).items() if v or k == "pad_token_id"}
     model = AutoModelForSequenceClassification.from_config(
         CONFIG_MAPPING[settings.pop("model_type")](**settings)
     )
-    torch.nn.init.normal_(
-        (
-            model.score
-            if hasattr(model, "score")
-            else model.classifier.out_proj
-            if hasattr(model.classifier, "out_proj")
-            else model.classifier
-        ).weight
-    )
+    names = ("score", "logits_proj", "classifier", "classification_head")
+    head = next(getattr(model, name) for name in names if hasattr(model, name))
+    torch.nn.init.normal_(getattr(head, "out_proj", head).weight)
     model.save_pretrained(folder)
     return folder
 
@@ -115,6 +117,8 @@ def texts_of(rows, *columns):
         (GPT2, "<pad>", False),  # which the config does not know
         (GPT2 | {"pad_token_id": 5}, "<pad>", False),  # nor here: it is a word
         ({"model_type": "llama", "pad_token_id": None}, None, False),
+        (XLNET, "<pad>", False),
+        (T5, "<pad>", False),
         (ROBERTA, "<pad>", False),
         (ROBERTA | {"pad_token_id": None}, "<pad>", False),
         ({"model_type": "bert", "pad_token_id": None, "type_vocab_size": 1}, "<pad>", True),
