@@ -215,8 +215,9 @@ def _line(plane, line, px, py) -> list[str]:  # type: ignore[no-untyped-def]
         for i, x, y in known:
             label = line.labels[i] if line.labels else f"{line.name}: {y:.6g} at {x:.6g}"
             size = 3.2 if line.thin else 5
+            aside = 9 if line.thin and line.links else 0  # of a run, beside its mean
             dot = (
-                f'<circle class="dot {colour}{" thin" if line.thin else ""}" cx="{px(x)}" '
+                f'<circle class="dot {colour}{" thin" if line.thin else ""}" cx="{px(x) - aside}" '
                 f'cy="{py(y)}" r="{size}"><title>{escape(label)}</title></circle>'
             )
             link = escape(line.links[i]) if line.links else ""
