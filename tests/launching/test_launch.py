@@ -132,7 +132,7 @@ def test_a_sweep_writes_one_directory_per_run_and_survives_a_failing_one(tmp_pat
     assert table[0].startswith("job,task,task.dataset.train,") and len(table) == 5
     assert "task.max_length,seed,status,validation.accuracy," in table[0]
     assert sum(",finished,0." in line for line in table) == 2
-    assert sum(",task.max_length=4: at least" in line for line in table) == 2
+    assert sum("task.max_length=4: at least" in line for line in table) == 2
     assert "2 jobs of the sweep did not finish; go on with python launch.py resume=" in done.stderr
     assert "report  " in done.stdout
 
