@@ -241,7 +241,7 @@ def test_the_commands(run, rows, tmp_path):
     assert done.returncode == 2 and "it is there already" in done.stderr
     done = forge("predict", str(run), str(run), "--text", "dogs run", "--pair", "dogs run")
     assert done.returncode == 0 and done.stdout.startswith("row\ttext\ttext 2\tA\tA ")
-    assert "ms per example" in done.stderr and "wall clock of tokenising" in done.stderr
+    assert "ms per example" in done.stderr and "wall clock of processing" in done.stderr
     file, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     Dataset.from_list(rows).to_csv(file)
     done = forge("predict", str(run), "--file", str(file), "--out", str(out))
