@@ -205,26 +205,26 @@ def _decode(data: bytes, path: str | None) -> tuple[NDArray[np.float32], int]:
     try:
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{path}: not audio that soundfile reads ({one_line(str(error))})"
-        ) from error
+        reason = one_line(getattr(error, "error_string", str(error)))
+        raise UserError(f"{path}: not audio that soundfile reads ({reason})") from error
     if not len(wave) or not np.isfinite(wave).all():
         raise UserError(f"{path}: {'samples that are no numbers' if len(wave) else 'no sample'}")
     return wave.mean(1), rate
 
 
 def _waveform(wave: NDArray[np.float32], rate: int, seconds: float) -> bytes:
-    """A PNG of a wave from -1 to 1 over `seconds`, or over all of it where it is longer."""
+    """A PNG of a wave, its peak as high as the picture, over `seconds`, or all of it if longer."""
     import PIL.Image
 
     span = max(len(wave), round(seconds * rate))
     columns = np.linspace(0, span, WIDE + 1).astype(int)
     pixels = np.full((HIGH, WIDE, 3), 255, np.uint8)
-    rows = np.linspace(1, -1, HIGH)[:, None]
+    peak = max(np.abs(wave).max(), 1e-4)
+    rows = np.linspace(peak, -peak, HIGH)[:, None]
     starts = np.minimum(columns[:-1], len(wave) - 1)
     drawn = np.flatnonzero(columns[:-1] < len(wave))
     low, high = (f.reduceat(wave, starts) for f in (np.minimum, np.maximum))
-    half = 1 / (HIGH - 1)  # of a row: silence is a line
+    half = peak / (HIGH - 1)  # of a row: silence is a line
     inside = (rows >= low - half) & (rows <= high + half)
     for part, colour in (
         (drawn[columns[drawn] < seconds * rate], (31, 119, 180)),

@@ -166,6 +166,8 @@ def errors(examples: list[Example], files: list[bytes]) -> bytes:
         title = f"#{example['id']}: {names[0]}\n{names[1]}? {example['probability']:.2f}"
         plane.set_title(title, fontsize="small")
         plane.imshow(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+        plane.set(xticks=[], yticks=[])
+        plane.set_axis_on()
     return pictures.png(figure)
 
 
