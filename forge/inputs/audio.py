@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 log = logging.getLogger(__name__)
-WIDE, HIGH = 240, 60  # pixels of a waveform's picture
+WIDE, HIGH = 240, 61  # pixels of a waveform's picture: a row in the middle, for silence
 FRAME, HOP = 400, 160  # samples of 16 kHz: 25 and 10 ms, of AST's and Whisper's spectrograms
 
 _READ = """import numpy as np
