@@ -109,7 +109,9 @@ class Tokens(Input):
             self.kept,
             limit,
         )
-        return cache.stored(rows, encoded, self.kept, key, cache_dir)
+        split = cache.stored(rows, encoded, self.kept, key, cache_dir)
+        tokenizers.require_tokens(split["input_ids"], processor)
+        return split
 
     def make_ready(self, processor: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
         tokenizers.fit(processor, config)

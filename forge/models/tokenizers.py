@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from forge.errors import UserError
@@ -35,7 +36,10 @@ def fit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     padding token where it counts positions or its last token by it. Raises `UserError` for a
     tokenizer that has neither token.
     """
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    end, pad = tokenizer.eos_token, tokenizer.pad_token
+    if config.is_encoder_decoder and pad in (None, end):  # such a model counts its ends
+        end, pad = tokenizer.unk_token or tokenizer.bos_token, None
+    tokenizer.pad_token = pad or end
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path} has no token to pad batches with; write a "
@@ -72,6 +76,19 @@ def _end_texts(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> 
         )
         both = [each for each in (given, added) if each is not None]
         tokenizer.backend_tokenizer.post_processor = processors.Sequence(both)
+
+
+def require_tokens(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` where no text has a token of its own: its model would read nothing.
+
+    So reads transformers a vocabulary of one kind as that which the model's architecture has.
+    """
+    added = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    if all(added.issuperset(ids) for ids in rows):
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} ({type(tokenizer).__name__}) gives the texts "
+            "no token; name another with model.tokenizer=DIR"
+        )
 
 
 def fill_empty(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:

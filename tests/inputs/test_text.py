@@ -2,8 +2,11 @@
 
 import pytest
 from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from forge.config.schema import Model
+from forge.errors import UserError
 from forge.inputs.text import Collator, Text, vocabulary
 
 
@@ -31,6 +34,16 @@ def test_tokenising_counts_what_was_cut_and_is_done_once(tmp_path, tokenizer):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "tokenised").iterdir()} == written
     other = encode("the dog", "the cat sat on a mat")
     assert other["input_ids"] != split["input_ids"]
+
+
+def test_texts_of_which_a_tokenizer_makes_nothing_are_refused(tmp_path, tokenizer):
+    nothing = Tokenizer(models.BPE(vocab={"<pad>": 0, "x": 1}, merges=[]))
+    other = PreTrainedTokenizerFast(tokenizer_object=nothing, pad_token="<pad>")
+    with pytest.raises(UserError, match=r"gives the texts no token; name another"):
+        Text(6, ["text"]).encode(rows("the cat", "a dog"), other, 6, tmp_path)
+    few = Text(6, ["text"]).encode(rows("the cat", "x"), other, 6, tmp_path)
+    assert list(few["input_ids"]) == [[0], [1]]
+    assert Text(6, ["text"]).encode(rows("unheard-of"), tokenizer, 6, tmp_path)["length"][0] > 2
 
 
 def test_batches_are_padded_to_the_longest_row_and_a_multiple_of_eight(tmp_path, tokenizer):

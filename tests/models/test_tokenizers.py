@@ -119,6 +119,8 @@ def texts_of(rows, *columns):
         ({"model_type": "llama", "pad_token_id": None}, None, False),
         (XLNET, "<pad>", False),
         (T5, "<pad>", False),
+        (T5, None, False),
+        (T5, "</s>", False),
         (ROBERTA, "<pad>", False),
         (ROBERTA | {"pad_token_id": None}, "<pad>", False),
         ({"model_type": "bert", "pad_token_id": None, "type_vocab_size": 1}, "<pad>", True),
