@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import random
@@ -29,6 +30,7 @@ from forge.inputs.input import Batch, Size, Views, for_model
 from forge.models import saving
 from forge.records import checkpoints
 from forge.records.files import read_json, write_json
+from forge.records.secrets import masked
 from forge.tasks.answer import Predictions
 from forge.tasks.decisions import PLAIN, Decisions, Objective
 from forge.tasks.task import Task, first
@@ -126,7 +128,10 @@ class Trainer(TransformersTrainer):
             checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
             saving.save(self.model, folder, state_dict, checkpoint)
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
-            torch.save(self.args, folder / "training_args.bin")
+            args = copy.copy(self.args)
+            plain = {k: v for k, v in vars(args).items() if isinstance(v, str | dict | list)}
+            vars(args).update(masked(plain))
+            torch.save(args, folder / "training_args.bin")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """An error, not a warning: training would go on with weights as they were."""

@@ -166,3 +166,10 @@ def test_the_best_is_the_best_of_those_that_were_saved(toy_run, monkeypatch):
         "checkpoint-8",
         0.7,
     )
+
+
+def test_no_file_of_a_checkpoint_holds_a_secret(toy_run):
+    run_dir = toy_run("trainer.max_steps=1", "+trainer.hub_token=hunter2hunter2")
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert [path for path in files if path.name == "training_args.bin"]
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]
