@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from forge.errors import UserError
 
@@ -78,17 +78,23 @@ def _end_texts(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> 
         tokenizer.backend_tokenizer.post_processor = processors.Sequence(both)
 
 
-def require_tokens(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+def require_tokens(rows: Iterable[Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `UserError` where no text has a token of its own: its model would read nothing.
 
     So reads transformers a vocabulary of one kind as that which the model's architecture has.
     """
     added = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    if all(added.issuperset(ids) for ids in rows):
+    if all(added.issuperset(_flat(ids)) for ids in rows):
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path} ({type(tokenizer).__name__}) gives the texts "
             "no token; name another with model.tokenizer=DIR"
         )
+
+
+def _flat(ids: Iterable[Any]) -> Iterator[int]:
+    """Tokens of a row, also of one of several windows or options."""
+    for each in ids:
+        yield from _flat(each) if isinstance(each, list) else (each,)
 
 
 def fill_empty(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> None:
