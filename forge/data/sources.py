@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -78,6 +78,20 @@ def judged(source: Iterable[str], evaluation: list[str] | None, train: str = "tr
             f"task.files.{without[0]}=FILE" + did_you_mean(without[0], known, listed=False)
         )
     return evaluation
+
+
+def chosen(
+    dataset: Callable[[], Source] | None,
+    files: Mapping[str, str | None] | None,
+    evaluation: list[str] | None,
+    train: str = "train",
+) -> tuple[Callable[[], Source], list[str]]:
+    """What gives a task's source, and the splits to judge by: of the user's own files where some
+    are given, else of a dataset, whose validation judges unless splits are named."""
+    source: Source = of_files(files or {})
+    if source or dataset is None:
+        return lambda: source, judged(source, evaluation, train)
+    return dataset, ["validation"] if evaluation is None else evaluation
 
 
 def listed(value: object) -> object:

@@ -19,9 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forge.errors import UserError
-from forge.records.files import read_json
-from forge.results.examine import name_of
-from forge.results.predictions import Calibration, calibration
+from forge.results.predictions import Calibration, calibration, labels_of, name_of
 from forge.results.runs import Run
 
 MOST = 500_000  # rows of a split
@@ -137,14 +135,6 @@ def splits(run: Run) -> list[str]:
     judged = [split for split in run.results.get("splits", {}) if split in files]
     own = sorted(files - {*judged} - {f"teacher_{split}" for split in files})
     return [*judged, *own]
-
-
-def labels_of(run: Run) -> list[str]:
-    """Names of the labels in the order of their ids; none where nothing names them."""
-    named = read_json(run.path / "model" / "config.json").get("id2label") or {}
-    if named:
-        return [str(named[i]) for i in sorted(named, key=int)]
-    return [str(name) for name in run.metadata["config"].get("task", {}).get("labels") or ()]
 
 
 def read(run: Run, split: str, teacher: bool = False) -> Answers:

@@ -4,8 +4,9 @@ style sheet colours them for light and dark."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -15,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
 POINTS = 400  # of a line; more would not be seen
 COLOURS = 8
 LISTED = 2_000
+Range: TypeAlias = tuple[float, float]  # of an axis, its ends
+To: TypeAlias = Callable[[float], float]  # from a value to its place
 
 
 @dataclass
@@ -98,7 +101,7 @@ def svg(plane: Plane, height: int = HEIGHT) -> Markup:
     )
 
 
-def _finite(value: float | None) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -147,7 +150,7 @@ def number(value: float) -> str:
     return f"{value:.0e}" if 0 < size < 1e-3 else f"{value:.4g}"
 
 
-def _axes(plane, across, up, px, py, height) -> list[str]:  # type: ignore[no-untyped-def]
+def _axes(plane: Plane, across: Range, up: Range, px: To, py: To, height: int) -> list[str]:
     """Grid, ticks, names of the axes."""
     parts, floor = [], height - BOTTOM
     for y in ticks(*up):
@@ -184,7 +187,7 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
-def _line(plane, line, px, py) -> list[str]:  # type: ignore[no-untyped-def]
+def _line(plane: Plane, line: Line, px: To, py: To) -> list[str]:
     colour = f"c{line.colour % COLOURS}"
     parts, band = [], []
     pairs = list(zip(line.x, line.low, line.high, strict=False)) if line.low else []

@@ -18,8 +18,13 @@ from forge.results.predictions import (
     Calibration,
     Completions,
     Floats,
+    OfLabel,
     Predictions,
+    by_label,
+    by_type,
     calibration,
+    labels_of,
+    name_of,
     read_completions,
     read_predictions,
 )
@@ -65,16 +70,6 @@ class Agreement(TypedDict):
 
     counts: dict[str, int]
     examples: dict[str, list[Example]]
-
-
-class OfLabel(TypedDict):
-    """How one of several labels is given."""
-
-    label: str
-    n: int  # rows that have it
-    precision: float
-    recall: float
-    f1: float
 
 
 class Split(TypedDict, total=False):
@@ -133,7 +128,7 @@ def examine(folder: Path) -> Report:
         "curves": _curves(run, notes),
         "teacher": run.metadata.get("teacher", {}).get("splits", {}),
         "start": run.results.get("start", {}).get("splits", {}),
-        "labels": _labels(run),
+        "labels": labels_of(run),
         "splits": {},
         "notes": notes,
     }
@@ -164,17 +159,6 @@ def _missed(run: Run) -> list[str]:
         f"An evaluation in training gave {headline['metric']} {best:.4f}, the kept model has "
         f"{headline['value']:.4f}: no checkpoint was saved there (trainer.save_steps)."
     ]
-
-
-def _labels(run: Run) -> list[str]:
-    """Names in the order of their ids; none where nothing names them."""
-    try:
-        named = read_json(run.path / "model" / "config.json").get("id2label") or {}
-    except ValueError:
-        named = {}
-    if named:
-        return [str(named[i]) for i in sorted(named, key=int)]
-    return [str(name) for name in run.metadata["config"].get("task", {}).get("labels") or ()]
 
 
 def _curves(run: Run, notes: list[str]) -> Curves:
@@ -286,9 +270,9 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
         "errors": [_example(answers, i, labels, texts) for i in worst],
     }
     if answers.tagged:
-        facts["by_label"] = _by_type(answers)
+        facts["by_label"] = by_type(answers)
     elif answers.several:
-        facts["by_label"] = _by_label(answers, labels)
+        facts["by_label"] = by_label(answers, labels)
     else:
         wide = range(answers.logits.shape[1])
         counts = confusion_matrix(answers.label, answers.prediction, labels=wide)
@@ -317,34 +301,6 @@ def _of_completions(written: Completions) -> Split:
             for i in worst
         ],
     }
-
-
-def _by_label(answers: Predictions, labels: list[str]) -> list[OfLabel]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    scores = precision_recall_fscore_support(answers.label, answers.prediction, zero_division=0)
-    return [
-        {"label": name_of(labels, i), "n": int(n), "precision": p, "recall": r, "f1": f}
-        for i, (p, r, f, n) in enumerate(zip(*scores, strict=True))
-    ]
-
-
-def _by_type(answers: Predictions) -> list[OfLabel]:
-    """Of each type of entity how it is given; of tags without entities, of each tag."""
-    from forge.tasks.entities import counts_by_type
-    from forge.tasks.metrics import f1_of_counts, precision, recall
-
-    counted = counts_by_type(list(answers.label), list(answers.prediction))
-    return [
-        {
-            "label": kind,
-            "n": counts[2],
-            "precision": precision(*counts),
-            "recall": recall(*counts),
-            "f1": f1_of_counts(*counts),
-        }
-        for kind, counts in counted.items()
-    ]
 
 
 def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) -> Example:
@@ -377,10 +333,6 @@ def _marked(texts: list[str] | None, tags: list[str]) -> str:
 
 def _names(labels: list[str], ids: Iterable[int]) -> str:
     return ", ".join(name_of(labels, i) for i in ids) or "none"
-
-
-def name_of(labels: list[str], number: int) -> str:
-    return labels[number] if number < len(labels) else str(number)
 
 
 def _add_teacher(run: Run, split: str, student: Predictions, facts: Report, texts: Texts) -> None:

@@ -10,6 +10,8 @@ from typing import TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.records.files import read_json
+from forge.results.runs import Run
 from forge.results.statistics import Answers, Values, matrix
 
 BINS = 15  # of the expected calibration error
@@ -28,6 +30,16 @@ class Calibration(TypedDict):
     bins: int
     n: int
     table: list[Bin]
+
+
+class OfLabel(TypedDict):
+    """How one of several labels is given."""
+
+    label: str
+    n: int  # rows that have it
+    precision: float
+    recall: float
+    f1: float
 
 
 @dataclass
@@ -132,3 +144,48 @@ def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = BINS) 
     ]
     error = float(n @ np.abs(accuracy - sure) / n.sum())
     return {"ece": error, "bins": bins, "n": int(n.sum()), "table": table}
+
+
+def labels_of(run: Run) -> list[str]:
+    """Names of the labels in the order of their ids; none where nothing names them."""
+    try:
+        named = read_json(run.path / "model" / "config.json").get("id2label") or {}
+    except ValueError:
+        named = {}
+    if named:
+        return [str(named[i]) for i in sorted(named, key=int)]
+    return [str(name) for name in run.metadata["config"].get("task", {}).get("labels") or ()]
+
+
+def name_of(labels: list[str], number: int) -> str:
+    """A label's name, or its number where nothing names it."""
+    return labels[number] if number < len(labels) else str(number)
+
+
+def by_label(answers: Predictions, labels: list[str]) -> list[OfLabel]:
+    """Of several labels how each is given."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(answers.label, answers.prediction, zero_division=0)
+    return [
+        {"label": name_of(labels, i), "n": int(n), "precision": p, "recall": r, "f1": f}
+        for i, (p, r, f, n) in enumerate(zip(*scores, strict=True))
+    ]
+
+
+def by_type(answers: Predictions) -> list[OfLabel]:
+    """Of each type of entity how it is given; of tags without entities, of each tag."""
+    from forge.tasks.entities import counts_by_type
+    from forge.tasks.metrics import f1_of_counts, precision, recall
+
+    counted = counts_by_type(list(answers.label), list(answers.prediction))
+    return [
+        {
+            "label": kind,
+            "n": counts[2],
+            "precision": precision(*counts),
+            "recall": recall(*counts),
+            "f1": f1_of_counts(*counts),
+        }
+        for kind, counts in counted.items()
+    ]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.results import pictures
-from forge.results.examine import Entry, Example, Report, Split, name_of
-from forge.results.predictions import Calibration, Predictions
+from forge.results.examine import Entry, Example, Report, Split
+from forge.results.predictions import Calibration, Predictions, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

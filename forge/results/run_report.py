@@ -15,10 +15,9 @@ from forge.results.examine import (
     Report,
     Split,
     examine,
-    name_of,
     pictures_of_errors,
 )
-from forge.results.predictions import BINS, read_predictions
+from forge.results.predictions import BINS, name_of, read_predictions
 from forge.results.run_plots import MOST_LABELS, SHARE
 from forge.results.runs import read_run
 from forge.results.sweep_report import write

@@ -175,9 +175,7 @@ def choice(
     max_rows: int | None = None,
 ) -> Task:
     """A context and options in, the right one out; `files` stand for a dataset, one per split."""
-    source: sources.Source = sources.of_files(files or {})
-    if source:
-        evaluation = sources.judged(source, evaluation, train)
+    source, judging = sources.chosen(dataset, files, evaluation, train)
     choices = Choices(
         max_length,
         context=context,
@@ -189,10 +187,10 @@ def choice(
         answer=Choice(label, choices, label_is, shuffle),
         auto="MultipleChoice",
         pipeline="multiple-choice",
-        dataset=(lambda: source) if source or dataset is None else dataset,
+        dataset=source,
         metrics=metrics,
         headline=headline,
         train=train,
-        evaluation=["validation"] if evaluation is None else evaluation,
+        evaluation=judging,
         max_rows=max_rows,
     )

@@ -103,16 +103,16 @@ def text_labels(
     max_rows: int | None = None,
 ) -> Task:
     """One or two texts in, any number of labels out (`Labels`); `files` stand for a dataset."""
-    source: sources.Source = sources.of_files(files or {})
+    source, judging = sources.chosen(dataset, files, evaluation, train)
     return _of_text(
         Labels([label] if isinstance(label, str) else label, labels, separator, threshold),
         text,
         max_length,
-        dataset=(lambda: source) if source or dataset is None else dataset,
+        dataset=source,
         metrics=metrics,
         headline=headline,
         train=train,
-        evaluation=sources.judged(source, evaluation, train) if source else evaluation,
+        evaluation=judging,
         max_rows=max_rows,
         unlabelled_split=None,
     )
@@ -225,9 +225,7 @@ def prompt_text(
     temperature: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Task:
     """A prompt in, a text out (`Prompt`, `Written`); `files` stand for a dataset, one per split."""
-    source: sources.Source = sources.of_files(files or {})
-    if source:
-        evaluation = sources.judged(source, evaluation, train)
+    source, judging = sources.chosen(dataset, files, evaluation, train)
     return Task(
         input=Prompt(
             max_length=max_length,
@@ -244,10 +242,10 @@ def prompt_text(
         auto="CausalLM",
         pipeline="text-generation",
         peft_type="CAUSAL_LM",
-        dataset=(lambda: source) if source or dataset is None else dataset,
+        dataset=source,
         metrics=["exact_match", "perplexity"] if metrics is None else metrics,
         headline=headline,
         train=train,
-        evaluation=["validation"] if evaluation is None else evaluation,
+        evaluation=judging,
         max_rows=max_rows,
     )

@@ -188,19 +188,17 @@ def text_tags(
     max_rows: int | None = None,
 ) -> Task:
     """Words in, a tag for each out; `files` stand for a dataset, one per split."""
-    source: sources.Source = sources.of_files(files or {})
-    if source:
-        evaluation = sources.judged(source, evaluation, train)
+    source, judging = sources.chosen(dataset, files, evaluation, train)
     return Task(
         input=Words(max_length=max_length, column=tokens),
         answer=Tags(tags, labels),
         auto="TokenClassification",
         pipeline="token-classification",
         peft_type="TOKEN_CLS",
-        dataset=(lambda: source) if source or dataset is None else dataset,
+        dataset=source,
         metrics=metrics,
         headline=headline,
         train=train,
-        evaluation=["validation"] if evaluation is None else evaluation,
+        evaluation=judging,
         max_rows=max_rows,
     )
