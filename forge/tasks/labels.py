@@ -87,8 +87,9 @@ class Labels(Answer):
         if self.threshold != "tuned":
             return False
         scores: dict[float, float] = {}
-        for self.tuned in sorted(GRID, key=lambda share: abs(share - 0.5)):
-            scores[self.tuned] = score()
+        for share in sorted(GRID, key=lambda share: abs(share - 0.5)):
+            self.tuned = share
+            scores[share] = score()
         self.tuned = max(scores, key=lambda share: scores[share])  # the first, nearest 0.5, of many
         config.threshold = self.tuned
         log.info("threshold %g of a label's probability, tuned (0.5 before)", self.tuned)
