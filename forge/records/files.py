@@ -73,12 +73,17 @@ def readable(path: Path) -> Json:
         return {}
 
 
-def follow_umask(*files: Path) -> None:
-    """Give files the mode of any new file; safetensors lets their owner alone read them."""
+def new_file_mode() -> int:
+    """The permission bits of any new file, by the umask."""
     umask = os.umask(0o077)
     os.umask(umask)
+    return 0o666 & ~umask
+
+
+def follow_umask(*files: Path) -> None:
+    """Give files the mode of any new file; safetensors lets their owner alone read them."""
     for file in files:
-        file.chmod(0o666 & ~umask)
+        file.chmod(new_file_mode())
 
 
 def require_place(folder: Path, marker: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from forge.data import cache
 from forge.data.fingerprints import fingerprint
 from forge.inputs.input import Input
+from forge.records.files import new_file_mode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +30,7 @@ def write(path: Path, input: Input, rows: Dataset, cache_dir: str | None) -> Non
         return
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)  # a link: what is written must not reach other runs
-    key = fingerprint(rows._fingerprint, list(columns))
+    key = fingerprint(rows._fingerprint, list(columns), new_file_mode())  # links share their mode
     shared = cache.cache_directory(cache_dir) / FOLDER / f"{key}.parquet"
     with suppress(OSError):  # a cache that cannot be written, another file system
         if not shared.is_file():
