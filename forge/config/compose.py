@@ -24,7 +24,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 # What needs no quotes in an override.
-WORD = re.compile(r"(?!(?:null|true|false|inf|nan)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./-]*", re.I | re.ASCII)
+WORD = re.compile(
+    r"(?!(?:null|true|false|inf|nan)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./-]*", re.I | re.ASCII
+)
 
 
 def register() -> None:

@@ -14,6 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from forge.data import sources
+from forge.data.label_noise import another, with_noise
 from forge.data.toy_nli import ENTAILED, NOUNS, VERBS, Sentence, label, mask, scenes, verb_phrase
 from forge.errors import UserError
 
@@ -27,10 +28,13 @@ OPTIONS = 4
 BLOCKS = 60  # of four premises and four options, before they are worded
 
 
-def choices(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets.Dataset]:
+def choices(
+    *, train: int, validation: int, seed: int = 0, label_noise: float = 0.0
+) -> dict[str, datasets.Dataset]:
     """Splits with the columns premise, options (four texts) and label (the right one's place).
 
-    Each is a multiple of four rows. Raises `UserError` for more rows than the grammar gives.
+    Each is a multiple of four rows. `label_noise` is the share of train's rows with a wrong label.
+    Raises `UserError` for more rows than the grammar gives.
     """
     if min(train, validation) < OPTIONS:
         raise UserError(f"task.dataset: train={train}, validation={validation}: at least 4 rows")
@@ -43,13 +47,15 @@ def choices(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets
             f"{OPTIONS * (train + validation)}; lower train or validation"
         )
     chosen = source.sample(worded, train + validation)
-    parts = {"train": chosen[:train], "validation": chosen[train:]}
-    return {name: _split(part, source) for name, part in parts.items()}
+    learnt = _split(chosen[:train], source)
+    learnt["label"] = with_noise(learnt["label"], label_noise, another(range(OPTIONS)), seed)
+    held_out = _split(chosen[train:], source)
+    return {"train": sources.dataset(learnt), "validation": sources.dataset(held_out)}
 
 
 def _split(
     blocks: list[tuple[list[tuple[str, str]], dict[str, str]]], source: random.Random
-) -> datasets.Dataset:
+) -> sources.Columns:
     rows = []
     for block, scene in blocks:
         pairs = [(p.format_map(scene), h.format_map(scene)) for p, h in block]
@@ -58,7 +64,7 @@ def _split(
             rows.append((premise, options, options.index(right)))
     source.shuffle(rows)
     columns = zip(("premise", "options", "label"), zip(*rows, strict=True), strict=True)
-    return sources.dataset({name: list(values) for name, values in columns})
+    return {name: list(values) for name, values in columns}
 
 
 def _scenes() -> list[dict[str, str]]:

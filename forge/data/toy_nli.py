@@ -29,6 +29,7 @@ from functools import cache
 from itertools import chain, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
+from forge.data.label_noise import another, with_noise
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -238,10 +239,12 @@ def nli(
     validation: int = 2_000,
     seed: int = 0,
     contradictions: float = 1.0,
+    label_noise: float = 0.0,
 ) -> dict[str, datasets.Dataset]:
     """The splits, each rounded down to a multiple of 3, so that each hypothesis has each label.
 
-    `contradictions` is the share of that label's pairs that is kept: below 1 it is the rare one.
+    `contradictions` is the share of that label's pairs that is kept: below 1 it is the rare one;
+    `label_noise` the share of train's labels that are replaced by another one.
     """
     import datasets
 
@@ -257,5 +260,7 @@ def nli(
         rng.shuffle(part)
         part = [row for row in part if row[2] != DENIED or kept.random() < contradictions]
         columns = {c: [row[i] for row in part] for i, c in enumerate(COLUMNS)}
+        noise = label_noise if name == "train" else 0.0
+        columns["label"] = with_noise(columns["label"], noise, another(LABELS), seed)
         splits[name] = datasets.Dataset.from_dict(columns)
     return splits

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from forge.data import sources
+from forge.data.label_noise import another, with_noise
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,16 +50,15 @@ def shapes(
         raise UserError(f"task.dataset: train={train}, validation={validation}: at least 1 row")
     if not 0 < crosses <= 1:
         raise UserError(f"task.dataset.crosses={crosses}: more than 0, at most 1")
-    if not 0 <= label_noise < 1:
-        raise UserError(f"task.dataset.label_noise={label_noise}: at least 0, less than 1")
     seen: set[bytes] = set()
-    drawn = _split(validation, random.Random(f"shapes validation {seed}"), 1.0, 0.0, seen)
-    learnt = _split(train, random.Random(f"shapes train {seed}"), crosses, label_noise, seen)
+    drawn = _split(validation, random.Random(f"shapes validation {seed}"), 1.0, seen)
+    learnt = _split(train, random.Random(f"shapes train {seed}"), crosses, seen)
+    learnt["label"] = with_noise(learnt["label"], label_noise, another(LABELS), seed)
     return {"train": sources.dataset(learnt), "validation": sources.dataset(drawn)}
 
 
 def _split(
-    count: int, source: random.Random, crosses: float, label_noise: float, seen: set[bytes]
+    count: int, source: random.Random, crosses: float, seen: set[bytes]
 ) -> dict[str, list[Any]]:
     """Rows that `seen` does not hold yet; they are added to it."""
     images: list[bytes] = []
@@ -70,8 +70,6 @@ def _split(
             continue
         seen.add(image)
         images.append(image)
-        if source.random() < label_noise:
-            label = source.choice([name for name in LABELS if name != label])
         labels.append(label)
     return {"image": images, "label": labels}
 

@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from forge.data import sources
+from forge.data.label_noise import another, with_noise
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ CLAUSES = {
 LONGEST = 3  # words of a name
 
 
-def tags(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets.Dataset]:
+def tags(
+    *, train: int, validation: int, seed: int = 0, label_noise: float = 0.0
+) -> dict[str, datasets.Dataset]:
     """Splits with the columns tokens and tags (IOB2, by name), no sentence twice.
 
-    Raises `UserError` for a split without rows.
+    `label_noise` is the share of train's names that are given as of another type. Raises
+    `UserError` for a split without rows.
     """
     if min(train, validation) < 1:
         raise UserError(f"task.dataset: train={train}, validation={validation}: at least 1 row")
@@ -69,8 +73,24 @@ def tags(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets.Da
                 seen.add(" ".join(tokens))
                 rows["tokens"].append(tokens)
                 rows["tags"].append(given)
+        noise = label_noise if split == "train" else 0.0
+        rows["tags"] = _mistyped(rows["tags"], noise, seed)
         splits[split] = sources.dataset(rows)
     return {split: splits[split] for split in ("train", "validation")}
+
+
+def _mistyped(sentences: list[list[str]], share: float, seed: int) -> list[list[str]]:
+    """Sentences of which that share of the names is of another type, from first to last word."""
+    begun = [tag[2:] for tags in sentences for tag in tags if tag[0] == "B"]
+    types = iter(with_noise(begun, share, another([kind for kind in CLAUSES if kind != "O"]), seed))
+    mistyped, kind = [], ""
+    for tags in sentences:
+        given = []
+        for tag in tags:
+            kind = next(types) if tag[0] == "B" else kind
+            given.append(tag if tag == "O" else f"{tag[0]}-{kind}")
+        mistyped.append(given)
+    return mistyped
 
 
 def _sentence(source: random.Random) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forge.data import sources
+from forge.data.label_noise import another, with_noise
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,22 +37,15 @@ def tones(
     """
     if min(train, validation) < 1:
         raise UserError(f"task.dataset: train={train}, validation={validation}: at least 1 row")
-    if not 0 <= label_noise < 1:
-        raise UserError(f"task.dataset.label_noise={label_noise}: at least 0, less than 1")
     splits = {"train": (train, label_noise), "validation": (validation, 0.0)}
-    return {
-        name: _split(count, random.Random(f"tones {name} {seed}"), noise)
-        for name, (count, noise) in splits.items()
-    }
-
-
-def _split(count: int, source: random.Random, noise: float) -> datasets.Dataset:
-    labels = [source.choice(LABELS) for _ in range(count)]
-    clips = [_clip(label, source) for label in labels]
-    others = [source.choice([name for name in LABELS if name != label]) for label in labels]
-    wrong = [source.random() < noise for _ in labels]
-    given = [o if w else label for label, o, w in zip(labels, others, wrong, strict=True)]
-    return sources.dataset({"audio": clips, "label": given})
+    drawn = {}
+    for name, (count, noise) in splits.items():
+        source = random.Random(f"tones {name} {seed}")
+        labels = [source.choice(LABELS) for _ in range(count)]
+        clips = [_clip(label, source) for label in labels]
+        given = with_noise(labels, noise, another(LABELS), seed)
+        drawn[name] = sources.dataset({"audio": clips, "label": given})
+    return drawn
 
 
 def _clip(label: str, source: random.Random) -> bytes:

@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from forge.data import sources
+from forge.data.label_noise import another, with_noise
 from forge.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ KINDS = ("about", "denied", "other")
 OFTEN = (5, 3, 2)  # of each kind
 
 
-def topics(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets.Dataset]:
+def topics(
+    *, train: int, validation: int, seed: int = 0, label_noise: float = 0.0
+) -> dict[str, datasets.Dataset]:
     """Splits with the columns text and labels (a list of names), no text twice.
 
-    Raises `UserError` for a split without rows.
+    `label_noise` is the share of train's rows whose labels are another row's. Raises `UserError`
+    for a split without rows.
     """
     if min(train, validation) < 1:
         raise UserError(f"task.dataset: train={train}, validation={validation}: at least 1 row")
@@ -46,6 +50,8 @@ def topics(*, train: int, validation: int, seed: int = 0) -> dict[str, datasets.
         split: _split(count, random.Random(f"topics {split} {seed}"), seen)
         for split, count in counts.items()
     }
+    learnt = drawn["train"]
+    learnt["labels"] = with_noise(learnt["labels"], label_noise, another(learnt["labels"]), seed)
     return {split: sources.dataset(drawn[split]) for split in ("train", "validation")}
 
 

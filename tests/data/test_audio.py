@@ -38,16 +38,6 @@ def test_tones_are_the_same_for_a_seed_and_none_is_in_both_splits():
         tones(train=1, validation=0)
 
 
-def test_some_labels_of_train_may_be_wrong():
-    clean, noisy = (tones(train=200, validation=30, label_noise=share) for share in (0.0, 0.3))
-    assert noisy["train"]["audio"] == clean["train"]["audio"]
-    assert noisy["validation"]["label"] == clean["validation"]["label"]
-    pairs = zip(noisy["train"]["label"], clean["train"]["label"], strict=True)
-    assert 0.2 < np.mean([one != other for one, other in pairs]) < 0.4
-    with pytest.raises(UserError, match=r"label_noise=1\.0"):
-        tones(train=1, validation=1, label_noise=1.0)
-
-
 def speakers(**splits):
     return {name: Dataset.from_dict({"speaker": list(names)}) for name, names in splits.items()}
 
