@@ -28,12 +28,15 @@ from forge.results.runs import Run
 from forge.tasks.recorded import as_trained
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from forge.tasks.task import Task
     from forge.training.preparation import Prepared
 
 EVALUATING = ("trainer.per_device_eval_batch_size", "trainer.use_cpu")
 
 
+ROWS = "task.rows"  # a file of row ids, one a line: these are judged alone
 MAY_CHANGE = ("task", "precision", "cache_dir", *EVALUATING, SEARCHPATH)
 
 
@@ -41,8 +44,9 @@ def evaluate(path: Path, overrides: list[str], out: Path | None = None) -> Json:
     """The run's model judged by its task with the `overrides`; kept in a directory.
 
     That is `out`, or one in `evaluations/` of the run, which an equal evaluation overwrites; where
-    it cannot be written, `lost` says why. Raises `UserError` for labels that are not the head's and
-    for an `out` that holds something else.
+    it cannot be written, `lost` says why. `task.rows=FILE` judges the rows whose ids the file
+    lists, as the workbench writes them. Raises `UserError` for labels that are not the head's, for
+    an `out` that holds something else, and for a file without an id of a judged split.
     """
     from forge.results.tables import table
     from forge.training.evaluation import judge
@@ -51,12 +55,13 @@ def evaluate(path: Path, overrides: list[str], out: Path | None = None) -> Json:
     run = finished(path)
     if out:
         require_place(out, EVALUATION)
-    cfg, name = _recomposed(run, overrides)
+    chosen, changes = _chosen(overrides)
+    cfg, name = _recomposed(run, changes)
     with library_logs(), tempfile.TemporaryDirectory() as scratch:
         config, place = schema.to_config(cfg), Path(scratch, "evaluation")
-        prepared = _prepared(run, config, Path(scratch))
+        prepared = _prepared(run, config, Path(scratch), chosen)
         task = prepared.task
-        judged = fingerprints.fingerprint(config.task, config.precision)[:8]
+        judged = fingerprints.fingerprint(config.task, config.precision, sorted(chosen))[:8]
         folder = out or path / "evaluations" / "-".join([name, *task.evaluation, judged])
         place.mkdir()
         trainer = Trainer(**prepared.trainer_arguments())
@@ -123,8 +128,37 @@ def _recomposed(run: Run, overrides: list[str]) -> tuple[DictConfig, str]:
     return cfg, str(name).replace("/", "-")
 
 
-def _prepared(run: Run, config: Config, scratch: Path) -> Prepared:
-    """The run's model, and the splits that its task judges."""
+def _chosen(overrides: list[str]) -> tuple[set[int], list[str]]:
+    """The ids in the file that `task.rows` names, and the other overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    others = [word for word in overrides if not word.startswith(f"{ROWS}=")]
+    if len(others) == len(overrides):
+        return set(), others
+    named = next(word for word in reversed(overrides) if word not in others)
+    file = Path(str(OverridesParser.create().parse_override(named).value()))
+    try:
+        ids = {int(line) for line in file.read_text(encoding="utf-8").split()}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{named}: a file of row ids, one a line, is asked for ({error})") from None
+    if not ids:
+        raise UserError(f"{named}: no id is in it")
+    return ids, others
+
+
+def _only(chosen: set[int], split: str, rows: Dataset) -> Dataset:
+    """The rows of a split whose ids are chosen. Raises `UserError` when there is none."""
+    kept = [place for place, id in enumerate(rows["id"]) if id in chosen]
+    if not kept:
+        raise UserError(
+            f"{ROWS}: none of its {len(chosen)} ids is of split {split}; "
+            "task.evaluation=[SPLIT] says which is judged"
+        )
+    return rows.select(kept)
+
+
+def _prepared(run: Run, config: Config, scratch: Path, chosen: set[int]) -> Prepared:
+    """The run's model, and the splits that its task judges; of these the chosen rows, if any."""
     from forge.training.arguments import training_arguments
     from forge.training.preparation import prepare
 
@@ -132,6 +166,8 @@ def _prepared(run: Run, config: Config, scratch: Path) -> Prepared:
     args = training_arguments(config, task, scratch)
     _require_labels(run, task)
     rows = task.load(training=False)
+    if chosen:
+        rows = {split: _only(chosen, split, all_rows) for split, all_rows in rows.items()}
     return prepare(replace(config, model=source(run)), task, args, rows, training=False)
 
 

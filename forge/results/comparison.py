@@ -16,6 +16,7 @@ from forge.records.files import TIMINGS, Json
 from forge.records.record import NOT_COMPARED
 from forge.results import statistics as results_statistics
 from forge.results.runs import Run, read_run
+from forge.results.statistics import Difference
 from forge.results.tables import Score, cell, drawn
 
 
@@ -31,9 +32,9 @@ class Comparison(TypedDict):
 def side_by_side(paths: Sequence[Path]) -> Comparison:
     """Finished runs compared: where their configs differ, their metrics, and a test of each pair.
 
-    The test is of the headline, on every split that both have judged; of a metric that is not
-    Forge's own there is none. Raises `UserError` for a run that is not finished, other headlines
-    or other examples.
+    The test is of the headline, on every split that both have judged; several are corrected for
+    their number. Of a metric that is not Forge's own there is none. Raises `UserError` for a run
+    that is not finished, other headlines or other examples.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same run is named twice; there is nothing to compare")
@@ -54,7 +55,7 @@ def side_by_side(paths: Sequence[Path]) -> Comparison:
             for split, name in names
             if name not in TIMINGS
         },
-        "pairs": [pair for a, b in combinations(runs, 2) for pair in _pairs(a, b, *headlines)],
+        "pairs": _tests(runs, *headlines),
     }
 
 
@@ -97,26 +98,31 @@ def _short(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _pairs(a: Run, b: Run, metric: str) -> list[Json]:
-    """A test for each split that both have judged; raises `UserError` without any."""
+def _tests(runs: list[Run], metric: str) -> list[Json]:
+    """A test of each pair on each split that both have judged; raises `UserError` for a pair
+    without any."""
     if not results_statistics.is_own(metric):
         return []
-    splits = [split for split in a.results["splits"] if split in b.results["splits"]]
-    if not splits:
-        raise UserError(f"{a.path} and {b.path} have judged no split in common")
-    return [_pair(a, b, split, metric) for split in splits]
+    tests: list[tuple[Json, Difference]] = []
+    for a, b in combinations(runs, 2):
+        splits = [split for split in a.results["splits"] if split in b.results["splits"]]
+        if not splits:
+            raise UserError(f"{a.path} and {b.path} have judged no split in common")
+        for split in splits:
+            about = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
+            tests.append((about, _difference(a, b, split, metric)))
+    results_statistics.correct([test for _, test in tests])
+    return [about | asdict(test) | {"verdict": test.verdict} for about, test in tests]
 
 
-def _pair(a: Run, b: Run, split: str, metric: str) -> Json:
+def _difference(a: Run, b: Run, split: str, metric: str) -> Difference:
     files = [run.path / "predictions" / f"{split}.parquet" for run in (a, b)]
     answers = [results_statistics.read_answers(file, metric) for file in files]
     try:
         require_same_rows([a, b], split)
-        difference = results_statistics.difference(answers[:1], answers[1:], metric)
+        return results_statistics.difference(answers[:1], answers[1:], metric)
     except UserError as error:
         raise UserError(f"{a.path} and {b.path}, {split}: {error}") from error
-    about = {"reference": str(a.path), "run": str(b.path), "split": split, "metric": metric}
-    return about | asdict(difference) | {"verdict": difference.verdict}
 
 
 def require_same_rows(runs: Sequence[Run], split: str) -> None:
@@ -152,7 +158,7 @@ def comparison_text(compared: Comparison) -> str:
         "difference: one that shows four times in five (80 % power)."
     )
     if len(compared["pairs"]) > 1:
-        lines.append(f"{len(compared['pairs'])} tests, not corrected for their number.")
+        lines.append(f"{len(compared['pairs'])} tests; p is corrected for their number (Holm).")
     return "\n".join(lines)
 
 
@@ -161,10 +167,12 @@ def _pair_text(pair: Json, named: dict[str, str]) -> str:
     if pair["p_value"] is not None:
         of = "" if metric == "accuracy" else " of accuracy"
         p_value = f", McNemar p{of} {pair['p_value']:.2g}"
+    corrected = "" if pair["corrected"] is None else f", p {pair['corrected']:.2g}"
     by = " by McNemar's test" if pair["doubted"] else ""
     return (
         f"{named[pair['run']]} against {named[pair['reference']]}, {pair['split']} {metric}: "
         f"{pair['verdict']}{by}, {pair['value']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
-        f"{p_value}, n {pair['n']:,}; the smallest difference that so many examples show: "
+        f"{corrected}{p_value}, n {pair['n']:,}; "
+        "the smallest difference that so many examples show: "
         + (f"{pair['smallest']:.4f}" if pair["smallest"] == pair["smallest"] else "unknown")
     )

@@ -170,6 +170,13 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
+def correct(tests: list[Difference]) -> None:
+    """Give several tests their p values `corrected` for their number; one has none."""
+    if len(tests) > 1:
+        for test, corrected in zip(tests, holm([test.p for test in tests]), strict=True):
+            test.corrected = corrected
+
+
 def _interval(
     values: list[float], resampled: NDArray[np.float64]
 ) -> tuple[float, float, float, float]:

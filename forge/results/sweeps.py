@@ -14,7 +14,7 @@ from forge.records.files import Json
 from forge.results import statistics as results_statistics
 from forge.results.comparison import require_same_rows
 from forge.results.runs import APART, Run, finished_runs, number, sortable
-from forge.results.statistics import holm
+from forge.results.statistics import correct
 
 ALPHA = "mode.alpha"
 
@@ -130,10 +130,7 @@ def sweep_of(runs: list[Run], folder: Path, unfinished: int = 0) -> Sweep:
     sweep = Sweep(folder, rows, metric, split, first, better, unfinished)
     for row in rows:
         _compare(sweep, row)
-    tests = [row.against for row in rows if row.against]
-    if len(tests) > 1:
-        for test, corrected in zip(tests, holm([test.p for test in tests]), strict=True):
-            test.corrected = corrected
+    correct([row.against for row in rows if row.against])
     return sweep
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from forge.config.compose import override
 from forge.errors import UserError
 from forge.records.files import Json
 from forge.results import answers
@@ -254,7 +256,9 @@ def flag_text(run: Run, split: str, flags: set[int]) -> str:
     """How many rows are flagged, and the file of their ids."""
     if not flags:
         return "No row is flagged."
-    return f"{len(flags)} flagged, their ids are in {os.path.abspath(flag_file(run, split))}"
+    file = override("task.rows", os.path.abspath(flag_file(run, split)))
+    run_dir = shlex.quote(os.path.relpath(run.path))
+    return f"{len(flags)} flagged; judged alone by: python -m forge evaluate {run_dir} {file}"
 
 
 def flag(asked: Asked, given: Json) -> Json:

@@ -68,6 +68,23 @@ def test_with_nothing_changed_it_repeats_the_runs_numbers_and_leaves_the_run_alo
     assert answers(kept) == answers(run)
 
 
+def test_rows_that_a_file_lists_are_judged_alone(run, tmp_path):
+    (chosen := tmp_path / "chosen rows.txt").write_text("3\n17\n90\n17\n")
+    word = f"task.rows='{chosen}'"
+    found = evaluate(run, [word])
+    all_rows, alone = answers(run), answers(Path(found["kept"]))
+    picked = [all_rows["id"].index(id) for id in (3, 17, 90)]
+    assert alone["id"] == [3, 17, 90]
+    assert alone["prediction"] == [all_rows["prediction"][i] for i in picked]
+    right = [all_rows["prediction"][i] == all_rows["label"][i] for i in picked]
+    assert found["splits"]["validation"]["accuracy"] == pytest.approx(sum(right) / 3)
+    assert evaluate(run, [])["kept"] != found["kept"]
+    for text, reason in {"999999": "none of its 1 ids", "a": "one a line", "": "no id"}.items():
+        chosen.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            evaluate(run, [word])
+
+
 def test_labels_of_another_task_are_matched_by_name(run, rows, tmp_path):
     own = results(run)["splits"]["validation"]["accuracy"]
     file = f"task.files.test={write_rows(tmp_path / 'test.jsonl', rows)}"

@@ -14,6 +14,7 @@ from forge.errors import UserError
 from forge.records.files import METADATA, STATE
 from forge.results.comparison import comparison_text, side_by_side
 from forge.results.show import shown
+from forge.results.statistics import holm
 from forge.results.sweep_report import numbers, sentences, table, text
 from forge.results.sweeps import read_sweep
 from forge.results.tables import drawn, markdown_table, print_table
@@ -211,10 +212,16 @@ def test_runs_side_by_side_and_the_verdict_on_each_pair(sweep):
     assert 0.001 < found["pairs"][0]["smallest"] < 0.01
     told = comparison_text(found)
     assert told.index("differs") < told.index("metric") < told.index("B against A")
-    assert "3 tests, not corrected" in told and not set(told) & set("─━│")  # it is not a terminal
+    assert (
+        "3 tests" in told and "Holm" in told and not set(told) & set("─━│")
+    )  # it is not a terminal
     assert "B against A, test accuracy: lower, -0.0100 [" in told and "n 10,000" in told
     code, out, _ = forge("compare", *map(str, paths[:2]), "--json")
-    assert code == 0 and json.loads(out)["pairs"] == found["pairs"][:1]
+    (alone,) = json.loads(out)["pairs"]
+    assert code == 0 and alone == found["pairs"][0] | {"corrected": None}
+    p_values = [pair["p"] for pair in found["pairs"]]
+    assert [pair["corrected"] for pair in found["pairs"]] == holm(p_values)
+    assert found["pairs"][0]["corrected"] == 3 * p_values[0]  # the smallest of three
 
 
 def test_a_split_of_one_run_alone_is_shown_and_not_compared(sweep):
