@@ -85,13 +85,16 @@ def chosen(
     files: Mapping[str, str | None] | None,
     evaluation: list[str] | None,
     train: str = "train",
-) -> tuple[Callable[[], Source], list[str]]:
-    """What gives a task's source, and the splits to judge by: of the user's own files where some
-    are given, else of a dataset, whose validation judges unless splits are named."""
+    unlabelled: str | None = None,
+) -> tuple[Callable[[], Source], list[str], str | None]:
+    """What gives a task's source, the splits to judge by, and the one of rows without answers: of
+    the user's own files where some are given, else of a dataset, whose validation judges unless
+    splits are named."""
     source: Source = of_files(files or {})
     if source or dataset is None:
-        return lambda: source, judged(source, evaluation, train)
-    return dataset, ["validation"] if evaluation is None else evaluation
+        unlabelled = unlabelled or (UNLABELLED if UNLABELLED in source else None)
+        return lambda: source, judged(source, evaluation, train), unlabelled
+    return dataset, ["validation"] if evaluation is None else evaluation, unlabelled
 
 
 def listed(value: object) -> object:

@@ -45,7 +45,6 @@ class Answer(ABC):
     distribution: ClassVar[bool] = True  # logits are one over answers; else each is a value
     problem_type: ClassVar[str]  # as in transformers.PretrainedConfig, or generation
     every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
-    missing: ClassVar[float | int] = -1  # the label of a row without one
     several: ClassVar[bool] = False  # of the labels, any number may be given
     named: ClassVar[bool] = True  # a model's labels are matched by name; else they are places
     over: ClassVar[tuple[str, str]] = ("labels", "examples")  # a loss is summed and averaged
@@ -68,6 +67,11 @@ class Answer(ABC):
 
         `columns` are the data's, `inputs` what the input kept. Raises `UserError`.
         """
+
+    def unknown(self, inputs: Columns, count: int) -> list[Any]:
+        """The labels of so many rows without an answer, of which `inputs` holds what is kept: -1
+        for each decision. A teacher is asked about them; nothing else reads them."""
+        return [-1] * count
 
     def fit(self, rows: Dataset) -> None:  # noqa: B027  # most need nothing
         """Take from the training rows what a fresh head needs."""

@@ -173,9 +173,12 @@ def choice(
     evaluation: list[str] | None = None,
     max_length: int | None = None,
     max_rows: int | None = None,
+    unlabelled_split: str | None = None,
 ) -> Task:
     """A context and options in, the right one out; `files` stand for a dataset, one per split."""
-    source, judging = sources.chosen(dataset, files, evaluation, train)
+    source, judging, unlabelled = sources.chosen(
+        dataset, files, evaluation, train, unlabelled_split
+    )
     choices = Choices(
         max_length,
         context=context,
@@ -193,4 +196,5 @@ def choice(
         train=train,
         evaluation=judging,
         max_rows=max_rows,
+        unlabelled_split=unlabelled,
     )

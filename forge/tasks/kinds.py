@@ -101,9 +101,12 @@ def text_labels(
     evaluation: list[str] | None = None,
     max_length: int | None = None,
     max_rows: int | None = None,
+    unlabelled_split: str | None = None,
 ) -> Task:
     """One or two texts in, any number of labels out (`Labels`); `files` stand for a dataset."""
-    source, judging = sources.chosen(dataset, files, evaluation, train)
+    source, judging, unlabelled = sources.chosen(
+        dataset, files, evaluation, train, unlabelled_split
+    )
     return _of_text(
         Labels([label] if isinstance(label, str) else label, labels, separator, threshold),
         text,
@@ -114,7 +117,7 @@ def text_labels(
         train=train,
         evaluation=judging,
         max_rows=max_rows,
-        unlabelled_split=None,
+        unlabelled_split=unlabelled,
     )
 
 
@@ -225,7 +228,7 @@ def prompt_text(
     temperature: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Task:
     """A prompt in, a text out (`Prompt`, `Written`); `files` stand for a dataset, one per split."""
-    source, judging = sources.chosen(dataset, files, evaluation, train)
+    source, judging, _ = sources.chosen(dataset, files, evaluation, train)
     return Task(
         input=Prompt(
             max_length=max_length,

@@ -105,6 +105,9 @@ class Labels(Answer):
     def notes(self) -> list[str]:
         return self.single.notes
 
+    def unknown(self, inputs: Columns, count: int) -> list[list[int]]:
+        return [[-1] * len(self.labels)] * count
+
     def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
         return {"labels": self._sets(columns, split)}
 

@@ -51,7 +51,6 @@ class Number(Answer):
     alignment = "row"
     distribution = False
     problem_type = "regression"
-    missing = -1.0
     trivial = "always giving the mean"
     labels = ("score",)  # the one output
 
@@ -90,6 +89,9 @@ class Number(Answer):
     @property
     def read_off(self) -> dict[str, object]:
         return {"decimal": self.decimal} if self.decimal else {}
+
+    def unknown(self, inputs: Columns, count: int) -> list[float]:
+        return [-1.0] * count
 
     def fit(self, rows: Dataset) -> None:
         values = np.asarray(rows["labels"], dtype=float)

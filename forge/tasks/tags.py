@@ -67,6 +67,9 @@ class Tags(Answer):
         changed = f"{self.changed:,} tags I-… that begin an entity are read as B-…"
         return [*self.single.notes, *([changed] if self.changed else [])]
 
+    def unknown(self, inputs: Columns, count: int) -> list[list[int]]:
+        return [[-1] * len(words) for words in inputs["words"]]
+
     def rows(self, columns: Columns, inputs: Columns, split: str) -> Columns:
         where = f"split {split}, column {self.column}"
         rows = [_tags(value, f"{where}: row {i}") for i, value in enumerate(columns[self.column])]
@@ -186,9 +189,12 @@ def text_tags(
     evaluation: list[str] | None = None,
     max_length: int | None = None,
     max_rows: int | None = None,
+    unlabelled_split: str | None = None,
 ) -> Task:
     """Words in, a tag for each out; `files` stand for a dataset, one per split."""
-    source, judging = sources.chosen(dataset, files, evaluation, train)
+    source, judging, unlabelled = sources.chosen(
+        dataset, files, evaluation, train, unlabelled_split
+    )
     return Task(
         input=Words(max_length=max_length, column=tokens),
         answer=Tags(tags, labels),
@@ -201,4 +207,5 @@ def text_tags(
         train=train,
         evaluation=judging,
         max_rows=max_rows,
+        unlabelled_split=unlabelled,
     )

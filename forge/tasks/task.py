@@ -107,7 +107,7 @@ class Task:
         """The rows of the train split (when `training`) and of those that judge.
 
         Columns: `id` (the row's number in its source), what the input keeps, the answers. Rows of
-        the unlabelled split have -1 minus their number and the label -1. Raises `UserError` for
+        the unlabelled split have -1 minus their number and `Answer.unknown`. Raises `UserError` for
         what cannot be learnt from.
         """
         source = self.dataset()
@@ -143,7 +143,7 @@ class Task:
         columns = sources.read(source, split, self.input.columns)
         inputs = {n: v[: self.max_rows] for n, v in self.input.rows(columns, split).items()}
         ids = range(len(inputs[self.input.kept[0]]))
-        labels = [self.answer.missing] * len(ids)
+        labels = self.answer.unknown(inputs, len(ids))
         return sources.dataset({"id": [-1 - i for i in ids], **inputs, "labels": labels})
 
     def check(
