@@ -38,8 +38,8 @@ def require_own_code(node: Mapping[str, Any]) -> None:
 
 
 def _is_own(target: str) -> bool:
-    """Whether an import path is of a class or function of Forge's tasks and data."""
-    if not target.startswith(("forge.tasks.", "forge.data.")):
+    """Whether an import path is of a class or function of Forge's tasks, inputs and data."""
+    if not target.startswith(("forge.tasks.", "forge.inputs.", "forge.data.")):
         return False
     callee = locate(target, "task")
     return f"{callee.__module__}.{callee.__qualname__}" == target  # nothing that it imports
