@@ -44,8 +44,9 @@ def _unknown_key(key: str, keys: list[str]) -> str:
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     siblings = [name for name in siblings if not name.startswith("_")]  # Hydra's own
     hint = did_you_mean(last, siblings)
-    if parent == "trainer" and "did you mean" not in hint:
-        hint += f" (a TrainingArguments field that is not listed: +{key}=…)"
+    more = {"trainer": "TrainingArguments", "config": "the architecture"}.get(parent.split(".")[-1])
+    if more and "did you mean" not in hint:
+        hint += f" (a setting of {more} that is not listed: +{key}=…)"
     return f"{key}: no such key{hint}"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,13 @@ def load_config(
     config: PretrainedConfig
     if model.path is None:
         chosen = {k: v for k, v in model.config.items() if k not in ("model_type", *fitting)}
+        architecture = architecture_class(model.config)
+        known = inspect.signature(architecture).parameters
+        for key in chosen:
+            if key not in known and key not in architecture.attribute_map:
+                raise UserError(f"{where}.config.{key}: no such setting{did_you_mean(key, known)}")
         with _sizes():
-            config = architecture_class(model.config)(**chosen, **fitting)
+            config = architecture(**chosen, **fitting)
         return config
     path, version = resolve(model.path, f"{where}.path"), revision(model)
     with hub.access("model", path, f"{where}.path=DIR"):
@@ -93,8 +99,8 @@ def _sizes() -> Iterator[None]:
         raise UserError(f"model.config: {one_line(str(error))[:300]}") from error
 
 
-def architecture_class(config: Node) -> Callable[..., PretrainedConfig]:
-    """The configuration class of `config.model_type`; raises `UserError` for none."""
+def architecture_class(config: Node) -> Any:
+    """The subclass of PretrainedConfig of `config.model_type`; raises `UserError` for none."""
     from transformers import CONFIG_MAPPING
 
     if not config:
@@ -107,8 +113,7 @@ def architecture_class(config: Node) -> Callable[..., PretrainedConfig]:
             f"model.config.model_type={kind}: no such architecture"
             + did_you_mean(kind, CONFIG_MAPPING.keys())
         )
-    config_class: Callable[..., PretrainedConfig] = CONFIG_MAPPING[kind]
-    return config_class
+    return CONFIG_MAPPING[kind]
 
 
 def revision(model: Model) -> Node:
