@@ -55,6 +55,7 @@ class Teacher(Model):
     weights: list[float] | None = None  # of several teachers; null: equal
     train: bool = True  # fine-tune one first, once, where there is none; false: stop instead
     trainer: Node = field(default_factory=dict)  # TrainingArguments for that
+    task: Node = field(default_factory=_open)  # what is different in the task for that
 
     def models(self) -> list[Model]:
         """One model for each path."""
@@ -100,3 +101,10 @@ def to_config(cfg: DictConfig) -> Config:
 def is_taught(config: Config | DictConfig) -> bool:
     """Whether a run needs its teacher: not at mode.alpha=0, nor at mode=sft from other weights."""
     return bool(config.mode.get("alpha") or config.model.init)
+
+
+def teachers_task(config: Config) -> Node:
+    """The task that a teacher is trained on: the run's, with what `teacher.task` changes."""
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(config.task, config.teacher.task))
+    node: Node = merged
+    return node

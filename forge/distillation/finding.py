@@ -15,7 +15,7 @@ from forge import ranks
 from forge.config.check import build
 from forge.config.check import check as check_node
 from forge.config.compose import CONF
-from forge.config.schema import Config, Model, Node, Teacher, is_taught
+from forge.config.schema import Config, Model, Node, Teacher, is_taught, teachers_task
 from forge.data import fingerprints
 from forge.errors import UserError
 from forge.models import heads, loading
@@ -82,13 +82,18 @@ def find(
     """A trained teacher for each `teacher.path`, or the run that is to train it.
 
     A path without a head for the task stands for a model: the best finished mode=sft run of it on
-    the same rows is taken. A resumed run keeps its teachers.
+    the same rows is taken, those of `teacher.task` where it has settings. A resumed run keeps its
+    teachers.
     """
     known = recorded.get("teacher", {}).get("paths")
     wanted = config.teacher.models()
     if known and len(known) == len(wanted):
         pairs = zip(wanted, known, strict=True)
         return [model if model.path == path else Model(path=path) for model, path in pairs]
+    if config.teacher.task:
+        config = replace(config, task=teachers_task(config))
+        task = build(check_node(config.task, "teacher.task"), "teacher.task")
+        rows = task.load()
     return [
         _trained(config, model, task, rows) or _training_run(config, model, rows)
         for model in wanted
@@ -198,7 +203,8 @@ def _command(model: Model) -> str:
     """The command that trains this teacher, with the overrides of this run's command line."""
     composed = composition()
     choices, overrides = composed["choices"], [o.lstrip("+") for o in composed["overrides"]]
-    apart = ("teacher.path=", "teacher.train=", "teacher.weights=", "teacher.trainer.")
+    of_training = ("teacher.trainer.", "teacher.task.")
+    apart = ("teacher.path=", "teacher.train=", "teacher.weights=", *of_training)
     of_task = [override for override in overrides if override.startswith("task.")]
     renamed = [f"task={choices.get('task', 'TASK')}", *of_task]
     if model.path:
@@ -208,7 +214,7 @@ def _command(model: Model) -> str:
     for override in overrides:
         if override.startswith("teacher.") and not override.startswith(apart):
             renamed.append(override.replace("teacher.", "model.", 1))
-        elif override.startswith("teacher.trainer."):
+        elif override.startswith(of_training):
             renamed.append(override.removeprefix("teacher."))
         elif override.startswith("precision="):
             renamed.append(override)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forge import ranks
 from forge.config.check import build, check
-from forge.config.schema import Config, Node, Precision
+from forge.config.schema import Config, Node, Precision, teachers_task
 from forge.errors import UserError, did_you_mean
 from forge.models import lora
 
@@ -53,6 +53,7 @@ def check_all(config: Config) -> Config:
     teacher, tracking, callbacks = config.teacher, config.tracking, {}
     if teacher.trainer:
         teacher = replace(teacher, trainer=check(teacher.trainer, "teacher.trainer"))
+    check(teachers_task(config), "teacher.task")
     for name, node in config.callbacks.items():
         if node is not None:
             if not isinstance(node, dict):

@@ -16,6 +16,7 @@ from forge.errors import UserError
 from forge.experiment import train_teachers
 from forge.records.files import read_json
 from forge.tasks.label import Label
+from forge.training.arguments import check_all
 from tests.support.runs import SMALL, TOY, history, launch_in, results, weights, write_rows
 
 FEW = ("trainer.max_steps=6", "trainer.logging_steps=1")
@@ -326,6 +327,16 @@ def test_a_job_before_the_students_trains_their_teacher(composed, caplog):
     train_teachers(cfg)
     assert "it is trained first" in caplog.text
     assert finding.untrained(to_config(cfg)) == []
+
+
+def test_a_teacher_may_be_trained_on_a_task_that_differs(composed):
+    noise = ("task.dataset.label_noise=0.4", "teacher.task.dataset.label_noise=0")
+    cfg = to_config(composed(*TOY, *SMALL, *TEACHER, *noise))
+    (run,) = finding.untrained(cfg)
+    assert (cfg.task["dataset"]["label_noise"], run.cfg.task.dataset.label_noise) == (0.4, 0)
+    assert run.cfg.task.dataset.train == cfg.task["dataset"]["train"]
+    with pytest.raises(UserError, match=r"teacher\.task\.dataset\.noise: .*did you mean"):
+        check_all(to_config(composed(*TOY, *TEACHER, "teacher.task.dataset.noise=0")))
 
 
 @pytest.mark.slow
