@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+OF_INPUTS = ("image_size",)  # settings of model.config that a processor is made from
 
 
 def resolve(path: str, where: str = "model.path", file: str = "config.json") -> str:
@@ -75,10 +76,9 @@ def load_config(
     if model.path is None:
         chosen = {k: v for k, v in model.config.items() if k not in ("model_type", *fitting)}
         architecture = architecture_class(model.config)
-        known = inspect.signature(architecture).parameters
-        for key in chosen:
-            if key not in known and key not in architecture.attribute_map:
-                raise UserError(f"{where}.config.{key}: no such setting{did_you_mean(key, known)}")
+        known = {*inspect.signature(architecture).parameters, *architecture.attribute_map}
+        for key in chosen.keys() - known - {*OF_INPUTS}:
+            raise UserError(f"{where}.config.{key}: no such setting{did_you_mean(key, known)}")
         with _sizes():
             config = architecture(**chosen, **fitting)
         return config
