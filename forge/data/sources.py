@@ -91,10 +91,11 @@ def chosen(
     the user's own files where some are given, else of a dataset, whose validation judges unless
     splits are named."""
     source: Source = of_files(files or {})
-    if source or dataset is None:
+    if source:
         unlabelled = unlabelled or (UNLABELLED if UNLABELLED in source else None)
         return lambda: source, judged(source, evaluation, train), unlabelled
-    return dataset, ["validation"] if evaluation is None else evaluation, unlabelled
+    judging = ["validation"] if evaluation is None else evaluation
+    return dataset or (lambda: source), judging, unlabelled
 
 
 def listed(value: object) -> object:

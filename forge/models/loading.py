@@ -78,7 +78,14 @@ def load_config(
         architecture = architecture_class(model.config)
         known = {*inspect.signature(architecture).parameters, *architecture.attribute_map}
         for key in chosen.keys() - known - {*OF_INPUTS}:
-            raise UserError(f"{where}.config.{key}: no such setting{did_you_mean(key, known)}")
+            kind, meant = model.config["model_type"], did_you_mean(key, known, listed=False)
+            log.warning(
+                "%s.config.%s: %s has no such setting, so nothing changes%s",
+                where,
+                key,
+                kind,
+                meant,
+            )
         with _sizes():
             config = architecture(**chosen, **fitting)
         return config
