@@ -32,9 +32,22 @@ MODULES = {".".join(name): file for name, file in zip(NAMES, FILES, strict=True)
 KINDS = {  # what a new kind of task adds to; every other room asks the task
     *(
         f"forge.tasks.{name}"
-        for name in ["choice", "kinds", "label", "labels", "media", "number", "tags", "text"]
+        for name in [
+            "choice",
+            "kinds",
+            "label",
+            "labels",
+            "media",
+            "number",
+            "span",
+            "tags",
+            "text",
+        ]
     ),
-    *(f"forge.inputs.{name}" for name in ["audio", "choices", "image", "prompt", "text", "words"]),
+    *(
+        f"forge.inputs.{name}"
+        for name in ["audio", "choices", "image", "passages", "prompt", "text", "words"]
+    ),
 }
 LINES = 60  # of a function, at most
 
@@ -94,6 +107,7 @@ def test_kinds_are_named_in_their_rooms_alone():
             "ImageClassification",
             "AudioClassification",
             "MultipleChoice",
+            "QuestionAnswering",
         ):
             assert auto not in code, f"{module} names a kind of head; ask task.head"
 

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from forge.commands import finished
 from forge.commands.finished import Finished
 from forge.errors import Failure, UserError, one_line
@@ -61,6 +63,7 @@ def export(path: Path, out: Path | None = None) -> Json:
                     "folder": str(folder),
                     "inputs": [given.name for given in session.get_inputs()],
                     "types": [_type(given) for given in session.get_inputs()],
+                    "outputs": list(loaded.task.answer.outputs),
                     "unit": loaded.task.input.unit,
                     "labels": loaded.labels,
                     **_checked(loaded, session, longest),
@@ -111,7 +114,7 @@ def text(facts: Json) -> str:
     size, times = facts["megabytes"], facts["milliseconds"]
     lines = [
         f"onnx     {facts['folder']}/{FILE}; its processor and labels are beside it",
-        f"inputs   {inputs}; output logits",
+        f"inputs   {inputs}; output {', '.join(facts['outputs'])}",
         f"checked  batches of {shapes} {facts['unit']}: logits as PyTorch's within "
         f"{facts['difference']:.1e} of the largest (at most {TOLERANCE:g})",
     ]
@@ -152,7 +155,7 @@ def _save(loaded: Finished, file: Path) -> None:
                 kwargs=inputs,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                output_names=["logits"],
+                output_names=list(loaded.task.answer.outputs),
                 verbose=False,
             )
             assert program is not None
@@ -196,10 +199,12 @@ def _checked(loaded: Finished, session: InferenceSession, longest: int) -> Json:
     differences = []
     for rows, tokens in shapes:
         inputs = _batch(loaded, rows, tokens)
+        names = loaded.task.answer.outputs
         with torch.inference_mode():
-            expected = loaded.model(**inputs).logits.numpy()
-        output = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
-        differences.append(float(abs(output - expected).max() / abs(expected).max()))
+            answered = loaded.model(**inputs)
+        expected = np.stack([answered[name].numpy() for name in names])
+        outputs = session.run([*names], {key: value.numpy() for key, value in inputs.items()})
+        differences.append(float(abs(np.stack(outputs) - expected).max() / abs(expected).max()))
     worst = max(differences)
     if not worst <= TOLERANCE:
         rows, tokens = shapes[differences.index(worst)]

@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -19,25 +19,13 @@ from forge.errors import UserError
 from forge.records.files import Json
 from forge.records.logs import library_logs
 from forge.results.tables import tabbed
+from forge.tasks.answer import Prediction
 from forge.tasks.decisions import MASKED
 
 if TYPE_CHECKING:
     import torch
 
 BATCH = 32  # examples at once, of `predict`
-
-
-class Prediction(TypedDict, total=False):
-    """A label with the probability of each, the value of a regression, or a text."""
-
-    label: str
-    labels: list[str]  # of a task of any number of labels, or of one for each of the words
-    words: list[str]  # that the model read
-    shown: str  # the words with what they are labelled
-    probabilities: dict[str, float]
-    value: float
-    answer: str  # of a language model, as the task finds it in what is written
-    completion: str  # what is written, where that is more than the answer
 
 
 def predict(
@@ -59,7 +47,8 @@ def predict(
         where, written = str(file or "texts"), model.task.answer.alignment == "token"
         answered, cut, seconds = (_written if written else _chosen)(model, values, where)
         answers.append(answered)
-        names = [] if written or len(model.labels) == 1 else model.labels
+        alone = written or model.task.answer.alignment == "span" or len(model.labels) == 1
+        names = [] if alone else model.labels
         about: Json = {"run": str(run.path), "labels": names}
         about |= {"device": str(model.model.device), "cut": cut}
         about |= {"max_length": model.task.written.max_new_tokens if written else model.limit}
@@ -143,13 +132,10 @@ def _device(model: Finished) -> torch.device:
 
 
 def _answer(logits: np.ndarray, texts: list[str], model: Finished) -> Prediction:
-    """A number for a regression; else the label (or labels) and the probability of each."""
+    """The answer's own form (`Answer.prediction`), or its labels and the probability of each."""
     answer = model.task.answer
-    if not answer.distribution:
-        return {"value": float(logits[0, 0])}
-    if answer.alignment == "word":
-        labels = list(answer.completion(answer.predict(logits).tolist()))
-        return {"labels": labels, "words": texts[0].split(), "shown": answer.shown(texts, labels)}
+    if (own := answer.prediction(logits, texts)) is not None:
+        return own
     odds = answer.probabilities(logits[0])
     each = zip(model.labels, odds.tolist(), logits[0].ravel(), strict=True)
     probabilities = {name: share for name, share, logit in each if logit != MASKED}
@@ -205,6 +191,8 @@ def _more(result: Json, run: int) -> list[str]:
     answers = [row["predictions"][run] for row in result["rows"]]
     if "shown" in answers[0]:
         return []
+    if "start" in answers[0]:
+        return ["start", "probability"]
     return labels or (["completion"] if any("completion" in a for a in answers) else [])
 
 
@@ -228,6 +216,8 @@ def _named(answer: Prediction, digits: int = 4) -> str:
 
 
 def _part(answer: Prediction, name: str, digits: int) -> str:
+    if "start" in answer and name in ("start", "probability"):
+        return f"{answer['start']}" if name == "start" else f"{answer['probability']:.{digits}f}"
     if "answer" in answer:
         return answer["completion"] if name == "completion" else ""
     share = answer.get("probabilities", {}).get(name)

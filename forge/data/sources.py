@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from forge import hub
-from forge.data import conll
+from forge.data import conll, squad
 from forge.data.fingerprints import fingerprint
 from forge.errors import UserError, did_you_mean, one_line
 
@@ -279,8 +279,13 @@ def _parse_csv(text: str, path: Path) -> Columns:
 
 
 def _parse_json(text: str, path: Path) -> Columns:
-    """One object per line, or one array of objects."""
-    array = path.suffix.lower() == ".json" and text.lstrip().startswith("[")
+    """One object per line, one array of objects, or SQuAD's document."""
+    in_one = path.suffix.lower() == ".json"
+    if in_one and text.lstrip().startswith("{"):
+        with suppress(json.JSONDecodeError):
+            if nested := squad.rows(json.loads(text)):
+                text = json.dumps(nested)
+    array = in_one and text.lstrip().startswith("[")
     pieces = [text] if array else text.split("\n")
     rows: list[Any] = []
     for number, piece in enumerate(pieces, 1):

@@ -25,7 +25,9 @@ Collator: TypeAlias = Callable[[list[Row]], Batch]
 IGNORED = -100  # the label of a position that is not trained on, as in PyTorch
 FIRST = "first"  # a batch's column: of each word [B, W] the place of its first piece, -1 for none
 OPTIONS = "options"  # a batch's column: which of the answers [B, C] a row has
-APART = ("id", "labels", FIRST, OPTIONS)  # columns of a batch that no model reads
+SPANS = "spans"  # a batch's column: where each word [B, 2, C] starts, and ends, an answer
+NULLS = "nulls"  # a batch's column: where each of a row's windows [B, W] says that it has none
+APART = ("id", "labels", FIRST, OPTIONS, SPANS, NULLS)  # columns of a batch that no model reads
 
 
 def for_model(batch: Batch) -> dict[str, Tensor]:

@@ -92,6 +92,11 @@ class Tokens(Input):
         assert rows is not None
         return vocabulary(model, self.texts(rows))
 
+    @property
+    def replaced(self) -> list[str]:
+        """Of `kept`, the columns that encoded rows have no more."""
+        return self.kept
+
     @abstractmethod
     def texts(self, rows: Dataset) -> Iterator[str]:
         """Every text of the rows."""
@@ -109,7 +114,7 @@ class Tokens(Input):
             self.kept,
             limit,
         )
-        split = cache.stored(rows, encoded, self.kept, key, cache_dir)
+        split = cache.stored(rows, encoded, self.replaced, key, cache_dir)
         tokenizers.require_tokens(split["input_ids"], processor)
         return split
 

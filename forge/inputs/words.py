@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,11 +60,7 @@ class Words(Tokens):
         where: str,
     ) -> None:
         super().check(model, processor, config, where)
-        if not processor.is_fast:
-            raise UserError(
-                f"{where}: its tokenizer ({type(processor).__name__}) does not say which word a "
-                "piece is of; save a fast one (tokenizer.json) beside the weights"
-            )
+        require_fast(processor, where)
 
     def features(self, rows: Columns, processor: PreTrainedTokenizerBase, limit: int) -> Columns:
         names = processor.model_input_names
@@ -111,6 +107,16 @@ class Windows(Collator):
     teacher's answers) is padded likewise, labels with `IGNORED`."""
 
     def __call__(self, rows: list[Row]) -> Batch:
+        batch, origins = self.windows(rows)
+        first = [
+            [begins[w] + p for w, p in zip(*(row[name] for name in PLACES), strict=True)]
+            for row, begins in zip(rows, origins, strict=True)
+        ]
+        return self.rest(batch | {FIRST: padded(first, -1, torch.long)}, rows)
+
+    def windows(self, rows: list[Row]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """What the model reads, and for each row where each of its windows begins among the N * L
+        positions."""
         own = self.tokenizer.model_input_names
         counts = [len(row["input_ids"]) for row in rows]
         windows = [
@@ -119,12 +125,16 @@ class Windows(Collator):
         batch = dict(self.pad(windows))
         width = batch["input_ids"].shape[1]
         left = self.tokenizer.padding_side == "left"
-        shift = [width - len(window["input_ids"]) if left else 0 for window in windows]
-        first = []
-        for row, start in zip(rows, accumulate(counts, initial=0), strict=False):
-            places = zip(*(row[name] for name in PLACES), strict=True)
-            first.append([(start + w) * width + shift[start + w] + p for w, p in places])
-        batch[FIRST] = padded(first, -1, torch.long)
+        begins = [
+            i * width + (width - len(window["input_ids"]) if left else 0)
+            for i, window in enumerate(windows)
+        ]
+        ends = list(accumulate(counts, initial=0))
+        return batch, [begins[a:b] for a, b in pairwise(ends)]
+
+    def rest(self, batch: dict[str, Tensor], rows: list[Row]) -> Batch:
+        """The batch with the rows' other columns."""
+        own = self.tokenizer.model_input_names
         for name in (name for name in self.columns if name not in own and name in rows[0]):
             values = [row[name] for row in rows]
             if name == "id":
@@ -134,6 +144,15 @@ class Windows(Collator):
             else:
                 batch[name] = padded(values, 0, torch.float)
         return batch
+
+
+def require_fast(processor: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise `UserError` for a tokenizer that does not say where its tokens are in a text."""
+    if not processor.is_fast:
+        raise UserError(
+            f"{where}: its tokenizer ({type(processor).__name__}) does not say which word a "
+            "piece is of; save a fast one (tokenizer.json) beside the weights"
+        )
 
 
 def padded(rows: Sequence[Sequence[object]], value: int, dtype: torch.dtype) -> Tensor:

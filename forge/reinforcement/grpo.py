@@ -303,10 +303,13 @@ class GRPO(Trainer):
             sizes = (rollout.asked > 0).sum(-1).repeat_interleave(count).tolist()
             answers = [answer[:size] for answer, size in zip(answers, sizes, strict=True)]
             kl = None if kl is None else kl * (rollout.asked > 0).unsqueeze(-1)
-        named = [self.task.answer.completion(answer) for answer in answers]
+        columns = self.columns_of(ids)
+        shown = zip(*(c for name, c in columns.items() if name not in ("id", "label")), strict=True)
+        texts = [row for row in shown for _ in range(count)] or [()] * len(answers)
+        pairs = zip(answers, texts, strict=True)
+        named = [self.task.answer.completion(*pair) for pair in pairs]
         kl_of = None if kl is None else _flat(kl).sum(-1).tolist()
         advantages, lengths = rollout.advantages.flatten().cpu().numpy(), list(map(len, answers))
-        columns = self.columns_of(ids)
         groups = kept.groups(columns, named, values, self.rewards, advantages, lengths, kl_of)
         samples.write(run_dir, step, groups)
 

@@ -45,12 +45,11 @@ class Labels(Policy):
             raise UserError(
                 f"task.text: mode=rl gives rewards a column {taken.pop()} itself; rename the data's"
             )
-        self.names, self.sizes = names, self.task.answer.sizes(self.rows)
+        self.names, self.shown, self.sizes = names, own, self.task.answer.sizes(self.rows)
         self.rewards.bind(names, ["id", "label", *own], self.task.answer.rewards)
 
     def columns(self, rows: Columns) -> Columns:
-        completion = self.task.answer.completion
-        labels = [completion(np.atleast_1d(label).tolist()) for label in rows["labels"]]
+        labels = self.task.answer.references(rows)
         return self.task.input.shown(rows) | {"id": rows["id"], "label": labels}
 
     def judge(self, labels: Drawn, ids: list[int]) -> Floats:
@@ -61,7 +60,9 @@ class Labels(Policy):
         if self.task.answer.alignment == "word":  # without the padding
             wanted = (self.sizes[self.place[row]] for row in ids for _ in count)
             answers = [answer[:size] for answer, size in zip(answers, wanted, strict=True)]
-        return self.rewards([self.task.answer.completion(answer) for answer in answers], given)
+        texts = list(zip(*(given[name] for name in self.shown), strict=True)) or [()] * len(answers)
+        pairs = zip(answers, texts, strict=True)
+        return self.rewards([self.task.answer.completion(*pair) for pair in pairs], given)
 
     def sample(self, temperature: float, count: int) -> Floats:
         args, seed = self.prepared.args, self.prepared.args.seed

@@ -38,9 +38,16 @@ def exact(
     answer: list[str] | None = None,
     **columns: object,
 ) -> list[float]:
-    """1 for the right answer, as texts are compared (`plain`), else 0."""
+    """1 for the right answer, as texts are compared (`plain`), or for one of several right texts,
+    else 0."""
     right = _right(label, answer)
-    return [float(_plain(c) == _plain(r)) for c, r in zip(completions, right, strict=True)]
+    return [float(_is(c, r)) for c, r in zip(completions, right, strict=True)]
+
+
+def _is(answer: object, right: object) -> bool:
+    if isinstance(right, list) and isinstance(answer, str):
+        return _plain(answer) in map(_plain, right or [""])
+    return _plain(answer) == _plain(right)
 
 
 def _plain(answer: object) -> object:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from forge.errors import UserError
 from forge.results.predictions import Calibration, calibration, labels_of, name_of
 from forge.results.runs import Run
+from forge.tasks import overlap
 
 MOST = 500_000  # rows of a split
 PICTURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
@@ -144,7 +145,7 @@ def read(run: Run, split: str, teacher: bool = False) -> Answers:
         whose = "teacher's " * teacher
         raise UserError(f"{run.path.name}: no {whose}predictions of {split or 'a split'} here")
     file = pq.ParquetFile(place, memory_map=True)
-    asked = ("id", "label", "prediction", "logits", "nll", "tokens")
+    asked = ("id", "label", "prediction", "logits", "nll", "tokens", "probability")
     names = [name for name in asked if name in file.schema_arrow.names]
     if {"id", "label", "prediction"} - {*names}:
         raise UserError(f"{place.name}: it has no columns id, label and prediction")
@@ -168,7 +169,13 @@ def _answers(table: pa.Table, total: int, names: list[str], place: Path) -> Answ
     logits = _matrix(table["logits"]) if "logits" in table.column_names else None
     label, answer = table["label"], table["prediction"]
     id = table["id"].to_numpy()
-    if pa.types.is_list(label.type) and pa.types.is_string(label.type.value_type):
+    right: Mask | None = None
+    if pa.types.is_list(label.type) and pa.types.is_string(answer.type):  # parts of a text
+        rows = label.to_pylist()  # of right ones
+        pairs = zip(rows, answer.to_pylist(), strict=True)
+        right = np.array([overlap.exact(own, given) > 0 for own, given in pairs], bool)
+        label = pa.chunked_array([pa.array(map(" | ".join, rows), pa.string())])
+    elif pa.types.is_list(label.type) and pa.types.is_string(label.type.value_type):
         label, answer = (_joined(column) for column in (label, answer))  # tags of words
     if pa.types.is_list(label.type) or pa.types.is_large_list(label.type):
         truth, given = _matrix(label), _matrix(answer)
@@ -182,7 +189,9 @@ def _answers(table: pa.Table, total: int, names: list[str], place: Path) -> Answ
             made.loss = np.logaddexp(0, -margin).sum(-1)
     elif pa.types.is_string(label.type) or pa.types.is_large_string(label.type):
         truth, given = (c.to_numpy(zero_copy_only=False) for c in (label, answer))
-        made = Answers("text", total, id, truth, given, truth == given)
+        made = Answers("text", total, id, truth, given, truth == given if right is None else right)
+        if "probability" in table.column_names:
+            made.confidence = table["probability"].to_numpy()
         if {"nll", "tokens"} <= {*table.column_names}:
             nll, tokens = (table[name].to_numpy() for name in ("nll", "tokens"))
             made.loss = nll / np.maximum(tokens, 1)

@@ -102,9 +102,8 @@ def _sections(run: Run, task: Task, model: Json, adapter: Json) -> list[str]:
     classifies = task.answer.alignment != "token"
     if classifies:
         named = "\n".join(f"- {i}: {labels[i]}" for i in sorted(labels))
-        places = "One number for each option, whatever its place; the highest is the answer's."
         given = _one_number(task.answer.scale) if numbers else named
-        parts += ["## Labels", given if task.answer.named else places]
+        parts += ["## Labels", given if task.answer.named else task.answer.places]
     if adapter:
         parts.append(MERGE)
     base: str = adapter.get("base_model_name_or_path", "")
@@ -173,7 +172,7 @@ def _adapted(run: Run, adapter: Json) -> str:
 
 def _snippet(task: Task, usage: Usage, base: str | None) -> str:
     """How to use it with transformers alone, or with PEFT over a base."""
-    auto, (how, what) = f"AutoModelFor{task.head.auto}", task.answer.read_with
+    auto, how = f"AutoModelFor{task.head.auto}", task.answer.read_with[0]
     imported = f"from transformers import {auto}, {usage.processor}, pipeline"
     load = f"model = {auto}.from_pretrained(path)"
     if base:
@@ -198,8 +197,7 @@ print(classify({usage.of_pipeline}))
 {settings}path = "path/to/this/directory"  # or its name on the Hub
 {usage.name} = {usage.processor}.from_pretrained(path)
 {load}{classify}
-logits = model(**{inputs}).logits
-print({what})
+{task.answer.usage_of(inputs)}
 ```"""
 
 

@@ -21,6 +21,7 @@ from forge.results.predictions import (
     OfLabel,
     Predictions,
     by_label,
+    by_outcome,
     by_type,
     calibration,
     labels_of,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from forge.tasks.task import Task
 
 SHOWN = {"errors": 10, "disagreements": 3}
+AROUND = 120  # characters of a context on each side of an answer
 HEADER = ("what", "overrides", "device", "code", "teacher")  # of `forge show`
 AGREEMENT = (
     "both right",
@@ -271,6 +273,8 @@ def _split(answers: Predictions, labels: list[str], texts: Texts) -> Split:
     }
     if answers.tagged:
         facts["by_label"] = by_type(answers)
+    elif answers.spanned:
+        facts["by_label"] = by_outcome(answers)
     elif answers.several:
         facts["by_label"] = by_label(answers, labels)
     else:
@@ -311,6 +315,8 @@ def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) ->
         example["label"], example["prediction"] = (
             _marked(texts.get(id), list(tags)) for tags in (label, prediction)
         )
+    elif answers.spanned:
+        example["label"], example["prediction"] = " | ".join(label) or "none", prediction or "none"
     elif not answers.numbers:
         example["label"], example["prediction"] = (
             _names(labels, np.flatnonzero(ids) if answers.several else [ids])
@@ -320,7 +326,20 @@ def _example(answers: Predictions, row: int, labels: list[str], texts: Texts) ->
         example["probability"] = answers.confidence[row]
     if id in texts:
         example["texts"] = texts[id]
+        if answers.start is not None:
+            example["texts"] = _answered(texts[id], int(answers.start[row]), prediction)
     return example
+
+
+def _answered(texts: list[str], start: int, answer: str) -> list[str]:
+    """A row's texts, with the answer in brackets in the first, of which its surroundings stay."""
+    context, *others = texts
+    if start < 0:
+        return texts
+    end = start + len(answer)
+    before, after = context[max(0, start - AROUND) : start], context[end : end + AROUND]
+    before, after = "… " * (start > AROUND) + before, after + " …" * (len(context) > end + AROUND)
+    return [f"{before}[{answer}]{after}", *others]
 
 
 def _marked(texts: list[str] | None, tags: list[str]) -> str:

@@ -44,16 +44,18 @@ class OfLabel(TypedDict):
 
 @dataclass
 class Predictions(Answers):
-    """Answers with their `logits` [rows, labels]."""
+    """Answers with their `logits` [rows, labels]; of parts of a text [2, words + 1] each."""
 
     label: Values
     prediction: Values
     logits: Floats | NDArray[np.object_]  # of tagged rows an array [words, labels] each
+    probability: Floats | None = None  # of parts of a text: of each that is answered
+    start: Ids | None = None  # and where it begins, in characters; -1 for no answer
 
     @property
     def numbers(self) -> bool:
         """Whether the answers are numbers (a regression) and not labels."""
-        return not self.tagged and int(self.logits.shape[1]) == 1
+        return self.logits.ndim > 1 and int(self.logits.shape[1]) == 1
 
     @property
     def several(self) -> bool:
@@ -65,6 +67,8 @@ class Predictions(Answers):
         """The probability of each answer that was given; of several labels or words, of all."""
         from scipy.special import expit, softmax
 
+        if self.probability is not None:
+            return self.probability
         if self.tagged:
             return np.array([softmax(row, -1).max(-1).prod() for row in self.logits])
         if self.several:
@@ -87,7 +91,10 @@ def read_predictions(path: Path) -> Predictions:
     id, label, prediction = (table[name].to_numpy() for name in columns[:3])
     rows = table["logits"].to_pylist()
     answers = Predictions(id, matrix(label), matrix(prediction), np.empty(len(rows), object))
-    if answers.tagged:
+    if answers.spanned:
+        probability, start = (table[name].to_numpy() for name in ("probability", "start"))
+        answers.probability, answers.start = probability, start
+    if answers.tagged or answers.spanned:
         answers.logits[:] = [np.array(row, dtype=np.float64) for row in rows]
     else:
         answers.logits = np.array(rows, dtype=np.float64)
@@ -189,3 +196,20 @@ def by_type(answers: Predictions) -> list[OfLabel]:
         }
         for kind, counts in counted.items()
     ]
+
+
+def by_outcome(answers: Predictions) -> list[OfLabel]:
+    """Of parts of a text: of rows with an answer, and of those without, how many are right."""
+    with_one = np.array([len(right) > 0 for right in answers.label])
+    given = answers.prediction != ""
+    scores: list[OfLabel] = []
+    for name, has, said in (("an answer", with_one, given), ("no answer", ~with_one, ~given)):
+        counts = int((answers.right & has).sum()), int(said.sum()), int(has.sum())
+        if counts[2]:
+            precision, recall = (counts[0] / max(n, 1) for n in counts[1:])
+            f1 = 2 * counts[0] / (counts[1] + counts[2])
+            row: OfLabel = {
+                "label": name, "n": counts[2], "precision": precision, "recall": recall, "f1": f1,
+            }  # fmt: skip
+            scores.append(row)
+    return scores

@@ -20,7 +20,12 @@ RESAMPLES = {"accuracy": 10_000, "other": 1_000}
 POWERS = (0.975, 0.8)  # 5 % on two sides, and a true difference missed once in five
 OTHER = "the predictions are over different examples; they cannot be compared"
 FEWEST = 6  # examples answered differently, all to one side, for McNemar's p to be under 0.05
-SHARES = ("accuracy", "exact_match", "subset_accuracy")  # of right answers: quick to resample
+SHARES = (
+    "accuracy",
+    "exact_match",
+    "subset_accuracy",
+    "span_em",
+)  # of right answers: quick to resample
 F1 = ("f1", "f1_macro", "f1_micro")  # of counts, which add up over examples
 
 
@@ -38,12 +43,22 @@ class Answers:
 
     @property
     def right(self) -> NDArray[np.bool_]:
+        if self.spanned:
+            from forge.tasks.overlap import exact
+
+            pairs = zip(self.label, self.prediction, strict=True)
+            return np.array([exact(list(right), answer) > 0 for right, answer in pairs], bool)
         return same(self.prediction, self.label)
 
     @property
     def tagged(self) -> bool:
         """Whether a row's answer is a list of names, one for each of its words."""
-        return nested(self.label) and not numeric(self.label)
+        return nested(self.label) and nested(self.prediction) and not numeric(self.label)
+
+    @property
+    def spanned(self) -> bool:
+        """Whether a row's answer is a text, of which its label lists the right ones."""
+        return nested(self.label) and not nested(self.prediction)
 
 
 class Scorer(Protocol):

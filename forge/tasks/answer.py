@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -29,6 +29,21 @@ Predictions: TypeAlias = Columns  # the columns of a predictions' file
 Labels: TypeAlias = Any  # of rows: an array [rows] or [rows, labels], or a list for each row
 
 
+class Prediction(TypedDict, total=False):
+    """A label with the probability of each, the value of a regression, or a text."""
+
+    label: str
+    labels: list[str]  # of a task of any number of labels, or of one for each of the words
+    words: list[str]  # that the model read
+    shown: str  # the words with what they are labelled
+    probabilities: dict[str, float]
+    value: float
+    answer: str  # of a language model, as the task finds it in what is written; a part of a text
+    start: int  # of a part of a text, in characters; -1 for no answer
+    probability: float  # of its start and its end together
+    completion: str  # what is written, where that is more than the answer
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a model scores on a split, and what it answered to each row."""
@@ -41,7 +56,9 @@ class Answer(ABC):
     """What is asked of a row."""
 
     columns: list[str]  # of the data, beside the input's
-    alignment: ClassVar[Literal["row", "word", "token"]]  # what a decision belongs to
+    alignment: ClassVar[Literal["row", "word", "span", "token"]]  # what a decision belongs to
+    whole: ClassVar[bool] = False  # judged by whole rows, of which a batch has not all
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)  # of a model, what is read
     distribution: ClassVar[bool] = True  # logits are one over answers; else each is a value
     problem_type: ClassVar[str]  # as in transformers.PretrainedConfig, or generation
     every_row: ClassVar[bool] = False  # rows without an answer are a mistake, not skipped
@@ -50,6 +67,7 @@ class Answer(ABC):
     over: ClassVar[tuple[str, str]] = ("labels", "examples")  # a loss is summed and averaged
     rewards: ClassVar[tuple[str, ...]] = ()  # for rows of several decisions, those that fit
     trivial: ClassVar[str] = "always giving the commonest answer"  # what a teacher must beat
+    places: ClassVar[str] = ""  # for a model's card: what outputs without names are
 
     @property
     def scale(self) -> Scale:
@@ -76,9 +94,9 @@ class Answer(ABC):
     def fit(self, rows: Dataset) -> None:  # noqa: B027  # most need nothing
         """Take from the training rows what a fresh head needs."""
 
-    def of_rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        """A model's logits by rows, [B, C], or [B, W, C] where each of W words is decided."""
-        return logits
+    def of_rows(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """A model's logits by rows: [B, C], or [B, K, C] where K things are decided."""
+        return outputs["logits"]
 
     def each(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         """Of every row of a batch its logits [k, C], without padding."""
@@ -126,9 +144,11 @@ class Answer(ABC):
     def predict(self, logits: np.ndarray) -> np.ndarray:
         """Answers from logits [K, C]."""
 
-    def tune(self, score: Callable[[], float], config: PretrainedConfig) -> bool:
-        """Set what answers hang on beside the logits so that `score` is highest, and keep it in a
-        model's config; False where there is no such thing."""
+    def tune(
+        self, score: Callable[[], float], config: PretrainedConfig, logits: np.ndarray
+    ) -> bool:
+        """Set what answers hang on beside `logits` [K, C] so that `score` is highest, and keep it
+        in a model's config; False where there is no such thing."""
         return False
 
     def compared(self, metric: Facts, labels: Labels, logits: np.ndarray) -> tuple[Any, Any]:
@@ -156,10 +176,15 @@ class Answer(ABC):
         """
         return (logits.log_softmax(-1) + shares.view(-1, 1, 1).log()).logsumexp(0)
 
-    def completion(self, chosen: Sequence[int]) -> str | list[str]:
-        """What rewards are given of a row's decisions: the label's name."""
+    def completion(self, chosen: Sequence[int], texts: Sequence[str] = ()) -> str | list[str]:
+        """What rewards are given of a row's decisions: the label's name, or what the decisions
+        stand for in what is shown of the row (`texts`)."""
         assert self.labels is not None
         return self.labels[chosen[0]]
+
+    def references(self, rows: Columns) -> list[str | list[str]]:
+        """What rewards compare completions with: what the right decisions would be given as."""
+        return [self.completion(np.atleast_1d(label).tolist()) for label in rows["labels"]]
 
     def shown(self, texts: Sequence[str], answer: str | list[str]) -> str:
         """A row's answer (`completion`) for a reader, who is shown `texts` of the row."""
@@ -180,6 +205,12 @@ class Answer(ABC):
             "logits": [row.tolist() for row in logits.reshape(len(logits), -1)],
         }
 
+    def prediction(self, logits: np.ndarray, texts: Sequence[str]) -> Prediction | None:
+        """An answer from a row's logits [k, C], where it is more than labels; None: it is not.
+
+        `texts` is what is shown of the row."""
+        return None
+
     def summary(self, rows: Dataset) -> str:
         """What the right answers of a split are, in a few words; "" where there is no saying."""
         return ""
@@ -193,6 +224,10 @@ class Answer(ABC):
         """For a model's card: what a pipeline is called with beside the input, and the expression
         that makes an answer of `logits`; pieces of Python."""
         return "", "model.config.id2label[logits.argmax(-1).item()]"
+
+    def usage_of(self, inputs: str) -> str:
+        """For a model's card: lines of Python that print its answer to `inputs`."""
+        return f"logits = model(**{inputs}).logits\nprint({self.read_with[1]})"
 
     @property
     def read_off(self) -> dict[str, object]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
 from torch.nn import functional
 
 from forge.data import sources
@@ -17,7 +16,7 @@ from forge.data.spelling import spell
 from forge.errors import UserError
 from forge.inputs.choices import Choices, listed
 from forge.inputs.input import OPTIONS
-from forge.tasks.decisions import MASKED, PLAIN, Decisions, Objective, cross_entropy
+from forge.tasks.decisions import MASKED, PLAIN, Decisions, Objective, masked_cross_entropy
 from forge.tasks.label import MINUS_ONE, OneOf
 from forge.tasks.task import Task
 
@@ -56,6 +55,7 @@ class Choice(OneOf):
     named = False
     problem_type = "multiple_choice"
     trivial = "always giving the commonest place"
+    places = "One number for each option, whatever its place; the highest is the answer's."
 
     def __post_init__(self) -> None:
         self.columns = [self.column]
@@ -125,20 +125,13 @@ class Choice(OneOf):
                 "between options; choose e.g. model=tiny, model=minilm or model=deberta"
             )
 
-    def of_rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        real = batch[OPTIONS]
+    def of_rows(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        real, logits = batch[OPTIONS], outputs["logits"]
         wide = functional.pad(logits, (0, real.shape[1] - logits.shape[1]))
         return wide.masked_fill(~real, MASKED)
 
     def loss(self, decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
-        """Label smoothing is over the options that a row has."""
-        logits, labels = decisions.logits, decisions.labels
-        if not objective.smoothing or labels is None:
-            return cross_entropy(decisions, objective)
-        counts = (logits > MASKED / 2).sum(-1)
-        alike = {n: counts == n for n in set(counts.tolist())}
-        parts = [Decisions(logits[rows][:, :n], labels[rows]) for n, rows in alike.items()]
-        return torch.stack([cross_entropy(part, objective) for part in parts]).sum()
+        return masked_cross_entropy(decisions, objective)
 
 
 def _place(

@@ -98,6 +98,25 @@ def cross_entropy(decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
     return losses.sum()
 
 
+def masked_cross_entropy(decisions: Decisions, objective: Objective = PLAIN) -> Tensor:
+    """The same where decisions have columns of their own; label smoothing is over these alone."""
+    if not objective.smoothing:
+        return cross_entropy(decisions, objective)
+    assert decisions.labels is not None
+    log_p = decisions.logits.float().log_softmax(-1)
+    real = decisions.logits > MASKED / 2
+    uniform = -log_p.masked_fill(~real, 0).sum(-1) / real.sum(-1).clamp(min=1)
+    asked = decisions.labels != IGNORED
+    if decisions.asked is not None:
+        asked = asked & decisions.asked
+    labels = decisions.labels.clamp(min=0)
+    own = -log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    losses = (1 - objective.smoothing) * own + objective.smoothing * uniform
+    if objective.gamma:
+        losses = losses * _missed(decisions.logits.float(), labels) ** objective.gamma
+    return losses.masked_fill(~asked, 0).sum()
+
+
 def _missed(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - p of the labels, never quite 0, where a power below 1 has no gradient."""
     log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)

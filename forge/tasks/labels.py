@@ -83,7 +83,9 @@ class Labels(Answer):
             return self.threshold
         return 0.5 if self.tuned is None else self.tuned
 
-    def tune(self, score: Callable[[], float], config: PretrainedConfig) -> bool:
+    def tune(
+        self, score: Callable[[], float], config: PretrainedConfig, logits: np.ndarray
+    ) -> bool:
         if self.threshold != "tuned":
             return False
         scores: dict[float, float] = {}
@@ -198,6 +200,6 @@ class Labels(Answer):
     def described(self, prediction: Sequence[int]) -> str:
         return ", ".join(self.completion(prediction)) or "none of the labels"
 
-    def completion(self, chosen: Sequence[int]) -> list[str]:
+    def completion(self, chosen: Sequence[int], texts: Sequence[str] = ()) -> list[str]:
         """The names of the labels that are given."""
         return [name for name, given in zip(self.labels, chosen, strict=True) if given]

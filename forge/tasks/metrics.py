@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import UserError, did_you_mean, one_line
+from forge.tasks import overlap
 from forge.tasks.entities import Entity, Tags, chunks, entities, marks_ends
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Facts:
     several: bool = False  # for answers of any number of labels [rows, labels], each 1 or 0, too
     of_sets: bool = False  # for these alone
     of_tags: bool = False  # for tags, the names of those of each row's words
+    of_spans: bool = False  # for texts of which there are several right ones
     columns: tuple[str, str] = ("label", "prediction")  # of the predictions' file
 
 
@@ -45,12 +47,12 @@ class Function(Facts):
     """A metric of ours: what computes it, and what it is for.
 
     One that is a ratio of counts, which add up over rows, has `counts`: of references and
-    predictions, for every row what is right, given and wanted [rows, 3]; then `score` takes their
-    sum.
+    predictions, for every row what is right (or its share), given and wanted [rows, 3]; then
+    `score` takes their sum.
     """
 
     score: Score
-    counts: Callable[..., NDArray[np.int64]] | None = None
+    counts: Callable[..., NDArray[np.number]] | None = None
 
     def of(self, references: Any, predictions: Any) -> float:
         """The metric."""
@@ -71,13 +73,13 @@ def _wrapped(name: str) -> evaluate.EvaluationModule:
             value = Value(self.function.dtype)
             lists = self.function.of_sets or self.function.of_tags
             kinds = [List(value)] if lists else [value, List(value)]
+            pairs = [(kind, kind) for kind in kinds[: 1 + self.function.several]]
+            if self.function.of_spans:
+                pairs = [(value, List(value))]
             return evaluate.MetricInfo(
                 description=self.function.score.__doc__ or "",
                 citation="",
-                features=[
-                    Features({"predictions": kind, "references": kind})
-                    for kind in kinds[: 1 + self.function.several]
-                ],
+                features=[Features({"predictions": a, "references": b}) for a, b in pairs],
             )
 
         def _compute(
@@ -157,6 +159,18 @@ def _counts(true: Sequence[set[Entity]], predicted: Sequence[set[Entity]]) -> ND
     return np.array([(len(a & b), len(b), len(a)) for a, b in pairs], np.int64)
 
 
+def exact_counts(true: Sequence[Sequence[str]], predicted: Sequence[str]) -> NDArray[np.float64]:
+    """Of each row whether its answer is one of the right ones (`overlap.exact`), and 1 twice."""
+    pairs = zip(true, predicted, strict=True)
+    return np.array([(overlap.exact(right, answer), 1, 1) for right, answer in pairs])
+
+
+def overlap_counts(true: Sequence[Sequence[str]], predicted: Sequence[str]) -> NDArray[np.float64]:
+    """Of each row the F1 of its answer's words (`overlap.f1`), and 1 twice."""
+    pairs = zip(true, predicted, strict=True)
+    return np.array([(overlap.f1(right, answer), 1, 1) for right, answer in pairs])
+
+
 def f1_of_counts(right: float, given: float, wanted: float) -> float:
     """F1 of all entities together (micro), types and ends strictly right; 0 where there are none.
 
@@ -213,6 +227,7 @@ def perplexity(tokens: Sequence[int], nll: Sequence[float]) -> float:
 
 
 OF_TAGS: dict[str, Any] = {"dtype": "string", "of_tags": True}
+OF_SPANS: dict[str, Any] = {"dtype": "string", "of_spans": True}
 FUNCTIONS = {
     "accuracy": Function(score=accuracy),
     "f1": Function(score=f1),
@@ -230,6 +245,8 @@ FUNCTIONS = {
     "entity_recall": Function(score=recall, counts=entity_counts, **OF_TAGS),
     "seqeval_f1": Function(score=f1_of_counts, counts=chunk_counts, **OF_TAGS),
     "word_accuracy": Function(score=recall, counts=word_counts, **OF_TAGS),
+    "span_f1": Function(score=recall, counts=overlap_counts, **OF_SPANS),
+    "span_em": Function(score=recall, counts=exact_counts, **OF_SPANS),
     "exact_match": Function(score=exact_match, dtype="string", of_texts=True),
     "perplexity": Function(
         score=perplexity,

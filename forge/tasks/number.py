@@ -15,7 +15,7 @@ from forge.data.missing import is_missing
 from forge.errors import UserError
 from forge.models.scaling import Scale
 from forge.tasks import numerals
-from forge.tasks.answer import Answer
+from forge.tasks.answer import Answer, Prediction
 from forge.tasks.decisions import PLAIN, Decisions, Objective, squared_error
 from forge.tasks.metrics import Facts
 from forge.tasks.numerals import DecimalSign
@@ -154,6 +154,9 @@ class Number(Answer):
 
     def judged_by(self, metric: Facts) -> bool:
         return not metric.of_texts and metric.dtype in ("", "float64")
+
+    def prediction(self, logits: np.ndarray, texts: Sequence[str]) -> Prediction:
+        return {"value": float(logits[0, 0])}
 
     def predict(self, logits: np.ndarray) -> np.ndarray:
         return logits.reshape(len(logits), -1)[:, 0]

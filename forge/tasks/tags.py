@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from forge.data.spelling import spell
 from forge.errors import UserError
 from forge.inputs.input import FIRST, IGNORED
 from forge.inputs.words import Words
-from forge.tasks.answer import Answer, Labels, Predictions
+from forge.tasks.answer import Answer, Labels, Prediction, Predictions
 from forge.tasks.decisions import Decisions
 from forge.tasks.entities import marked, marks_ends, split
 from forge.tasks.label import Label
@@ -44,6 +44,7 @@ class Tags(Answer):
     single: Label = field(init=False)  # what spells a tag, and knows the names
     changed: int = field(init=False, default=0)  # tags of I- that are read as B-
     alignment = "word"
+    whole = True
     problem_type = "token_classification"
     over = ("tags", "words")
     rewards = ("entity_f1", "word_accuracy", "exact")
@@ -98,9 +99,9 @@ class Tags(Answer):
         if self.changed:
             log.info("%s", self.notes[-1])
 
-    def of_rows(self, logits: Tensor, batch: Batch) -> Tensor:
+    def of_rows(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """At each word's first piece: [N, L, C] of windows -> [B, W, C]."""
-        return logits.flatten(0, 1)[batch[FIRST].clamp(min=0)]
+        return outputs["logits"].flatten(0, 1)[batch[FIRST].clamp(min=0)]
 
     def each(self, logits: Tensor, batch: Batch) -> list[Tensor]:
         counts = (batch[FIRST] >= 0).sum(1).tolist()
@@ -147,13 +148,17 @@ class Tags(Answer):
     def baseline(self, labels: Labels) -> np.ndarray:
         return super().baseline(np.concatenate(labels))
 
-    def completion(self, chosen: Sequence[int]) -> list[str]:
+    def completion(self, chosen: Sequence[int], texts: Sequence[str] = ()) -> list[str]:
         """The names of a row's tags."""
         return [self.labels[i] for i in chosen]
 
     def shown(self, texts: Sequence[str], answer: str | list[str]) -> str:
         words = texts[0].split()
         return marked(words, answer) if len(words) == len(answer) else " ".join(answer)
+
+    def prediction(self, logits: np.ndarray, texts: Sequence[str]) -> Prediction:
+        labels = self.completion(self.predict(logits).tolist())
+        return {"labels": labels, "words": texts[0].split(), "shown": self.shown(texts, labels)}
 
     def predictions(self, rows: Dataset, logits: np.ndarray) -> Predictions:
         """Tags by name, which is what the metrics read."""

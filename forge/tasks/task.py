@@ -166,7 +166,7 @@ class Task:
 
     def logits(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """A model's logits by rows (`Answer.of_rows`)."""
-        return self.answer.of_rows(outputs["logits"], batch)
+        return self.answer.of_rows(outputs, batch)
 
     def logits_of(
         self,
@@ -215,12 +215,12 @@ class Task:
 
     def judge(self, logits: np.ndarray, labels: Labels) -> dict[str, float]:
         """Every metric of the task, from logits [K, C] and right answers (`Answer.right`)."""
-        return {
-            name: metrics.score(
-                name, module, *self.answer.compared(metrics.facts(module), labels, logits)
-            )
-            for name, module in zip(self.metrics, self.modules, strict=True)
-        }
+        return {name: self._score(name, logits, labels) for name in self.metrics}
+
+    def _score(self, name: str, logits: np.ndarray, labels: Labels) -> float:
+        module = self.modules[self.metrics.index(name)]
+        compared = self.answer.compared(metrics.facts(module), labels, logits)
+        return metrics.score(name, module, *compared)
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether one headline is better than another."""
@@ -242,8 +242,8 @@ class Task:
         """Scores of an evaluation in training; None where `compute_metrics` gives them."""
         if isinstance(self.answer, Written):
             return self.answer.quick_evaluation(Reader.of(trainer), split)
-        if self.answer.alignment == "word":
-            scores, _ = self._of_words(trainer, split)
+        if self.answer.whole:
+            scores, _ = self._of_rows(trainer, split)
             return scores
         return None
 
@@ -255,9 +255,11 @@ class Task:
         if isinstance(self.answer, Written):
             return self.answer.evaluation(Reader.of(trainer), split)
         started = time.monotonic()
-        if self.answer.alignment == "word":
-            scores, logits = self._of_words(trainer, split)
+        if self.answer.whole:
+            scores, logits = self._of_rows(trainer, split)
             seconds = time.monotonic() - started
+            if tune and (tuned := self._tuned(trainer, logits, self.answer.right(split))):
+                scores |= tuned
             timings = _timings(len(split), seconds, len(split) / seconds)
             return Evaluation(scores | timings, self.answer.predictions(split, logits))
         output = trainer.predict(split)
@@ -274,18 +276,19 @@ class Task:
         model: Any = trainer.model
 
         def headline() -> float:
-            value = self.judge(logits, labels)[self.headline]
+            value = self._score(self.headline, logits, labels)
             return value if self.greater_is_better else -value
 
-        return self.judge(logits, labels) if self.answer.tune(headline, model.config) else {}
+        tuned = self.answer.tune(headline, model.config, logits)
+        return self.judge(logits, labels) if tuned else {}
 
-    def _of_words(self, trainer: transformers.Trainer, split: Dataset) -> tuple[Scores, np.ndarray]:
-        """Metrics and loss over all words of a split, and its logits [words, C]."""
+    def _of_rows(self, trainer: transformers.Trainer, split: Dataset) -> tuple[Scores, np.ndarray]:
+        """Metrics and loss over all decisions of a split, and its logits [K, C]."""
         model: Any = trainer.model
         collate: Any = trainer.data_collator
         logits = self.logits_of(model, split, collate, Pass.of(trainer.args), over_ranks=True)
         labels = self.answer.right(split)
-        batch = {"labels": torch.as_tensor(np.concatenate(labels))}
+        batch = {"labels": torch.as_tensor(np.concatenate(list(split["labels"])))}
         decisions = self.answer.decisions(torch.from_numpy(logits), batch)
         smoothed = Objective(trainer.args.label_smoothing_factor)
         loss = self.loss(decisions, self.answer.items(batch), smoothed)

@@ -29,8 +29,16 @@ def predicted(run_dir: Path, prepared: Prepared, split: str, limit: int) -> list
         shown |= {name: str(column[place[row["id"]]])[:TEXT] for name, column in columns.items()}
         shown |= {name: row[name][:TEXT] for name in ("prompt", "completion") if name in row}
         for key in ("label", "prediction"):
-            shown[key] = names[row[key]] if names else row[key]
-        if names:
+            named = names and isinstance(row[key], int)
+            shown[key] = names[row[key]] if names and named else _listed(row[key])
+        if "probability" in row:
+            shown["probability"] = row["probability"]
+        elif names and isinstance(row["prediction"], int):
             shown["probability"] = float(softmax(row["logits"])[row["prediction"]])
         predictions.append(shown)
     return predictions
+
+
+def _listed(value: object) -> object:
+    """A list (of tags, of right answers) as a text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

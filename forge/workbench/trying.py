@@ -38,6 +38,8 @@ def view(asked: Asked) -> Json:
 
 def _columns(task: Json) -> list[str]:
     text = task.get("text") or task.get("prompt") or task.get("image") or "text"
+    if task.get("question") and task.get("answer"):
+        text = [task["context"], task["question"]]
     return [text] if isinstance(text, str) else [str(name) for name in text]
 
 

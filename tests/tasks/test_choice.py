@@ -82,7 +82,7 @@ def test_options_are_shuffled_by_a_seed_and_labels_with_them():
 
 def kept(logits, real):
     answer, _ = read([0], THREE[:1])
-    return answer, answer.of_rows(torch.tensor(logits), {OPTIONS: torch.tensor(real)})
+    return answer, answer.of_rows({"logits": torch.tensor(logits)}, {OPTIONS: torch.tensor(real)})
 
 
 def test_what_is_no_option_is_never_chosen_drawn_or_likely():
@@ -103,8 +103,8 @@ def test_a_teacher_teaches_the_same_of_what_options_there_are(loss):
     real = {OPTIONS: torch.tensor([[True, True, False]] * 2)}
     answer, _ = read([0], THREE[:1])
     wide = loss(
-        Outputs(answer.of_rows(student, real)),
-        Outputs(answer.of_rows(teacher, real)),
+        Outputs(answer.of_rows({"logits": student}, real)),
+        Outputs(answer.of_rows({"logits": teacher}, real)),
         {"labels": torch.tensor([0, 1])},
     )
     share = 2 / 3 if isinstance(loss, MSE) else 1  # a mean over columns
