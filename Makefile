@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup demo doctor test test-fast lint format bench slurm-up slurm-down clean
+.PHONY: help setup demo doctor test test-fast lint format guide bench slurm-up slurm-down clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,9 @@ lint: $(READY)  ## ruff and mypy
 
 format: $(READY)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+guide: $(READY)  ## make the guide's generated parts anew: the reference, what a run prints
+	$(BIN)/python -m tests.support.guide
 
 bench: $(READY)  ## measure side by side: plain transformers.Trainer, labels, a stored and a live teacher
 	$(BIN)/python -m tests.benchmarks.throughput

@@ -77,6 +77,35 @@ def show(run: Run, as_json: Json = False) -> None:
         print("\n".join(f"{name:<11} {value}" for name, value in lines))
 
 
+@app.command("explain", context_settings=LIKE_LAUNCH)
+def explain_run(
+    words: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        Argument(metavar="[RUN | OVERRIDES]...", show_default=False),
+    ] = None,
+    every: Annotated[bool, Option("--all", help="Every key, and what set it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a command would run, or a run, in plain sentences."""
+    from forge.commands import explain as commands_explain
+
+    told = commands_explain.explained(words or [], every)
+    tell(told.json()) if as_json else print(told.text())
+
+
+@app.command()
+def learn(
+    page: Annotated[Optional[str], Argument(metavar="[PAGE]", show_default=False)] = None,  # noqa: UP045
+) -> None:
+    """The guide's pages; without one, where you are."""
+    from forge.commands import learn as commands_learn
+
+    if page:
+        commands_learn.show(page)
+    else:
+        print(commands_learn.stations())
+
+
 @app.command()
 def compare(runs: Runs, as_json: Json = False) -> None:
     """Runs side by side, with a paired test of each pair."""

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # the lowest first; what is in no folder is named with the room it belongs to
     "errors hub ranks",
-    "config",
+    "config | guide",
     "records",
     "data",
     "models",

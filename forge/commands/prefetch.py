@@ -54,13 +54,7 @@ def main(overrides: list[str]) -> int:
 def _composed(overrides: list[str]) -> Iterator[Config]:
     """The config of each job, a sweep's values multiplied out as Hydra does."""
     from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    arguments = config_compose.searched(overrides)
     with config_compose.composing():
-        pairs = zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True)
-        plain = [word for word, parsed in pairs if not parsed.is_sweep_override()]
-        composed = compose("config", plain, return_hydra_config=True)
-        params = composed.hydra.sweeper.get("params") or {}
-        for job in config_compose.expanded(arguments, params):
+        for job in config_compose.jobs(overrides):
             yield schema.to_config(compose("config", job))

@@ -37,14 +37,14 @@ def register() -> None:
     for name, resolver, use_cache in (
         ("utc", lambda form: time.strftime(form, time.gmtime(ranks.start_time())), True),
         ("first_rank", lambda value, others=None: others if ranks.rank() else value, False),
-        ("run_name", _run_name, True),
+        ("run_name", run_name, True),
         ("start_rate", _start_rate, False),
         ("place", lambda given, new: _reserved(new) if given in (None, SWEEP) else given, False),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=use_cache, replace=True)
 
 
-def _run_name(choices: dict[str, str], overrides: list[str]) -> str:
+def run_name(choices: dict[str, str], overrides: list[str]) -> str:
     """`<task>/<model>/<mode>` of a run; of a sweep, with swept values side by side."""
     given = dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
     model = given.get("model") or choices["model"]
@@ -109,6 +109,23 @@ def expanded(overrides: list[str], params: Mapping[str, object]) -> list[list[st
     return jobs
 
 
+def jobs(arguments: list[str]) -> list[list[str]]:
+    """The overrides of each run that a command line of launch.py makes, as `hydra.compose` takes
+    them; of a search, which chooses its values as it goes, those that it was given.
+    """
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = searched(arguments)
+    with composing():
+        pairs = zip(words, OverridesParser.create().parse_overrides(words), strict=True)
+        plain = [word for word, parsed in pairs if not parsed.is_sweep_override()]
+        sweeper = compose("config", plain, return_hydra_config=True).hydra.sweeper
+    if "BasicSweeper" not in sweeper._target_:
+        return [plain]
+    return expanded(words, sweeper.get("params") or {})
+
+
 def searched(arguments: list[str]) -> list[str]:
     """Arguments of launch.py as `hydra.compose` takes them: `--config-dir=` is a path to search,
     `-m` is left out."""
@@ -136,14 +153,17 @@ def config_keys(arguments: list[str]) -> list[str]:
     """Dotted keys of the config that the group choices among `arguments` compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.initialize import get_gh_backup, restore_gh_from_backup
 
     choices = [a for a in arguments if re.fullmatch(r"[a-z@/]+=\w+", a)]
+    before = get_gh_backup()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             cfg = compose("config", choices)
         except HydraException:
             cfg = compose("config")
+    restore_gh_from_backup(before)
     return [key for key, _ in dotted_values(OmegaConf.to_container(cfg))]
 
 

@@ -73,10 +73,10 @@ class Config:
     teacher: Teacher = field(default_factory=Teacher)
     mode: Node = MISSING
     trainer: Node = MISSING
-    callbacks: Node = field(default_factory=dict)
-    tracking: Node | None = None
-    seed: int = 42
-    precision: Precision = Precision.auto
+    callbacks: Node = field(default_factory=dict)  # named nodes; null drops one
+    tracking: Node | None = None  # where curves are sent
+    seed: int = 42  # of random weights, the order of rows, what is drawn
+    precision: Precision = Precision.auto  # auto, fp32, bf16 or fp16
     launcher: Node | None = None  # where runs run; null: here, one after the other
     resume: str | None = None  # a run's or sweep's directory to go on in, with its recorded config
     cache_dir: str | None = None  # tokenised data, teacher outputs; deleting it loses nothing

@@ -16,7 +16,7 @@ from forge.results.runs import Run, live, read_run, what
 from forge.results.tables import cell
 
 
-def _why(run: Run, status: str) -> str:
+def why_stopped(run: Run, status: str) -> str:
     """Why a run stopped; "" for one that runs, and for a finished one of an earlier version."""
     if status != run.state.get("status"):
         return "its process is gone without a word: killed, or out of memory"
@@ -40,7 +40,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
         ("overrides", " ".join(data["overrides"])),
         ("status", f"{status}{where}, {steps}"),
         ("attempts", f"{len(attempts)}, the last began {attempts[-1]['started']}"),
-        ("stopped", _why(run, status)),
+        ("stopped", why_stopped(run, status)),
         ("device", f"{data.get('device', '?')}, precision {data.get('precision', '?')}"),
         ("code", code + (" with changes" if attempts[-1].get("dirty") else "")),
         ("teacher", ", ".join(data.get("teacher", {}).get("paths", []))),

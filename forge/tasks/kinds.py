@@ -165,7 +165,7 @@ def text_files(
     max_length: int | None = None,
     max_rows: int | None = None,
 ) -> Task:
-    """A task over the user's own files, one per split.
+    """One or two texts of your own files in, one of several labels or a number out.
 
     `problem_type` is classification or regression; when it is not given, a train column with a
     number that is not whole means regression. Metrics default to those usual for the problem.

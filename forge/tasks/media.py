@@ -56,7 +56,7 @@ def image_files(
     max_rows: int | None = None,
     augment: Augment | None = None,
 ) -> Task:
-    """A task over the user's own pictures: for each split a folder per class, or a table of paths.
+    """A picture of your own in, one of several labels out: folders of classes, or tables of paths.
 
     Without `labels` they are those of train, in sorted order; others' splits may lack some.
     """
@@ -125,7 +125,7 @@ def audio_files(
     evaluation: list[str] | None = None,
     max_rows: int | None = None,
 ) -> Task:
-    """A task over the user's own recordings, as `image_files`; `group` is a column of tables."""
+    """A recording of your own in, one of several labels out; `group` is a column of tables."""
     source = sources.of_files(files)
     return audio_label(
         dataset=lambda: folders.read(source, audio, label, UNLABELLED, Audio.suffixes, group),

@@ -36,9 +36,9 @@ def launch(folder: Path, *overrides: str, **environment: str) -> Done:
     return _run(folder, [str(LAUNCH), *overrides], environment)
 
 
-def forge(*words: str) -> Done:
-    """`python -m forge WORDS`."""
-    return _run(ROOT, ["forge", *words], {})
+def forge(*words: str, folder: Path = ROOT) -> Done:
+    """`python -m forge WORDS` in `folder`."""
+    return _run(folder, ["forge", *words], {})
 
 
 def _run(folder: Path, argv: list[str], environment: dict[str, str]) -> Done:

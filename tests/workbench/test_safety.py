@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from forge import guide
 from forge.errors import UserError
 from forge.workbench import server
 from tests.support.pages import HOSTILE, write_run
@@ -197,3 +198,14 @@ def test_an_exported_page_is_whole(tmp_path, monkeypatch):
         text = file.read_text()
         assert holds in text and len(text) < 6_000_000
         assert 'src="' not in text and 'href="static' not in text and "<script>document" not in text
+
+
+def test_the_guide_s_pages_are_rendered_and_lead_to_each_other(served, tmp_path):
+    page = served(write_run(tmp_path / "runs" / "a").parent)
+    status, _, text = page.ask("/guide")
+    assert status == 200 and 'href="guide?page=kd"' in text
+    for name in guide.pages():
+        status, _, text = page.ask(f"/guide?page={name}")
+        article = text.partition("<article")[2]
+        assert status == 200 and "<h1>" in article and ".md)" not in article, name
+    assert page.ask("/guide?page=kdd")[0] == 404
