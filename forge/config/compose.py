@@ -153,17 +153,17 @@ def config_keys(arguments: list[str]) -> list[str]:
     """Dotted keys of the config that the group choices among `arguments` compose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.initialize import get_gh_backup, restore_gh_from_backup
 
     choices = [a for a in arguments if re.fullmatch(r"[a-z@/]+=\w+", a)]
-    before = get_gh_backup()
+    before = GlobalHydra.instance().hydra  # not a copy of it, which sees nothing stored later
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             cfg = compose("config", choices)
         except HydraException:
             cfg = compose("config")
-    restore_gh_from_backup(before)
+    if before is not None:
+        GlobalHydra.instance().initialize(before)
     return [key for key, _ in dotted_values(OmegaConf.to_container(cfg))]
 
 
