@@ -134,6 +134,7 @@ def test_the_best_checkpoints_weights_are_those_that_are_kept(launch):
         "trainer.learning_rate=1.0",
         "trainer.max_grad_norm=1000",
         "trainer.num_train_epochs=3",
+        "seed=1",
     )
     run_dir = launch(*PICTURES, *VIT, *worse, "trainer.lr_scheduler_type=constant")
     best = Path(read_json(run_dir / "trainer_state.json")["best_model_checkpoint"]).name
