@@ -77,7 +77,7 @@ def load_config(
         chosen = {k: v for k, v in model.config.items() if k not in ("model_type", *fitting)}
         architecture = architecture_class(model.config)
         known = {*inspect.signature(architecture).parameters, *architecture.attribute_map}
-        for key in chosen.keys() - known - {*OF_INPUTS}:
+        for key in sorted(chosen.keys() - known - {*OF_INPUTS}):
             kind, meant = model.config["model_type"], did_you_mean(key, known, listed=False)
             log.warning(
                 "%s.config.%s: %s has no such setting, so nothing changes%s",
